@@ -1,0 +1,151 @@
+//! The swarm itself: its settings, its certificate authority, its join tokens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClusterId, NodeId};
+use crate::object::Meta;
+use crate::secret_bytes::SecretBytes;
+use crate::units::Nanos;
+
+/// The settings that `swarm update` changes.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ClusterSpec {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub orchestration: OrchestrationConfig,
+    pub raft: RaftConfig,
+    pub dispatcher: DispatcherConfig,
+    #[serde(rename = "CAConfig")]
+    pub ca: CaConfig,
+    pub encryption_config: EncryptionConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct OrchestrationConfig {
+    /// Tasks kept per slot, the live one among them; negative: all.
+    pub task_history_retention_limit: i64,
+}
+
+impl Default for OrchestrationConfig {
+    fn default() -> Self {
+        Self { task_history_retention_limit: 5 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RaftConfig {
+    /// Log entries between snapshots.
+    pub snapshot_interval: u64,
+    pub keep_old_snapshots: u64,
+    /// Log entries kept behind a snapshot, so that a slow follower needs no snapshot.
+    pub log_entries_for_slow_followers: u64,
+    pub election_tick: i64,
+    pub heartbeat_tick: i64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            snapshot_interval: 10_000,
+            keep_old_snapshots: 0,
+            log_entries_for_slow_followers: 500,
+            election_tick: 10,
+            heartbeat_tick: 1,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DispatcherConfig {
+    /// Zero: adapts to the number of workers, from 1 s up.
+    pub heartbeat_period: Nanos,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CaConfig {
+    pub node_cert_expiry: Nanos,
+}
+
+impl Default for CaConfig {
+    fn default() -> Self {
+        Self { node_cert_expiry: Nanos::from_secs(90 * 24 * 3600) }
+    }
+}
+
+/// The shortest life of a node's certificate.
+pub const NODE_CERT_EXPIRY_MIN: Nanos = Nanos::from_secs(3600);
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct EncryptionConfig {
+    pub auto_lock_managers: bool,
+}
+
+/// Why the swarm's settings are refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ClusterSpecError {
+    #[error("cert-expiry of {0:?} is too short: a certificate lives at least 1 hour")]
+    CertExpiry(std::time::Duration),
+    #[error("a snapshot interval of 0 is not possible: set at least 1 entry")]
+    SnapshotInterval,
+    #[error("a heartbeat period of {0:?} is not possible: set 100 ms to 1 minute, or 0 to let it adapt")]
+    HeartbeatPeriod(Nanos),
+    #[error("autolock is not supported yet")]
+    AutoLock,
+}
+
+impl ClusterSpec {
+    pub fn validate(&self) -> Result<(), ClusterSpecError> {
+        if self.ca.node_cert_expiry < NODE_CERT_EXPIRY_MIN {
+            return Err(ClusterSpecError::CertExpiry(self.ca.node_cert_expiry.duration()));
+        }
+        if self.raft.snapshot_interval == 0 {
+            return Err(ClusterSpecError::SnapshotInterval);
+        }
+        let period = self.dispatcher.heartbeat_period;
+        if !period.is_zero() && !(100_000_000..=60_000_000_000).contains(&period.0) {
+            return Err(ClusterSpecError::HeartbeatPeriod(period));
+        }
+        if self.encryption_config.auto_lock_managers {
+            return Err(ClusterSpecError::AutoLock);
+        }
+        Ok(())
+    }
+}
+
+/// The tokens that let a node in.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct JoinTokens {
+    pub worker: SecretBytes,
+    pub manager: SecretBytes,
+}
+
+/// The certificate authority. Its key is replicated, so that every manager can take over.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct RootCa {
+    pub certificate_pem: String,
+    pub key_pem: SecretBytes,
+}
+
+/// The swarm as it is stored; there is exactly one.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub meta: Meta,
+    pub spec: ClusterSpec,
+    pub root_ca: RootCa,
+    pub join_tokens: JoinTokens,
+    /// Nodes that were removed: their certificates are refused though still valid.
+    pub removed_nodes: BTreeSet<NodeId>,
+    pub data_path_port: u16,
+    pub default_addr_pool: Vec<String>,
+    pub subnet_size: u8,
+}

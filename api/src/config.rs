@@ -1,0 +1,42 @@
+//! Configs: files handed to tasks that anyone may read.
+
+use std::collections::BTreeMap;
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::container::Driver;
+use crate::id::ConfigId;
+use crate::object::Meta;
+use crate::secret::{PayloadError, check_payload};
+use crate::secret_bytes::SecretBytes;
+
+/// The largest config, in bytes: 1000 KiB are one too many.
+pub const CONFIG_LEN_MAX: usize = 1000 * 1024 - 1;
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ConfigSpec {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub data: SecretBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub templating: Option<Driver>,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Config {
+    #[serde(rename = "ID")]
+    pub id: ConfigId,
+    #[serde(flatten)]
+    pub meta: Meta,
+    pub spec: ConfigSpec,
+}
+
+impl ConfigSpec {
+    pub fn validate(&self) -> Result<(), PayloadError> {
+        let unsupported = self.templating.as_ref().map(|_| "a template driver");
+        check_payload("config", &self.name, self.data.len(), CONFIG_LEN_MAX, unsupported)
+    }
+}

@@ -1,0 +1,97 @@
+//! The encoding inside Skep, on disk, in raft entries and in messages between nodes: one byte of
+//! format version, then bincode 2 with a fixed configuration (little endian, variable integers).
+//!
+//! A reader that meets a newer version says so instead of guessing.
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+
+/// The version this build writes; it reads this one only, for there is no older one.
+pub const FORMAT_VERSION: u8 = 1;
+
+/// The largest value that is decoded, in bytes: no foreign length makes us allocate more.
+pub const DECODED_LEN_MAX: usize = 64 << 20;
+
+const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODED_LEN_MAX>> =
+    bincode::config::standard().with_limit::<DECODED_LEN_MAX>();
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("the data is empty")]
+    Empty,
+    #[error("the data has format {found}, this version of skep reads up to {FORMAT_VERSION}: upgrade skep on this node")]
+    Newer { found: u8 },
+    #[error("the data is damaged")]
+    Damaged(#[source] bincode::error::DecodeError),
+    #[error("the data has {0} bytes too many")]
+    Trailing(usize),
+}
+
+/// Encodes a value.
+pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
+    let mut bytes = vec![FORMAT_VERSION];
+    bincode::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        .expect("writing to memory does not fail");
+    bytes
+}
+
+/// Decodes what [`encode`] made.
+pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let body = body(bytes)?;
+    let (value, len) = bincode::decode_from_slice(body, CONFIG).map_err(DecodeError::Damaged)?;
+    whole(value, body.len() - len)
+}
+
+/// Encodes a value of a type that has only serde's traits, such as the consensus library's.
+pub fn encode_serde<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = vec![FORMAT_VERSION];
+    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        .expect("writing to memory does not fail");
+    bytes
+}
+
+/// Decodes what [`encode_serde`] made.
+pub fn decode_serde<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let body = body(bytes)?;
+    let (value, len) = bincode::serde::decode_from_slice(body, CONFIG).map_err(DecodeError::Damaged)?;
+    whole(value, body.len() - len)
+}
+
+fn body(bytes: &[u8]) -> Result<&[u8], DecodeError> {
+    match bytes.split_first() {
+        None => Err(DecodeError::Empty),
+        Some((&FORMAT_VERSION, body)) => Ok(body),
+        Some((&found, _)) => Err(DecodeError::Newer { found }),
+    }
+}
+
+fn whole<T>(value: T, left: usize) -> Result<T, DecodeError> {
+    if left == 0 { Ok(value) } else { Err(DecodeError::Trailing(left)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let error = decode::<u64>(&[FORMAT_VERSION + 1, 0]).unwrap_err();
+        assert!(error.to_string().contains("upgrade skep"), "{error}");
+    }
+
+    #[test]
+    fn cut_or_lengthened_data_is_refused() {
+        let mut bytes = encode(&("web".to_owned(), 7u64));
+        bytes.push(0);
+        assert!(matches!(decode::<(String, u64)>(&bytes), Err(DecodeError::Trailing(1))));
+        bytes.truncate(3);
+        assert!(matches!(decode::<(String, u64)>(&bytes), Err(DecodeError::Damaged(_))));
+        assert!(matches!(decode::<u8>(&[]), Err(DecodeError::Empty)));
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_allocates_nothing() {
+        let huge = [FORMAT_VERSION, 253, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert!(decode::<Vec<u8>>(&huge).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! The words all of Skep speaks: the object model (cluster, node, service, task, secret, config),
+//! the ids, the two encodings (bincode inside, JSON of the Engine API outside) and the gRPC
+//! services between nodes.
+//!
+//! The types are checked when they are made: a [`ServiceSpec`] that went through
+//! [`validate`](service::ServiceSpec::validate) needs no second look inside. This crate never
+//! waits, reads no clock, and knows of no other crate of Skep.
+
+pub mod encoding;
+pub mod id;
+pub mod secret_bytes;
+pub mod timestamp;
+pub mod units;
+
+pub mod name;
+
+pub mod cluster;
+pub mod config;
+pub mod constraint;
+pub mod container;
+pub mod node;
+pub mod object;
+pub mod secret;
+pub mod service;
+pub mod task;
+
+pub mod grpc;
+
+pub use id::{ClusterId, ConfigId, NodeId, SecretId, ServiceId, TaskId};
+pub use object::{Meta, Object, ObjectKey};
+pub use secret_bytes::SecretBytes;
+pub use timestamp::Timestamp;
+
+pub use cluster::{Cluster, ClusterSpec};
+pub use config::{Config, ConfigSpec};
+pub use node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
+pub use secret::{Secret, SecretSpec};
+pub use service::{Service, ServiceMode, ServiceSpec};
+pub use task::{Task, TaskSpec, TaskState, TaskStatus};
