@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -52,7 +52,7 @@ macro_rules! objects {
         pub enum Object { $($kind(Arc<$kind>)),* }
 
         /// Names any stored object.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
         pub enum ObjectKey { $($kind($id)),* }
 
         impl Object {

@@ -1,0 +1,360 @@
+//! The store as its users see it: propose, read, watch, and who leads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Instant as _, ReadPolicy, SnapshotPolicy};
+use skep_api::encoding;
+use tokio::sync::{broadcast, watch};
+
+use crate::log::LogStore;
+use crate::machine::{Machine, Published};
+use crate::peers::{Peers, RpcKind};
+use crate::raft_types::{Proposal, Raft, RaftId, Snapshot};
+use crate::rpc::{PeerFactory, SnapshotHeader};
+use crate::seal::DataKey;
+use crate::tables::Tables;
+use crate::transaction::{Commit, Refusal, Transaction};
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    pub raft_id: RaftId,
+    /// Where log, votes and snapshots lie.
+    pub dir: PathBuf,
+    pub key: DataKey,
+    pub heartbeat: Duration,
+    /// A follower stands for election after one to two times this without a heartbeat.
+    pub election_timeout: Duration,
+    /// Log entries between snapshots.
+    pub snapshot_interval: u64,
+    /// Log entries kept behind a snapshot for slow followers.
+    pub log_entries_kept: u64,
+}
+
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the replicated store in {dir} cannot be used; if other managers run, let this one leave and join again")]
+    Unusable {
+        dir: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("consensus did not start: {0}")]
+    Raft(String),
+}
+
+/// Why a proposal did not go through.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    #[error(transparent)]
+    Refused(Refusal),
+    #[error("this manager is not the leader")]
+    NotLeader { leader_addr: Option<String> },
+    #[error("the swarm did not agree within {0:?}: the outcome is not known; look before you repeat")]
+    TimedOut(Duration),
+    #[error("consensus stopped: {0}")]
+    Stopped(String),
+}
+
+/// Why [`Store::update`] did not go through: the store's reason or the caller's own.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError<E> {
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error(transparent)]
+    Caller(E),
+}
+
+/// Who leads, as this manager knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leadership {
+    pub term: u64,
+    pub is_leader: bool,
+    pub leader: Option<RaftId>,
+    pub leader_addr: Option<String>,
+}
+
+/// A handle on the replicated store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    raft: Raft,
+    published: Arc<Published>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("index", &self.view().index).finish_non_exhaustive()
+    }
+}
+
+/// How long a proposal may wait for a majority.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How often a transaction is made anew when others were faster.
+const UPDATE_TRIES: usize = 32;
+
+impl Store {
+    /// Opens the store in `config.dir`, verifies it, and takes part in consensus.
+    pub async fn open<P: Peers>(config: StoreConfig, peers: P) -> Result<Self, OpenError> {
+        let unusable = |cause| OpenError::Unusable { dir: config.dir.clone(), cause };
+        let (dir, key) = (config.dir.clone(), config.key.clone());
+        let published = Arc::new(Published::new());
+        let (disk, machine) = tokio::task::spawn_blocking({
+            let published = published.clone();
+            move || {
+                let disk = LogStore::open(&dir, &key)?;
+                let machine = Machine::load(disk.clone(), published)?;
+                Ok((disk, machine))
+            }
+        })
+        .await
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(unusable)?;
+        let raft_config = Arc::new(raft_config(&config).map_err(|error| OpenError::Raft(error.to_string()))?);
+        let raft = Raft::new(config.raft_id, raft_config, PeerFactory(peers), disk, machine)
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let leadership = follow_leadership(&raft);
+        Ok(Self { raft, published, leadership })
+    }
+
+    /// The state as this manager has applied it. For a linearizable read, wait for
+    /// [`read_index`](Self::read_index) first.
+    #[must_use]
+    pub fn view(&self) -> Arc<Tables> {
+        self.published.tables.load_full()
+    }
+
+    /// Every commit from now on. A watcher that lags is told so and should look at the view anew.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Arc<Commit>> {
+        self.published.commits.subscribe()
+    }
+
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Replicates and applies `transaction`; returns the index it has.
+    pub async fn propose(&self, transaction: &Transaction) -> Result<u64, ProposeError> {
+        let proposal = Proposal(encoding::encode(transaction).into());
+        let write = tokio::time::timeout(PROPOSE_LIMIT, self.raft.client_write(proposal));
+        match write.await {
+            Err(_) => Err(ProposeError::TimedOut(PROPOSE_LIMIT)),
+            Ok(Ok(response)) => response.data.map_err(ProposeError::Refused),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(ProposeError::NotLeader { leader_addr: forward.leader_node.map(|node| node.addr) })
+            }
+            Ok(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
+        }
+    }
+
+    /// Makes a transaction from the current view and proposes it; made anew if the view was
+    /// overtaken. An empty transaction is not proposed.
+    pub async fn update<T, E>(
+        &self,
+        mut make: impl FnMut(&Tables) -> Result<(Transaction, T), E>,
+    ) -> Result<T, UpdateError<E>> {
+        let mut tries = 0;
+        loop {
+            let (transaction, value) = make(&self.view()).map_err(UpdateError::Caller)?;
+            if transaction.is_empty() {
+                return Ok(value);
+            }
+            tries += 1;
+            match self.propose(&transaction).await {
+                Ok(_) => return Ok(value),
+                Err(ProposeError::Refused(Refusal::Stale { .. } | Refusal::Missing(_))) if tries < UPDATE_TRIES => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The index a linearizable read must have seen; only the leader can tell.
+    pub async fn read_index(&self) -> Result<u64, ProposeError> {
+        let read = tokio::time::timeout(PROPOSE_LIMIT, self.raft.get_read_log_id(ReadPolicy::ReadIndex));
+        match read.await {
+            Err(_) => Err(ProposeError::TimedOut(PROPOSE_LIMIT)),
+            Ok(Ok((read, _))) => Ok(read.index()),
+            Ok(Err(_)) => Err(ProposeError::NotLeader { leader_addr: self.leadership.borrow().leader_addr.clone() }),
+        }
+    }
+
+    /// Waits until this manager has applied `index`; false if it takes longer than `limit`.
+    pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
+        let mut applied = self.published.index.subscribe();
+        let reached = tokio::time::timeout(limit, applied.wait_for(|&applied| applied >= index)).await;
+        matches!(reached, Ok(Ok(_)))
+    }
+
+    /// Makes this the first manager of a new swarm.
+    pub async fn initialize(&self, addr: &str) -> Result<(), ProposeError> {
+        let members = BTreeMap::from([(*self.raft.node_id(), BasicNode::new(addr))]);
+        self.raft.initialize(members).await.map_err(|error| ProposeError::Stopped(error.to_string()))
+    }
+
+    /// The managers in consensus: id and address, voters first.
+    #[must_use]
+    pub fn members(&self) -> Vec<(RaftId, String)> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        metrics.membership_config.membership().nodes().map(|(&id, node)| (id, node.addr.clone())).collect()
+    }
+
+    /// The members that answered the leader lately. Empty on a follower.
+    #[must_use]
+    pub fn reachable(&self, within: Duration) -> BTreeSet<RaftId> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let acked = metrics.heartbeat.iter().flatten().filter_map(|(&id, at)| {
+            let at = at.as_ref()?;
+            (at.elapsed() < within).then_some(id)
+        });
+        acked.chain(std::iter::once(metrics.id)).collect()
+    }
+
+    /// Takes a manager into consensus: as a learner until it has caught up, then as a voter.
+    pub async fn add_member(&self, id: RaftId, addr: &str) -> Result<(), ProposeError> {
+        self.raft.add_learner(id, BasicNode::new(addr), true).await.map_err(change_error)?;
+        self.raft
+            .change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), false)
+            .await
+            .map_err(change_error)?;
+        Ok(())
+    }
+
+    /// Takes a manager out of consensus.
+    pub async fn remove_member(&self, id: RaftId) -> Result<(), ProposeError> {
+        self.raft
+            .change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
+            .await
+            .map_err(change_error)?;
+        Ok(())
+    }
+
+    /// Hands leadership to the member that has the most of the log; returns once another leads,
+    /// or after `limit`.
+    pub async fn transfer_leadership(&self, limit: Duration) -> bool {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let best = metrics.replication.iter().flatten().max_by_key(|(_, matched)| **matched).map(|(&id, _)| id);
+        let Some(target) = best else { return false };
+        if self.raft.trigger().transfer_leader(target).await.is_err() {
+            return false;
+        }
+        let mut leadership = self.leadership.clone();
+        let handed = tokio::time::timeout(limit, leadership.wait_for(|now| !now.is_leader && now.leader.is_some()));
+        handed.await.is_ok()
+    }
+
+    /// Answers another manager's call: body in, body out.
+    pub async fn handle_rpc(&self, kind: RpcKind, body: &[u8]) -> Vec<u8> {
+        match kind {
+            RpcKind::AppendEntries => match encoding::decode_serde(body) {
+                Ok(request) => reply(self.raft.append_entries(request).await),
+                Err(error) => reply::<(), _>(Err(error)),
+            },
+            RpcKind::Vote => match encoding::decode_serde(body) {
+                Ok(request) => reply(self.raft.vote(request).await),
+                Err(error) => reply::<(), _>(Err(error)),
+            },
+            RpcKind::PreVote => match encoding::decode_serde(body) {
+                Ok(request) => reply(self.raft.pre_vote(request).await),
+                Err(error) => reply::<(), _>(Err(error)),
+            },
+            RpcKind::TransferLeader => match encoding::decode_serde(body) {
+                Ok(request) => reply(self.raft.handle_transfer_leader(request).await),
+                Err(error) => reply::<(), _>(Err(error)),
+            },
+        }
+    }
+
+    /// Takes a snapshot that another manager streamed: header and parts in, reply out.
+    pub async fn handle_snapshot(&self, header: &[u8], parts: Vec<Bytes>) -> Vec<u8> {
+        match encoding::decode_serde::<SnapshotHeader>(header) {
+            Ok(SnapshotHeader { vote, meta }) => {
+                reply(self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: parts }).await)
+            }
+            Err(error) => reply::<(), _>(Err(error)),
+        }
+    }
+
+    /// Asks for a snapshot now.
+    pub async fn take_snapshot(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::warn!(%error, "no snapshot was taken");
+        }
+    }
+
+    /// Leaves consensus' loop; what is durable stays.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+    }
+}
+
+fn reply<T: serde::Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Vec<u8> {
+    encoding::encode_serde(&result.map_err(|error| error.to_string()))
+}
+
+fn change_error(error: RaftError<crate::raft_types::Types, ClientWriteError<crate::raft_types::Types>>) -> ProposeError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            ProposeError::NotLeader { leader_addr: forward.leader_node.map(|node| node.addr) }
+        }
+        other => ProposeError::Stopped(other.to_string()),
+    }
+}
+
+fn raft_config(config: &StoreConfig) -> Result<openraft::Config, openraft::ConfigError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: "skep".into(),
+        heartbeat_interval: millis(config.heartbeat),
+        election_timeout_min: millis(config.election_timeout),
+        election_timeout_max: millis(config.election_timeout * 2),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_interval),
+        max_in_snapshot_log_to_keep: config.log_entries_kept,
+        install_snapshot_timeout: 60_000,
+        enable_pre_vote: Some(true),
+        ..openraft::Config::default()
+    }
+    .validate()
+}
+
+/// Follows the consensus library's metrics and tells only when leadership changes.
+fn follow_leadership(raft: &Raft) -> watch::Receiver<Leadership> {
+    let mut metrics = raft.metrics();
+    let (told, leadership) = watch::channel(Leadership::default());
+    tokio::spawn(async move {
+        loop {
+            let now = {
+                let metrics = metrics.borrow_watched();
+                let leader = metrics.current_leader;
+                let nodes = metrics.membership_config.membership();
+                Leadership {
+                    term: metrics.current_term,
+                    is_leader: metrics.state.is_leader() && leader == Some(metrics.id),
+                    leader,
+                    leader_addr: leader.and_then(|id| nodes.get_node(&id)).map(|node| node.addr.clone()),
+                }
+            };
+            told.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+            if metrics.changed().await.is_err() || told.is_closed() {
+                return;
+            }
+        }
+    });
+    leadership
+}
