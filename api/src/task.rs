@@ -262,6 +262,9 @@ pub struct Task {
     pub node_id: Option<NodeId>,
     pub status: TaskStatus,
     pub desired_state: TaskState,
+    /// When the task was first seen running.
+    #[serde(skip)]
+    pub running_since: Option<Timestamp>,
 }
 
 /// What a task stands in for: a numbered replica, or a node (which the API shows as slot 0).

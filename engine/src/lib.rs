@@ -1,1 +1,30 @@
+//! The engine of one host: containers, images, volumes and the bridge network. It knows nothing of
+//! a swarm.
+//!
+//! Each container is watched by a small process of its own, the shim (the same binary), which
+//! outlives the daemon: it keeps the output and the exit code. The daemon's death or restart
+//! therefore stops no container and loses nothing; [`Engine::open`] finds them again.
 
+mod container;
+mod disk;
+mod engine;
+mod image;
+mod network;
+mod sys;
+mod volume;
+
+pub use container::config::{
+    ContainerConfig, ContainerMount, HealthCheck, LogConfig, LogConfigError, LogDriver, MountSource, Payload,
+    PublishedPort, ResourceLimits, parse_size,
+};
+pub use container::health::HealthStatus;
+pub use container::logs::{LogLine, LogOptions, LogStream, Stream as LogSource};
+pub use container::shim::{exec_main, shim_main, watch_main};
+pub use container::state::{ContainerState, Exit};
+pub use container::user::UserError;
+pub use engine::{Engine, EngineConfig, EngineError, EngineEvent, Inspection};
+pub use image::builtin::WHOAMI;
+pub use image::pull::{Credentials, PullError, PullProgress, RegistryConfig, Resolved};
+pub use image::store::{Image, ImageConfig, Removal};
+pub use image::unpack::UnpackError;
+pub use image::{architecture, familiar, normalize};

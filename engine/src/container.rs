@@ -1,0 +1,11 @@
+//! One container: its configuration, its spec, the shim that watches it, its output and health.
+
+pub(crate) mod config;
+pub(crate) mod health;
+pub(crate) mod logs;
+pub(crate) mod rootfs;
+mod seccomp;
+pub(crate) mod shim;
+pub(crate) mod spec;
+pub(crate) mod state;
+pub(crate) mod user;

@@ -1,0 +1,236 @@
+//! What a container is made from, checked and complete.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use skep_api::container::Ulimit;
+use skep_api::service::Protocol;
+
+/// A container's configuration, with the image's own already merged in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerConfig {
+    pub name: String,
+    /// The image as the user named it.
+    pub image: String,
+    /// The image's id, `sha256:…`; empty until it is resolved.
+    pub image_id: String,
+    pub entrypoint: Vec<String>,
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub working_dir: String,
+    /// `user[:group]`, names or numbers.
+    pub user: String,
+    pub groups: Vec<String>,
+    pub hostname: String,
+    pub labels: BTreeMap<String, String>,
+    pub mounts: Vec<ContainerMount>,
+    /// Payloads to show as files, on tmpfs.
+    #[serde(skip)]
+    pub payloads: Vec<Payload>,
+    pub init: bool,
+    pub read_only: bool,
+    pub no_new_privileges: bool,
+    /// Whether the default system-call filter is on.
+    pub seccomp: bool,
+    pub cap_add: Vec<String>,
+    pub cap_drop: Vec<String>,
+    pub sysctls: BTreeMap<String, String>,
+    pub ulimits: Vec<Ulimit>,
+    pub oom_score_adj: i64,
+    pub limits: ResourceLimits,
+    pub stop_signal: String,
+    pub health: Option<HealthCheck>,
+    /// Lines `IP name…` for /etc/hosts.
+    pub hosts: Vec<String>,
+    pub dns: Vec<String>,
+    pub dns_search: Vec<String>,
+    pub dns_options: Vec<String>,
+    pub ports: Vec<PublishedPort>,
+    pub log: LogConfig,
+}
+
+impl ContainerConfig {
+    /// The command line: entrypoint, then arguments.
+    #[must_use]
+    pub fn command(&self) -> Vec<String> {
+        self.entrypoint.iter().chain(&self.args).cloned().collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerMount {
+    pub source: MountSource,
+    pub target: String,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MountSource {
+    Bind { path: String, propagation: String },
+    /// An empty name stands for an anonymous volume until the container is created.
+    Volume { name: String, labels: BTreeMap<String, String>, no_copy: bool },
+    Tmpfs { size_bytes: Option<i64>, mode: Option<u32> },
+}
+
+/// A secret or config as a file.
+#[derive(Clone, PartialEq)]
+pub struct Payload {
+    /// An absolute path inside the container.
+    pub target: String,
+    pub bytes: skep_api::SecretBytes,
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Payload").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// A host file bound into the container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FileMount {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+}
+
+/// Zero: no limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourceLimits {
+    pub nano_cpus: i64,
+    pub cpu_shares: u64,
+    pub memory_bytes: i64,
+    pub memory_reservation_bytes: i64,
+    pub pids: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// The command line to run.
+    pub command: Vec<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub retries: u32,
+    pub start_period: Duration,
+    pub start_interval: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    pub protocol: Protocol,
+    pub container_port: u16,
+    /// Zero: one that is free is taken at start.
+    pub host_port: u16,
+}
+
+/// How output is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    pub driver: LogDriver,
+    /// A file is closed and the next begun at this many bytes.
+    pub max_size_bytes: u64,
+    pub max_files: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogDriver {
+    JsonFile,
+    None,
+}
+
+impl LogDriver {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::JsonFile => "json-file",
+            Self::None => "none",
+        }
+    }
+}
+
+impl Default for LogConfig {
+    /// Docker keeps everything for ever, which fills disks: here 5 files of 20 MB are kept.
+    fn default() -> Self {
+        Self { driver: LogDriver::JsonFile, max_size_bytes: 20_000_000, max_files: 5 }
+    }
+}
+
+/// Why log options are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogConfigError {
+    #[error("log driver {0:?} is not supported: use json-file, local or none")]
+    Driver(String),
+    #[error("log option {key}={value:?} cannot be read: {rule}")]
+    Option { key: String, value: String, rule: &'static str },
+}
+
+impl LogConfig {
+    /// Reads a driver's name and options as users write them.
+    pub fn parse(driver: &str, options: &BTreeMap<String, String>) -> Result<Self, LogConfigError> {
+        let mut config = Self::default();
+        match driver {
+            "" | "json-file" | "local" => {}
+            "none" => config.driver = LogDriver::None,
+            other => return Err(LogConfigError::Driver(other.to_owned())),
+        }
+        for (key, value) in options {
+            let wrong = |rule| LogConfigError::Option { key: key.clone(), value: value.clone(), rule };
+            match key.as_str() {
+                "max-size" => {
+                    config.max_size_bytes = parse_size(value).ok_or_else(|| wrong("a size such as 10m"))?;
+                }
+                "max-file" => {
+                    config.max_files =
+                        value.parse().ok().filter(|&count| count > 0).ok_or_else(|| wrong("a number from 1 up"))?;
+                }
+                "compress" | "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
+                _ => return Err(wrong("it is unknown; max-size and max-file are known")),
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Reads `10m`, `512k`, `1g` or plain bytes; `-1` is no limit.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    if text == "-1" {
+        return Some(u64::MAX);
+    }
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let (number, unit) = match lower.as_bytes().last()? {
+        b'k' => (&lower[..lower.len() - 1], 1 << 10),
+        b'm' => (&lower[..lower.len() - 1], 1 << 20),
+        b'g' => (&lower[..lower.len() - 1], 1 << 30),
+        _ => (lower, 1),
+    };
+    number.parse::<u64>().ok().filter(|&n| n > 0)?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_options_are_read_or_refused() {
+        let parse = |options: &[(&str, &str)]| {
+            LogConfig::parse("json-file", &options.iter().map(|&(k, v)| (k.into(), v.into())).collect())
+        };
+        let config = parse(&[("max-size", "1m"), ("max-file", "2")]).unwrap();
+        assert_eq!((config.max_size_bytes, config.max_files), (1 << 20, 2));
+        assert!(parse(&[("max-size", "big")]).is_err());
+        assert!(parse(&[("max-file", "0")]).is_err());
+        assert!(parse(&[("colour", "red")]).is_err());
+        assert!(LogConfig::parse("splunk", &BTreeMap::new()).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! A container's file system: overlayfs over the image's layers, the files it is given, payloads
+//! on tmpfs. All of it can be taken down twice and half-made.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::container::config::{ContainerConfig, FileMount, Payload};
+
+/// overlayfs takes its options in one page.
+const OPTIONS_LEN_MAX: usize = 4095;
+/// All payloads of one container fit: configs alone may have near 1 MB each.
+const PAYLOADS_LEN: &str = "size=64m,mode=0711";
+
+/// The directories of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerDirs {
+    /// Kept as long as the container: configuration, log, the writable layer.
+    pub(crate) data: PathBuf,
+    /// Gone with the host's next start: mounts, sockets.
+    pub(crate) run: PathBuf,
+}
+
+impl ContainerDirs {
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.data.join("rootfs")
+    }
+
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.data.join("diff")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.data.join("output.log")
+    }
+
+    fn payloads(&self) -> PathBuf {
+        self.run.join("payloads")
+    }
+
+    /// Mounts the root over `layers`, lowest first.
+    pub(crate) fn mount_root(&self, layers: &[PathBuf]) -> io::Result<()> {
+        let (upper, work, root) = (self.upper(), self.data.join("work"), self.rootfs());
+        for dir in [&upper, &work, &root] {
+            fs::create_dir_all(dir)?;
+        }
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
+        if is_mount_point(&root)? {
+            return Ok(());
+        }
+        let lower: Vec<_> = layers.iter().rev().map(|dir| dir.display().to_string()).collect();
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+        if options.len() > OPTIONS_LEN_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the image has {} layers, more than overlayfs takes at once", layers.len()),
+            ));
+        }
+        mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
+        Ok(())
+    }
+
+    /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf; returns how they are shown.
+    pub(crate) fn write_etc(&self, config: &ContainerConfig, address: Ipv4Addr) -> io::Result<Vec<FileMount>> {
+        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        for line in &config.hosts {
+            hosts += &format!("{line}\n");
+        }
+        hosts += &format!("{address}\t{}\n", config.hostname);
+        let files = [
+            ("hosts", hosts),
+            ("hostname", format!("{}\n", config.hostname)),
+            ("resolv.conf", resolv_conf(config)),
+        ];
+        let mut mounts = Vec::new();
+        for (name, text) in files {
+            let source = self.data.join(name);
+            fs::write(&source, text)?;
+            fs::set_permissions(&source, fs::Permissions::from_mode(0o644))?;
+            mounts.push(FileMount { source, target: format!("/etc/{name}"), read_only: config.read_only });
+        }
+        Ok(mounts)
+    }
+
+    /// Puts payloads on a tmpfs of their own; returns how they are shown.
+    pub(crate) fn write_payloads(&self, payloads: &[Payload]) -> io::Result<Vec<FileMount>> {
+        if payloads.is_empty() {
+            return Ok(Vec::new());
+        }
+        let dir = self.payloads();
+        fs::create_dir_all(&dir)?;
+        if !is_mount_point(&dir)? {
+            let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            mount(Some("tmpfs"), &dir, Some("tmpfs"), flags, Some(PAYLOADS_LEN))?;
+        }
+        let mut mounts = Vec::new();
+        for (number, payload) in payloads.iter().enumerate() {
+            let source = dir.join(number.to_string());
+            fs::write(&source, payload.bytes.expose())?;
+            chown(&source, Some(payload.uid), Some(payload.gid))?;
+            fs::set_permissions(&source, fs::Permissions::from_mode(payload.mode & 0o7777))?;
+            mounts.push(FileMount { source, target: payload.target.clone(), read_only: true });
+        }
+        Ok(mounts)
+    }
+
+    /// Takes every mount down; goes on after an error and returns the first.
+    pub(crate) fn unmount(&self) -> io::Result<()> {
+        let root = unmount(&self.rootfs());
+        let payloads = unmount(&self.payloads());
+        root.and(payloads)
+    }
+
+    /// Unmounts and removes all there is.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        self.unmount()?;
+        for dir in [&self.run, &self.data] {
+            match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unmount(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // Not mounted, or not there.
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let parent = path.parent().unwrap_or(path);
+    Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
+}
+
+fn resolv_conf(config: &ContainerConfig) -> String {
+    let mut text = String::new();
+    let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    if config.dns.is_empty() {
+        // The host's loopback is not the container's.
+        let servers = host.lines().filter(|line| line.starts_with("nameserver") && !line.contains(" 127."));
+        servers.for_each(|line| text += &format!("{line}\n"));
+    }
+    config.dns.iter().for_each(|server| text += &format!("nameserver {server}\n"));
+    if !config.dns_search.is_empty() {
+        text += &format!("search {}\n", config.dns_search.join(" "));
+    }
+    if !config.dns_options.is_empty() {
+        text += &format!("options {}\n", config.dns_options.join(" "));
+    }
+    text
+}

@@ -1,0 +1,59 @@
+//! Where a container stands, in memory and on disk.
+
+use serde::{Deserialize, Serialize};
+use skep_api::Timestamp;
+
+use crate::container::health::HealthStatus;
+
+/// A container's state, with what only that state has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ContainerState {
+    Created,
+    Running(Running),
+    Exited(Exit),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Running {
+    /// The container's first process, as the host numbers it.
+    pub pid: i32,
+    pub shim_pid: i32,
+    /// The shim's start, in the kernel's ticks: tells it from a later process of the same number.
+    pub shim_start_ticks: u64,
+    pub started_at: Timestamp,
+    pub address: std::net::Ipv4Addr,
+    /// The ports in force, with those that were picked.
+    pub ports: Vec<crate::container::config::PublishedPort>,
+    pub health: HealthStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// 0–255; 128 + n after signal n.
+    pub code: i32,
+    pub started_at: Timestamp,
+    pub finished_at: Timestamp,
+    pub oom_killed: bool,
+    /// Why it never ran, or how its end was lost; empty otherwise.
+    pub error: String,
+}
+
+impl ContainerState {
+    /// The Engine API's word.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running(_) => "running",
+            Self::Exited(_) => "exited",
+        }
+    }
+}
+
+/// What the shim leaves when the container's first process has ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    pub(crate) code: i32,
+    pub(crate) at_nanos: i64,
+    pub(crate) oom_killed: bool,
+}

@@ -1,0 +1,56 @@
+//! Images: their names, the store, and how they come from a registry.
+
+pub(crate) mod builtin;
+pub(crate) mod pull;
+pub(crate) mod store;
+pub(crate) mod unpack;
+
+use oci_client::Reference;
+
+/// The full name with a tag: `app` becomes `docker.io/library/app:latest`.
+#[must_use]
+pub fn normalize(name: &str) -> Option<String> {
+    let reference: Reference = name.parse().ok()?;
+    let tag = reference.tag().unwrap_or("latest");
+    Some(format!("{}/{}:{tag}", reference.registry(), reference.repository()))
+}
+
+/// The name as users write it: without `docker.io/library/`.
+#[must_use]
+pub fn familiar(name: &str) -> &str {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    name.strip_prefix("library/").unwrap_or(name)
+}
+
+/// The full name without tag.
+pub(crate) fn repository(name: &str) -> String {
+    match name.parse::<Reference>() {
+        Ok(reference) => format!("{}/{}", reference.registry(), reference.repository()),
+        Err(_) => name.to_owned(),
+    }
+}
+
+/// This host's architecture in the words of image manifests.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_completed_and_shortened_as_docker_does() {
+        assert_eq!(normalize("nginx").as_deref(), Some("docker.io/library/nginx:latest"));
+        assert_eq!(normalize("a/b:1").as_deref(), Some("docker.io/a/b:1"));
+        assert_eq!(normalize("localhost:5000/x:2").as_deref(), Some("localhost:5000/x:2"));
+        assert_eq!(normalize("UPPER CASE"), None);
+        assert_eq!(familiar("docker.io/library/nginx:1"), "nginx:1");
+        assert_eq!(familiar("reg:5000/x:1"), "reg:5000/x:1");
+    }
+}

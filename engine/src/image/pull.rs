@@ -1,0 +1,341 @@
+//! Images from registries: OCI and Docker manifests, multi-arch indexes, mirrors, insecure ones by
+//! permission; digests are verified, layers fetched and unpacked in parallel.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference};
+use sha2::{Digest as _, Sha256};
+use skep_api::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::image::store::{ConfigBlob, Image, ImageStore};
+use crate::image::unpack::{self, UnpackError};
+
+/// Which registries are asked, and how.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryConfig {
+    /// Asked before Docker Hub, in this order; `http://` or `https://` URLs.
+    pub mirrors: Vec<String>,
+    /// Registries (`host:port`) that may be spoken to without TLS.
+    pub insecure: BTreeSet<String>,
+}
+
+/// What a user logs in with.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    #[default]
+    Anonymous,
+    Basic {
+        username: String,
+        password: skep_api::SecretBytes,
+    },
+}
+
+impl Credentials {
+    fn to_auth(&self) -> RegistryAuth {
+        match self {
+            Self::Anonymous => RegistryAuth::Anonymous,
+            Self::Basic { username, password } => {
+                RegistryAuth::Basic(username.clone(), String::from_utf8_lossy(password.expose()).into_owned())
+            }
+        }
+    }
+}
+
+/// Why an image cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error("{0:?} is no image name: write it as [registry/]name[:tag], in lower case")]
+    Name(String),
+    #[error("image {image} cannot be pulled: {reason}")]
+    Registry { image: String, reason: String },
+    #[error("image {image} has no variant for {platform}; it has {variants}")]
+    Platform { image: String, platform: String, variants: String },
+    #[error("image {image} is damaged: {reason}")]
+    Damaged { image: String, reason: String },
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    #[error("image {image} cannot be stored")]
+    Disk {
+        image: String,
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+/// How far a pull has come; told layer by layer.
+#[derive(Clone, Debug)]
+pub struct PullProgress {
+    /// The layer's short name, or empty for the image as a whole.
+    pub id: String,
+    pub status: String,
+}
+
+const LAYERS_AT_ONCE: usize = 3;
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
+/// Talks to registries for one engine.
+pub(crate) struct Puller {
+    config: RegistryConfig,
+    store: Arc<ImageStore>,
+}
+
+/// What a name stands for in its registry.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Of the manifest or index that the name points to.
+    pub digest: String,
+    pub media_type: String,
+    pub size_bytes: u64,
+    /// OS and architecture of each variant.
+    pub platforms: Vec<(String, String)>,
+}
+
+impl Puller {
+    pub(crate) fn new(config: RegistryConfig, store: Arc<ImageStore>) -> Self {
+        Self { config, store }
+    }
+
+    /// The places to ask for `image`: mirrors first for Docker Hub, then its own registry.
+    fn endpoints(&self, reference: &Reference) -> Vec<(Reference, bool)> {
+        let insecure = self.config.insecure.contains(reference.registry()) || is_loopback(reference.registry());
+        let mut places = Vec::new();
+        if reference.registry() == "docker.io" {
+            for mirror in &self.config.mirrors {
+                let plain = mirror.starts_with("http://");
+                let host = mirror.split("://").last().unwrap_or(mirror).trim_end_matches('/');
+                places.push((with_registry(reference, host), plain));
+            }
+        }
+        places.push((reference.clone(), insecure));
+        places
+    }
+
+    fn client(&self, reference: &Reference, plain: bool) -> Client {
+        let protocol = if plain {
+            ClientProtocol::HttpsExcept(vec![reference.resolve_registry().to_owned()])
+        } else {
+            ClientProtocol::Https
+        };
+        Client::new(ClientConfig {
+            protocol,
+            connect_timeout: Some(CONNECT_LIMIT),
+            read_timeout: Some(READ_LIMIT),
+            ..ClientConfig::default()
+        })
+    }
+
+    /// Asks what `image` stands for, without pulling it.
+    pub(crate) async fn resolve(&self, image: &str, credentials: &Credentials) -> Result<Resolved, PullError> {
+        let reference = parse(image)?;
+        let (manifest, digest, client, place) = self.manifest(image, &reference, credentials).await?;
+        let size_bytes = serde_json::to_vec(&manifest).map_or(0, |bytes| bytes.len() as u64);
+        let (media_type, platforms) = match &manifest {
+            OciManifest::ImageIndex(index) => {
+                let platforms = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
+                let media = index.media_type.clone();
+                let platforms: Vec<_> = platforms.map(|p| (p.os.to_string(), p.architecture.to_string())).collect();
+                (media, platforms.into_iter().filter(|(os, _)| os != "unknown").collect())
+            }
+            OciManifest::Image(manifest) => {
+                let config = self.config_blob(image, &client, &place, &manifest.config).await?;
+                (manifest.media_type.clone(), vec![(config.0.os, config.0.architecture)])
+            }
+        };
+        let media_type = media_type.unwrap_or_else(|| "application/vnd.oci.image.manifest.v1+json".into());
+        Ok(Resolved { digest, media_type, size_bytes, platforms })
+    }
+
+    async fn manifest(
+        &self,
+        image: &str,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<(OciManifest, String, Client, Reference), PullError> {
+        let auth = credentials.to_auth();
+        let mut last = None;
+        for (place, plain) in self.endpoints(reference) {
+            let client = self.client(&place, plain);
+            match client.pull_manifest(&place, &auth).await {
+                Ok((manifest, digest)) => return Ok((manifest, digest, client, place)),
+                Err(error) => last = Some(error),
+            }
+        }
+        let reason = last.map_or_else(|| "no registry is configured".into(), |error| chain(&error));
+        Err(PullError::Registry { image: image.to_owned(), reason })
+    }
+
+    async fn config_blob(
+        &self,
+        image: &str,
+        client: &Client,
+        place: &Reference,
+        descriptor: &OciDescriptor,
+    ) -> Result<(ConfigBlob, Vec<u8>), PullError> {
+        let mut bytes = Vec::new();
+        client.pull_blob(place, descriptor, &mut bytes).await.map_err(|error| registry_error(image, &error))?;
+        let config = serde_json::from_slice(&bytes)
+            .map_err(|error| PullError::Damaged { image: image.to_owned(), reason: error.to_string() })?;
+        Ok((config, bytes))
+    }
+
+    /// Pulls `image` for this host's platform; returns it as it is kept.
+    pub(crate) async fn pull(
+        &self,
+        image: &str,
+        credentials: &Credentials,
+        progress: &mpsc::Sender<PullProgress>,
+    ) -> Result<Image, PullError> {
+        let reference = parse(image)?;
+        let (manifest, digest, client, place) = self.manifest(image, &reference, credentials).await?;
+        let manifest = match manifest {
+            OciManifest::Image(manifest) => manifest,
+            OciManifest::ImageIndex(index) => {
+                let entry = choose(image, &index.manifests)?;
+                let pinned = place.clone_with_digest(entry.digest.clone());
+                let (manifest, _) = client
+                    .pull_image_manifest(&pinned, &credentials.to_auth())
+                    .await
+                    .map_err(|error| registry_error(image, &error))?;
+                manifest
+            }
+        };
+        let (config, raw) = self.config_blob(image, &client, &place, &manifest.config).await?;
+        if config.rootfs.diff_ids.len() != manifest.layers.len() {
+            return Err(PullError::Damaged {
+                image: image.to_owned(),
+                reason: format!("{} layers for {} digests", manifest.layers.len(), config.rootfs.diff_ids.len()),
+            });
+        }
+        futures::stream::iter(manifest.layers.iter().zip(&config.rootfs.diff_ids).map(Ok))
+            .try_for_each_concurrent(LAYERS_AT_ONCE, |(layer, diff_id)| {
+                self.layer(image, &client, &place, layer, diff_id, progress)
+            })
+            .await?;
+        let kept = Image {
+            id: format!("sha256:{}", hex::encode(Sha256::digest(&raw))),
+            tags: reference.digest().is_none().then(|| super::normalize(image)).flatten().into_iter().collect(),
+            digests: BTreeSet::from([format!("{}@{digest}", super::repository(image))]),
+            size_bytes: manifest.layers.iter().map(|layer| u64::try_from(layer.size).unwrap_or(0)).sum(),
+            layers: config.rootfs.diff_ids,
+            architecture: config.architecture,
+            os: config.os,
+            created: config.created.and_then(|text| Timestamp::parse(&text)).unwrap_or_default(),
+            config: config.config.unwrap_or_default(),
+        };
+        self.store.keep(kept.clone()).map_err(|cause| PullError::Disk { image: image.to_owned(), cause })?;
+        Ok(kept)
+    }
+
+    async fn layer(
+        &self,
+        image: &str,
+        client: &Client,
+        place: &Reference,
+        layer: &OciDescriptor,
+        diff_id: &str,
+        progress: &mpsc::Sender<PullProgress>,
+    ) -> Result<(), PullError> {
+        let id: String = layer.digest.chars().skip("sha256:".len()).take(12).collect();
+        // Whoever watched may have gone; the pull goes on.
+        let tell = |status: &str| drop(progress.try_send(PullProgress { id: id.clone(), status: status.to_owned() }));
+        if self.store.has_layer(diff_id) {
+            tell("Already exists");
+            return Ok(());
+        }
+        tell("Pulling fs layer");
+        let disk = |cause| PullError::Disk { image: image.to_owned(), cause };
+        let dir = Incoming(self.store.incoming().map_err(disk)?);
+        let archive = dir.0.with_extension("archive");
+        let archive = IncomingFile(archive);
+        let mut file = tokio::fs::File::create(&archive.0).await.map_err(disk)?;
+        client.pull_blob(place, layer, &mut file).await.map_err(|error| registry_error(image, &error))?;
+        tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(disk)?;
+        tell("Download complete");
+        let (from, into, want) = (archive.0.clone(), dir.0.clone(), diff_id.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(&from).map_err(|cause| UnpackError::Io(want.clone(), cause))?;
+            unpack::unpack(file, &into, &want)
+        })
+        .await
+        .map_err(|error| disk(std::io::Error::other(error)))??;
+        self.store.keep_layer(&dir.0, diff_id).map_err(disk)?;
+        tell("Pull complete");
+        Ok(())
+    }
+}
+
+/// A layer on its way in; gone if it does not arrive.
+struct Incoming(PathBuf);
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Absent once it was kept.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct IncomingFile(PathBuf);
+
+impl Drop for IncomingFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn parse(image: &str) -> Result<Reference, PullError> {
+    image.parse().map_err(|_| PullError::Name(image.to_owned()))
+}
+
+fn is_loopback(registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    host == "localhost" || host.starts_with("127.")
+}
+
+fn with_registry(reference: &Reference, host: &str) -> Reference {
+    let repository = reference.repository().to_owned();
+    match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => Reference::with_digest(host.into(), repository, digest.into()),
+        (None, tag) => Reference::with_tag(host.into(), repository, tag.unwrap_or("latest").into()),
+    }
+}
+
+fn choose<'a>(image: &str, entries: &'a [ImageIndexEntry]) -> Result<&'a ImageIndexEntry, PullError> {
+    let wanted = super::architecture();
+    let platform = |entry: &ImageIndexEntry| {
+        entry.platform.as_ref().map(|p| (p.os.to_string(), p.architecture.to_string()))
+    };
+    entries.iter().find(|entry| platform(entry).is_some_and(|(os, arch)| os == "linux" && arch == wanted)).ok_or_else(|| {
+        let variants: Vec<_> = entries.iter().filter_map(platform).map(|(os, arch)| format!("{os}/{arch}")).collect();
+        PullError::Platform {
+            image: image.to_owned(),
+            platform: format!("linux/{wanted}"),
+            variants: variants.join(", "),
+        }
+    })
+}
+
+fn registry_error(image: &str, error: &oci_client::errors::OciDistributionError) -> PullError {
+    PullError::Registry { image: image.to_owned(), reason: chain(error) }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

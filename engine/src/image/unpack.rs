@@ -1,0 +1,190 @@
+//! Unpacks one layer into a directory of its own, as overlayfs wants it.
+//!
+//! Nothing lands outside the directory, whatever the archive says: `tar` refuses names with `..`
+//! and links that lead out. Whiteouts become what overlayfs understands.
+
+use std::io::{self, BufReader, Read};
+use std::path::{Component, Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+/// More unpacked bytes than this in one layer are refused: an image may be a bomb.
+const LAYER_LEN_MAX: u64 = 64 << 30;
+
+/// Why a layer does not unpack.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    #[error("layer {0} cannot be unpacked")]
+    Io(String, #[source] io::Error),
+    #[error("layer {want} holds other data than its name says: {got}")]
+    Digest { want: String, got: String },
+    #[error("layer {layer} holds an entry that would land outside the image: {path}")]
+    Escape { layer: String, path: PathBuf },
+}
+
+/// Unpacks `archive` (plain, gzip or zstd) into `dir`, and checks that the plain data is `diff_id`.
+pub(crate) fn unpack(archive: impl Read, dir: &Path, diff_id: &str) -> Result<u64, UnpackError> {
+    let io_error = |cause| UnpackError::Io(diff_id.to_owned(), cause);
+    let mut plain = Counted { inner: decompress(archive).map_err(io_error)?, hash: Sha256::new(), len: 0 };
+    {
+        let mut tar = tar::Archive::new(&mut plain);
+        tar.set_preserve_permissions(true);
+        tar.set_preserve_ownerships(true);
+        tar.set_preserve_mtime(true);
+        tar.set_unpack_xattrs(true);
+        tar.set_overwrite(true);
+        for entry in tar.entries().map_err(io_error)? {
+            unpack_entry(&mut entry.map_err(io_error)?, dir, diff_id)?;
+        }
+    }
+    // What follows the archive's end belongs to the digest too.
+    io::copy(&mut plain, &mut io::sink()).map_err(io_error)?;
+    let got = format!("sha256:{}", hex::encode(plain.hash.finalize()));
+    if got == diff_id { Ok(plain.len) } else { Err(UnpackError::Digest { want: diff_id.to_owned(), got }) }
+}
+
+fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str) -> Result<(), UnpackError> {
+    let io_error = |cause| UnpackError::Io(layer.to_owned(), cause);
+    let path = entry.path().map_err(io_error)?.into_owned();
+    let escape = || UnpackError::Escape { layer: layer.to_owned(), path: path.clone() };
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(escape());
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(hidden) = name.strip_prefix(".wh.") {
+        let parent = parent_inside(dir, &path).map_err(io_error)?.ok_or_else(escape)?;
+        return whiteout(&parent, hidden).map_err(io_error);
+    }
+    if entry.header().entry_type().is_character_special() || entry.header().entry_type().is_block_special() {
+        // A container's devices are its runtime's; an image has none to give.
+        return Ok(());
+    }
+    match entry.unpack_in(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(escape()),
+        Err(error) if error.to_string().contains("outside") => Err(escape()),
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+/// The directory of `path` within `dir`, made if need be; `None` if it leads out.
+fn parent_inside(dir: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
+    let relative: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    let parent = dir.join(relative.parent().unwrap_or(Path::new("")));
+    std::fs::create_dir_all(&parent)?;
+    let real = parent.canonicalize()?;
+    Ok(real.starts_with(dir.canonicalize()?).then_some(real))
+}
+
+/// Says in overlayfs' terms that a name, or all of a directory, is hidden from below.
+fn whiteout(parent: &Path, hidden: &str) -> io::Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    if hidden == ".wh..opq" {
+        return xattr::set(parent, "trusted.overlay.opaque", b"y");
+    }
+    if hidden.is_empty() || hidden.contains('/') || hidden == "." || hidden == ".." {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("whiteout of {hidden:?}")));
+    }
+    mknod(&parent.join(hidden), SFlag::S_IFCHR, Mode::empty(), makedev(0, 0))?;
+    Ok(())
+}
+
+fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut archive = BufReader::with_capacity(1 << 18, archive);
+    let magic = io::BufRead::fill_buf(&mut archive)?;
+    Ok(match magic {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(archive)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(archive)?),
+        _ => Box::new(archive),
+    })
+}
+
+/// Counts and hashes what passes.
+struct Counted<R> {
+    inner: R,
+    hash: Sha256,
+    len: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..len]);
+        self.len += len as u64;
+        if self.len > LAYER_LEN_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the layer unpacks to more than 64 GiB"));
+        }
+        Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(entries: &[(&str, tar::EntryType, &str)]) -> (Vec<u8>, String) {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            // Written raw, for the builder would refuse what a hostile archive holds.
+            header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_mode(0o644);
+            if kind.is_file() {
+                header.set_size(content.len() as u64);
+                header.set_cksum();
+                tar.append(&header, content.as_bytes()).unwrap();
+            } else {
+                header.as_gnu_mut().unwrap().linkname[..content.len()].copy_from_slice(content.as_bytes());
+                header.set_size(0);
+                header.set_cksum();
+                tar.append(&header, io::empty()).unwrap();
+            }
+        }
+        let bytes = tar.into_inner().unwrap();
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
+        (bytes, digest)
+    }
+
+    #[test]
+    fn nothing_lands_outside_the_layer() {
+        use tar::EntryType::{Link, Regular, Symlink};
+        let attacks: [&[(&str, tar::EntryType, &str)]; 5] = [
+            &[("../evil", Regular, "x")],
+            &[("out", Symlink, "../.."), ("out/evil", Regular, "x")],
+            &[("abs", Symlink, "/tmp"), ("abs/evil-skep", Regular, "x")],
+            &[("hard", Link, "../../../etc/passwd")],
+            &[("out", Symlink, "../.."), ("out/.wh.evil", Regular, "")],
+        ];
+        for attack in attacks {
+            let top = tempfile::tempdir().unwrap();
+            let dir = top.path().join("a/layer");
+            std::fs::create_dir_all(&dir).unwrap();
+            let (bytes, digest) = archive(attack);
+            assert!(unpack(bytes.as_slice(), &dir, &digest).is_err(), "{attack:?}");
+            let outside: Vec<_> = std::fs::read_dir(top.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+            assert_eq!(outside, ["a"], "{attack:?}");
+        }
+        assert!(!Path::new("/tmp/evil-skep").exists());
+    }
+
+    #[test]
+    fn a_layer_must_be_what_its_name_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bytes, digest) = archive(&[("etc/motd", tar::EntryType::Regular, "hello")]);
+        let other = digest.replace("sha256:", "sha256:0").replace("sha256:0", &format!("sha256:{}", &"0"));
+        assert!(matches!(
+            unpack(bytes.as_slice(), dir.path(), &other[..other.len() - 1]),
+            Err(UnpackError::Digest { .. })
+        ));
+        let gz = {
+            let mut encoder = flate2::read::GzEncoder::new(bytes.as_slice(), flate2::Compression::fast());
+            let mut out = Vec::new();
+            encoder.read_to_end(&mut out).unwrap();
+            out
+        };
+        let dir = tempfile::tempdir().unwrap();
+        unpack(gz.as_slice(), dir.path(), &digest).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("etc/motd")).unwrap(), "hello");
+    }
+}

@@ -1,0 +1,69 @@
+//! The system calls that need `unsafe`, or that the crates at hand do not wrap.
+
+#![expect(unsafe_code, reason = "this is the one place of the crate for it; one operation a block")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::io::unix::AsyncFd;
+
+/// Opens `path` inside `root` for reading: links and `..` are followed within the root, never out.
+pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
+    let root = File::open(root)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(openat2(root.as_fd(), path, how)?.into())
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers alone.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to the process behind `pidfd`, and to no other that has its number by now.
+pub(crate) fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    let no_info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: no memory is passed; the descriptor is open.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets the runtime wait until `fd` is readable.
+pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, and stays itself, as long as the watcher has it.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// Takes over a descriptor that another process left open for this one.
+pub(crate) fn inherited_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller was given the number on its command line, by itself before an exec.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Makes a network namespace and pins it to `path`; the calling thread alone moves into it, so
+/// call this on a thread of its own.
+pub(crate) fn pin_new_netns(path: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    File::create(path)?;
+    let own = "/proc/thread-self/ns/net";
+    nix::mount::mount(Some(own), path, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
+}
+
+/// Moves the calling thread into a network namespace.
+pub(crate) fn enter_netns(namespace: &impl AsFd) -> io::Result<()> {
+    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! What clients ask a swarm to change: checked, executed on the leader, answered.
+
+mod cluster;
+mod execute;
+mod node;
+mod payload;
+mod service;
+
+use bincode::{Decode, Encode};
+use skep_api::{
+    Availability, ClusterSpec, ConfigId, ConfigSpec, NodeId, NodeRole, NodeSpec, SecretId, SecretSpec, ServiceId,
+    ServiceSpec,
+};
+use skep_raft_store::{ProposeError, Refusal, UpdateError};
+
+pub(crate) use execute::execute;
+
+/// A change that a client asks for. Any manager takes it; the leader carries it out.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Command {
+    UpdateCluster { version: u64, spec: ClusterSpec, rotate_worker_token: bool, rotate_manager_token: bool },
+    CreateService { spec: ServiceSpec },
+    UpdateService { id: ServiceId, version: u64, change: ServiceChange },
+    RemoveService { id: ServiceId },
+    UpdateNode { id: NodeId, version: u64, spec: NodeSpec },
+    RemoveNode { id: NodeId, force: bool },
+    CreateSecret { spec: SecretSpec },
+    UpdateSecret { id: SecretId, version: u64, spec: SecretSpec },
+    RemoveSecret { id: SecretId },
+    CreateConfig { spec: ConfigSpec },
+    UpdateConfig { id: ConfigId, version: u64, spec: ConfigSpec },
+    RemoveConfig { id: ConfigId },
+    /// From a manager's CA server: a node showed a valid token.
+    AdmitNode { id: NodeId, role: NodeRole, availability: Availability },
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum ServiceChange {
+    Spec(Box<ServiceSpec>),
+    /// Back to the spec before.
+    RollBack,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    Done,
+    /// The id of what was created.
+    Created(String),
+}
+
+/// The kinds of refusal a client is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reason {
+    Invalid,
+    NotFound,
+    /// It exists, is in use, or is in a state that does not allow it.
+    Conflict,
+    /// It was changed since the client read it.
+    Stale,
+    Unsupported,
+    /// Now is not the time: no leader, no majority.
+    Unavailable,
+}
+
+/// Why a command was not carried out, in words for its user.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    pub reason: Reason,
+    pub message: String,
+}
+
+/// The text clients know for a swarm without a leader.
+pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. \
+                             Make sure more than half of the managers are online.";
+
+impl ControlError {
+    pub(crate) fn new(reason: Reason, message: impl ToString) -> Self {
+        Self { reason, message: message.to_string() }
+    }
+
+    pub(crate) fn invalid(message: impl ToString) -> Self {
+        Self::new(Reason::Invalid, message)
+    }
+
+    pub(crate) fn no_leader() -> Self {
+        Self::new(Reason::Unavailable, NO_LEADER)
+    }
+
+    pub(crate) fn not_found(kind: &str, id: impl std::fmt::Display) -> Self {
+        Self::new(Reason::NotFound, format!("{kind} {id} not found"))
+    }
+
+    pub(crate) fn stale(kind: &str, asked: u64, found: u64) -> Self {
+        Self::new(
+            Reason::Stale,
+            format!("update out of sequence: the {kind} has version {found}, not {asked}; read it again and repeat"),
+        )
+    }
+}
+
+impl From<ProposeError> for ControlError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            ProposeError::NotLeader { .. } => Self::no_leader(),
+            ProposeError::TimedOut(_) | ProposeError::Stopped(_) => Self::new(Reason::Unavailable, error),
+        }
+    }
+}
+
+impl From<Refusal> for ControlError {
+    fn from(refusal: Refusal) -> Self {
+        let reason = match refusal {
+            Refusal::Stale { .. } => Reason::Stale,
+            Refusal::Missing(_) => Reason::NotFound,
+            Refusal::Exists(_) => Reason::Conflict,
+            Refusal::NameTaken { ref name, key } => {
+                let kind = key.kind().to_lowercase();
+                return Self::new(
+                    Reason::Conflict,
+                    format!("name conflicts with an existing object: {kind} {name} already exists; choose another name"),
+                );
+            }
+            Refusal::TooLarge(_) | Refusal::Unreadable(_) => Reason::Invalid,
+        };
+        Self::new(reason, refusal)
+    }
+}
+
+impl From<UpdateError<Self>> for ControlError {
+    fn from(error: UpdateError<Self>) -> Self {
+        match error {
+            UpdateError::Propose(error) => error.into(),
+            UpdateError::Caller(error) => error,
+        }
+    }
+}

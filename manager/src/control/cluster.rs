@@ -1,0 +1,44 @@
+//! The swarm's own settings and tokens.
+
+use skep_api::{ClusterSpec, SecretBytes};
+use skep_pki::{CaDigest, JoinToken};
+use skep_raft_store::{Tables, Transaction};
+
+use super::{ControlError, Outcome, Reason};
+
+pub(super) struct Rotate {
+    pub(super) worker: bool,
+    pub(super) manager: bool,
+}
+
+pub(super) fn update(
+    tables: &Tables,
+    tx: &mut Transaction,
+    version: u64,
+    mut spec: ClusterSpec,
+    rotate: Rotate,
+) -> Result<Outcome, ControlError> {
+    let cluster = tables.cluster().ok_or_else(ControlError::no_leader)?;
+    if cluster.meta.version != version {
+        return Err(ControlError::stale("swarm", version, cluster.meta.version));
+    }
+    spec.validate().map_err(|error| match error {
+        skep_api::cluster::ClusterSpecError::AutoLock => ControlError::new(Reason::Unsupported, error),
+        other => ControlError::invalid(other),
+    })?;
+    if spec.name.is_empty() {
+        "default".clone_into(&mut spec.name);
+    }
+    let mut cluster = (**cluster).clone();
+    cluster.spec = spec;
+    let digest = CaDigest::of_pem(&cluster.root_ca.certificate_pem);
+    let token = || SecretBytes::new(JoinToken::generate(digest).expose().into_bytes());
+    if rotate.worker {
+        cluster.join_tokens.worker = token();
+    }
+    if rotate.manager {
+        cluster.join_tokens.manager = token();
+    }
+    tx.update(cluster);
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,38 @@
+//! Carries a command out on the leader.
+
+use skep_api::Timestamp;
+use skep_raft_store::{Store, Tables, Transaction};
+
+use super::{Command, ControlError, Outcome, cluster, node, payload, service};
+
+/// A change made from the tables as they are; made anew if they change meanwhile.
+pub(super) type Change = Result<(Transaction, Outcome), ControlError>;
+
+/// Checks and proposes; the answer is given once the change is applied here.
+pub(crate) async fn execute(store: &Store, command: Command, now: Timestamp) -> Result<Outcome, ControlError> {
+    store.update(|tables| change(tables, command.clone(), now)).await.map_err(Into::into)
+}
+
+fn change(tables: &Tables, command: Command, now: Timestamp) -> Change {
+    let mut transaction = Transaction::new(now);
+    let tx = &mut transaction;
+    let outcome = match command {
+        Command::UpdateCluster { version, spec, rotate_worker_token, rotate_manager_token } => {
+            let rotate = cluster::Rotate { worker: rotate_worker_token, manager: rotate_manager_token };
+            cluster::update(tables, tx, version, spec, rotate)
+        }
+        Command::CreateService { spec } => service::create(tables, tx, spec),
+        Command::UpdateService { id, version, change } => service::update(tables, tx, id, version, change),
+        Command::RemoveService { id } => service::remove(tables, tx, id),
+        Command::UpdateNode { id, version, spec } => node::update(tables, tx, id, version, spec),
+        Command::RemoveNode { id, force } => node::remove(tables, tx, id, force),
+        Command::AdmitNode { id, role, availability } => node::admit(tx, id, role, availability),
+        Command::CreateSecret { spec } => payload::create_secret(tx, spec),
+        Command::UpdateSecret { id, version, spec } => payload::update_secret(tables, tx, id, version, spec),
+        Command::RemoveSecret { id } => payload::remove_secret(tables, tx, id),
+        Command::CreateConfig { spec } => payload::create_config(tx, spec),
+        Command::UpdateConfig { id, version, spec } => payload::update_config(tables, tx, id, version, spec),
+        Command::RemoveConfig { id } => payload::remove_config(tables, tx, id),
+    }?;
+    Ok((transaction, outcome))
+}

@@ -1,0 +1,288 @@
+//! The workers' sessions, held by the leader: who is alive, who runs what, and what they say of it.
+
+mod assignments;
+mod statuses;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use skep_api::grpc::{Heartbeat, HeartbeatPeriod, Hello, ManagerMessage, Managers, Welcome, WorkerMessage};
+use skep_api::grpc::{manager_message, worker_message};
+use skep_api::node::NodeStatus;
+use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, encoding};
+use skep_raft_store::{Store, Tables, Transaction, UpdateError};
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use assignments::Assigned;
+pub(crate) use statuses::StatusWriter;
+
+/// Missed heartbeats after which a node counts as down.
+const GRACE_PERIODS: u32 = 3;
+const PERIOD_MIN: Duration = Duration::from_secs(1);
+/// Workers per second of heartbeat period: the leader takes about this many beats a second.
+const BEATS_PER_SECOND: u32 = 200;
+/// How much longer a new leader waits for nodes to find it.
+const TAKEOVER_GRACE: Duration = Duration::from_secs(3);
+const MESSAGES_AHEAD: usize = 64;
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often workers should say that they live: the more there are, the less often.
+pub(crate) fn heartbeat_period(tables: &Tables) -> Duration {
+    let asked = tables.cluster().map(|cluster| cluster.spec.dispatcher.heartbeat_period.duration());
+    match asked {
+        Some(asked) if !asked.is_zero() => asked,
+        _ => {
+            let workers = u32::try_from(tables.nodes.len()).unwrap_or(u32::MAX);
+            PERIOD_MIN.max(Duration::from_secs(u64::from(workers / BEATS_PER_SECOND)))
+        }
+    }
+}
+
+/// The leader's sessions. Made anew at each election.
+#[derive(Clone)]
+pub(crate) struct Dispatcher {
+    store: Store,
+    statuses: StatusWriter,
+    deadlines: Arc<Mutex<BTreeMap<NodeId, Deadline>>>,
+    stop: CancellationToken,
+}
+
+/// Until when a node must be heard of, and in which session.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    session: u64,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(store: Store, stop: CancellationToken) -> Self {
+        let tables = store.view();
+        let grace = heartbeat_period(&tables) * GRACE_PERIODS + TAKEOVER_GRACE;
+        let at = Instant::now() + grace;
+        let deadlines = tables.nodes.iter().map(|node| (node.id, Deadline { at, session: 0 })).collect();
+        let statuses = StatusWriter::spawn(store.clone(), stop.clone());
+        Self { store, statuses, deadlines: Arc::new(Mutex::new(deadlines)), stop }
+    }
+
+    fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Deadline>> {
+        self.deadlines.lock().expect("nobody panics while holding it")
+    }
+
+    /// Marks nodes down that were not heard of in time; runs while this manager leads.
+    pub(crate) async fn watch_deadlines(&self) {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut last = Instant::now();
+        loop {
+            tick.tick().await;
+            let now = Instant::now();
+            let slept = now.duration_since(last);
+            last = now;
+            if slept > Duration::from_millis(500) {
+                // This manager itself was held up: it cannot blame others for silence.
+                self.deadlines().values_mut().for_each(|deadline| deadline.at += slept);
+                continue;
+            }
+            let overdue: Vec<NodeId> = {
+                let mut deadlines = self.deadlines();
+                let overdue = deadlines.iter().filter(|(_, d)| d.at < now).map(|(&node, _)| node).collect::<Vec<_>>();
+                overdue.iter().for_each(|node| drop(deadlines.remove(node)));
+                overdue
+            };
+            for node in overdue {
+                self.mark(node, NodeState::Down, "heartbeat failure").await;
+            }
+        }
+    }
+
+    async fn mark(&self, id: NodeId, state: NodeState, message: &str) {
+        let marked = self
+            .store
+            .update(|tables| {
+                let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+                if let Some(node) = tables.nodes.get(id).filter(|node| node.status.state != state) {
+                    let mut node = (**node).clone();
+                    node.status = NodeStatus { state, message: message.to_owned(), addr: node.status.addr };
+                    transaction.update(node);
+                }
+                Ok::<_, std::convert::Infallible>((transaction, ()))
+            })
+            .await;
+        match marked {
+            Ok(()) => tracing::info!(node = %id, state = state.as_str(), message, "a node's state changed"),
+            Err(error) => tracing::warn!(node = %id, %error, "a node's state could not be written"),
+        }
+    }
+
+    /// Holds one worker's session until it ends.
+    pub(crate) async fn session(
+        self,
+        id: NodeId,
+        addr: SocketAddr,
+        mut from_worker: Streaming<WorkerMessage>,
+        to_worker: mpsc::Sender<Result<ManagerMessage, Status>>,
+    ) {
+        if let Err(status) = self.run_session(id, addr, &mut from_worker, &to_worker).await {
+            tracing::debug!(node = %id, %status, "a session ended");
+            // The worker may be gone already.
+            drop(to_worker.try_send(Err(status)));
+        }
+    }
+
+    async fn run_session(
+        &self,
+        id: NodeId,
+        addr: SocketAddr,
+        from_worker: &mut Streaming<WorkerMessage>,
+        to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
+    ) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO_LIMIT, from_worker.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the session began without a hello"))??;
+        let Some(WorkerMessage { kind: Some(worker_message::Kind::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("a session begins with a hello"));
+        };
+        let session: u64 = rand::random();
+        self.register(id, addr, hello).await?;
+        self.beat(id, session, true);
+        let mut commits = self.store.watch();
+        let mut assigned = Assigned::default();
+        let period = heartbeat_period(&self.store.view());
+        let welcome = Welcome {
+            session_id: format!("{session:016x}"),
+            heartbeat_period: Some(HeartbeatPeriod { milliseconds: millis(period) }),
+        };
+        send(to_worker, manager_message::Kind::Welcome(welcome)).await?;
+        let mut told = Told { period, managers: Vec::new(), role: None };
+        self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
+                message = from_worker.message() => match message? {
+                    None => return Ok(()),
+                    Some(message) => self.handle(id, session, message).await?,
+                },
+                commit = commits.recv() => match commit {
+                    Err(broadcast::error::RecvError::Closed) => return Err(Status::unavailable("shutting down")),
+                    Ok(commit) if !assignments::concerns(&commit, id) => {}
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                        self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Writes down that the node is there, and what it says of itself.
+    async fn register(&self, id: NodeId, addr: SocketAddr, hello: Hello) -> Result<(), Status> {
+        let description: NodeDescription =
+            encoding::decode(&hello.description).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let bulk_port = u16::try_from(hello.bulk_port).map_err(|_| Status::invalid_argument("no such port"))?;
+        let registered = self.store.update(|tables| {
+            let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+            let node = tables.nodes.get(id).ok_or_else(|| {
+                Status::permission_denied(format!("node {id} is not known to the swarm: it was removed"))
+            })?;
+            let status = NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.ip().to_string() };
+            let now = Node { description: description.clone(), bulk_port, status, ..(**node).clone() };
+            if now != **node {
+                transaction.update(now);
+            }
+            Ok((transaction, ()))
+        });
+        registered.await.map_err(|error| match error {
+            UpdateError::Caller(status) => status,
+            UpdateError::Propose(error) => Status::unavailable(error.to_string()),
+        })
+    }
+
+    /// Moves the node's deadline on, if the session is the newest.
+    fn beat(&self, id: NodeId, session: u64, new: bool) {
+        let at = Instant::now() + heartbeat_period(&self.store.view()) * GRACE_PERIODS;
+        let mut deadlines = self.deadlines();
+        if new || deadlines.get(&id).is_some_and(|deadline| deadline.session == session) {
+            deadlines.insert(id, Deadline { at, session });
+        }
+    }
+
+    async fn handle(&self, id: NodeId, session: u64, message: WorkerMessage) -> Result<(), Status> {
+        let current = self.deadlines().get(&id).map(|deadline| deadline.session);
+        match current {
+            Some(current) if current != session => return Err(Status::aborted("a newer session took over")),
+            // It was given up as down; a new session brings it back.
+            None => return Err(Status::aborted("the node was marked down: begin a new session")),
+            Some(_) => self.beat(id, session, false),
+        }
+        match message.kind {
+            Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
+            Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
+            Some(worker_message::Kind::Description(_) | worker_message::Kind::Hello(_)) | None => {
+                Err(Status::invalid_argument("unexpected message"))
+            }
+        }
+    }
+
+    /// Tells a worker everything it does not know yet.
+    async fn tell_changes(
+        &self,
+        id: NodeId,
+        assigned: &mut Assigned,
+        told: &mut Told,
+        to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
+    ) -> Result<(), Status> {
+        let tables = self.store.view();
+        let Some(node) = tables.nodes.get(id) else {
+            return Err(Status::permission_denied(format!("node {id} was removed from the swarm")));
+        };
+        for part in assigned.update(&tables, id) {
+            send(to_worker, manager_message::Kind::Assignments(part)).await?;
+        }
+        let managers: Vec<String> = tables.nodes.iter().filter_map(|n| n.raft.as_ref()).map(|r| r.addr.clone()).collect();
+        if managers != told.managers {
+            send(to_worker, manager_message::Kind::Managers(Managers { addrs: managers.clone() })).await?;
+            told.managers = managers;
+        }
+        // A manager on its way out keeps its role until consensus has let it go.
+        let role = (node.spec.role == skep_api::NodeRole::Manager || node.raft.is_none()).then_some(node.spec.role);
+        if let Some(role) = role.filter(|_| role != told.role) {
+            send(to_worker, manager_message::Kind::Role(role.organizational_unit().into())).await?;
+            told.role = Some(role);
+        }
+        let period = heartbeat_period(&tables);
+        if period != told.period {
+            let message = HeartbeatPeriod { milliseconds: millis(period) };
+            send(to_worker, manager_message::Kind::HeartbeatPeriod(message)).await?;
+            told.period = period;
+        }
+        Ok(())
+    }
+}
+
+/// What a worker was told last.
+struct Told {
+    period: Duration,
+    managers: Vec<String>,
+    role: Option<skep_api::NodeRole>,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn send(
+    to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
+    kind: manager_message::Kind,
+) -> Result<(), Status> {
+    let message = ManagerMessage { kind: Some(kind) };
+    to_worker.send(Ok(message)).await.map_err(|_| Status::cancelled("the worker is gone"))
+}
+
+/// A channel for what goes to a worker.
+pub(crate) fn outgoing()
+-> (mpsc::Sender<Result<ManagerMessage, Status>>, mpsc::Receiver<Result<ManagerMessage, Status>>) {
+    mpsc::channel(MESSAGES_AHEAD)
+}

@@ -1,0 +1,452 @@
+//! One manager, assembled: store, services, and the leader's work while it leads.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use skep_api::grpc::control_client::ControlClient;
+use skep_api::grpc::control_server::ControlServer;
+use skep_api::grpc::dispatcher_server::DispatcherServer;
+use skep_api::grpc::node_ca_server::NodeCaServer;
+use skep_api::grpc::raft_client::RaftClient;
+use skep_api::grpc::raft_server::RaftServer;
+use skep_api::grpc::{ControlMessage, JoinRaftRequest, RaftMessage, ReadIndexRequest};
+use skep_api::node::RaftMember;
+use skep_api::{Cluster, Node, NodeId, Timestamp, encoding};
+use skep_pki::TlsIdentity;
+use skep_raft_store::{
+    DataKey, OpenError, PeerError, Peers, ProposeError, RpcKind, Store, StoreConfig, Tables, Transaction, UpdateError,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::transport::Server;
+
+use crate::control::{self, Command, ControlError, Outcome};
+use crate::dispatcher::Dispatcher;
+use crate::rpc::Services;
+use crate::transport::{Channels, accept};
+use crate::leader;
+
+const HEARTBEAT: Duration = Duration::from_millis(60);
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(130);
+/// How long a command waits for a leader.
+const LEADER_LIMIT: Duration = Duration::from_secs(5);
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
+const READ_LIMIT: Duration = Duration::from_secs(5);
+const FORWARD_LIMIT: Duration = Duration::from_secs(15);
+const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
+/// The largest message that is taken.
+const MESSAGE_LEN_MAX: usize = 64 << 20;
+
+/// What the future of a [`BulkTransport`] brings.
+pub type BulkReply<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send + 'a>>;
+
+/// Streams snapshots to other managers over QUIC; the daemon brings it.
+pub trait BulkTransport: Send + Sync + 'static {
+    /// Sends to the node whose control port is `addr`.
+    fn send_snapshot<'a>(&'a self, addr: &'a str, header: Vec<u8>, parts: Vec<Bytes>) -> BulkReply<'a>;
+}
+
+/// How a manager is set up.
+pub struct ManagerConfig {
+    pub node: NodeId,
+    pub raft_id: u64,
+    pub tls: Arc<TlsIdentity>,
+    /// Log, snapshots and their key.
+    pub dir: PathBuf,
+    pub listen: SocketAddr,
+    pub bulk: Arc<dyn BulkTransport>,
+    pub snapshot_interval: u64,
+    pub log_entries_kept: u64,
+}
+
+impl std::fmt::Debug for ManagerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ManagerConfig").field("node", &self.node).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+/// Why a manager does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    #[error("{addr} cannot be listened on: is another daemon running, or is the address not this host's?")]
+    Listen {
+        addr: SocketAddr,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Key(#[from] skep_raft_store::DataKeyError),
+    #[error("the node's certificate cannot be used")]
+    Tls(#[from] skep_pki::TlsError),
+    #[error("{0} cannot be made")]
+    Dir(PathBuf, #[source] std::io::Error),
+    #[error("the swarm could not be written down: {0}")]
+    Bootstrap(ControlError),
+    #[error("manager {addr} did not let this one in: {reason}")]
+    Join { addr: String, reason: String },
+}
+
+/// Why a read cannot be answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", control::NO_LEADER)]
+pub struct ReadError;
+
+/// What a manager's parts share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) tls: Arc<TlsIdentity>,
+    channels: Channels,
+    dispatcher: Mutex<Option<Dispatcher>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The wires that the store uses.
+#[derive(Clone)]
+struct Wires {
+    channels: Channels,
+    bulk: Arc<dyn BulkTransport>,
+}
+
+impl Peers for Wires {
+    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
+        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
+        let channel = self.channels.to(addr).map_err(|e| error(e.to_string()))?;
+        let mut client = RaftClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
+        let message = RaftMessage { body };
+        let call = async {
+            match kind {
+                RpcKind::AppendEntries => client.append_entries(message).await,
+                RpcKind::Vote => client.vote(message).await,
+                RpcKind::PreVote => client.pre_vote(message).await,
+                RpcKind::TransferLeader => client.transfer_leader(message).await,
+            }
+        };
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner().body),
+            Ok(Err(status)) => Err(error(status.to_string())),
+            Err(_) => Err(error(format!("no answer within {limit:?}"))),
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        addr: &str,
+        header: Vec<u8>,
+        parts: Vec<Bytes>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, PeerError> {
+        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
+        match tokio::time::timeout(limit, self.bulk.send_snapshot(addr, header, parts)).await {
+            Ok(sent) => sent.map_err(error),
+            Err(_) => Err(error(format!("no answer within {limit:?}"))),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn dispatcher(&self) -> Option<Dispatcher> {
+        self.dispatcher.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn leader_addr(&self) -> Option<String> {
+        self.store.leadership().borrow().leader_addr.clone()
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    pub(crate) async fn execute_here(&self, command: Command) -> Result<Outcome, ControlError> {
+        control::execute(&self.store, command, Timestamp::from_system(SystemTime::now())).await
+    }
+
+    /// Has a command carried out by whoever leads.
+    pub(crate) async fn execute(&self, command: Command) -> Result<Outcome, ControlError> {
+        let deadline = tokio::time::Instant::now() + LEADER_LIMIT;
+        loop {
+            let leadership = self.store.leadership().borrow().clone();
+            let attempt = if leadership.is_leader && self.dispatcher().is_some() {
+                self.execute_here(command.clone()).await.map(Some)
+            } else {
+                match leadership.leader_addr.filter(|_| !leadership.is_leader) {
+                    Some(addr) => self.forward(&addr, &command).await,
+                    None => Ok(None),
+                }
+            };
+            match attempt {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) if tokio::time::Instant::now() < deadline => tokio::time::sleep(LEADER_PAUSE).await,
+                Ok(None) => return Err(ControlError::no_leader()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks another manager; `None` if it does not lead, or is not reached, and so did nothing.
+    async fn forward(&self, addr: &str, command: &Command) -> Result<Option<Outcome>, ControlError> {
+        let Ok(channel) = self.channels.to(addr) else { return Ok(None) };
+        let mut client = ControlClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
+        let call = client.execute(ControlMessage { body: encoding::encode(command) });
+        match tokio::time::timeout(FORWARD_LIMIT, call).await {
+            Ok(Ok(reply)) => {
+                let result: Result<Outcome, ControlError> = encoding::decode(&reply.into_inner().body)
+                    .map_err(|error| ControlError::new(control::Reason::Unavailable, error))?;
+                result.map(Some)
+            }
+            Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => Ok(None),
+            Ok(Err(status)) if is_connect_error(&status) => Ok(None),
+            Ok(Err(status)) => Err(ControlError::new(control::Reason::Unavailable, status.message())),
+            Err(_) => Err(ControlError::new(
+                control::Reason::Unavailable,
+                format!("the leader at {addr} did not answer within {FORWARD_LIMIT:?}: look before you repeat"),
+            )),
+        }
+    }
+
+    /// The tables as a linearizable read must see them.
+    pub(crate) async fn read(&self) -> Result<Arc<Tables>, ReadError> {
+        let deadline = tokio::time::Instant::now() + LEADER_LIMIT;
+        loop {
+            if let Some(index) = self.read_index().await
+                && self.store.wait_applied(index, READ_LIMIT).await
+            {
+                return Ok(self.store.view());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ReadError);
+            }
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+    }
+
+    async fn read_index(&self) -> Option<u64> {
+        let leadership = self.store.leadership().borrow().clone();
+        if leadership.is_leader {
+            return tokio::time::timeout(READ_LIMIT, self.store.read_index()).await.ok()?.ok();
+        }
+        let mut client = ControlClient::new(self.channels.to(&leadership.leader_addr?).ok()?);
+        let reply = tokio::time::timeout(READ_LIMIT, client.read_index(ReadIndexRequest {})).await.ok()?.ok()?;
+        Some(reply.into_inner().index)
+    }
+
+    /// Takes a node with a manager's certificate into consensus; only the leader can.
+    pub(crate) async fn join_raft(&self, id: NodeId, raft_id: u64, addr: &str) -> Result<(), Status> {
+        let leadership = self.store.leadership().borrow().clone();
+        if !leadership.is_leader {
+            let leader = leadership.leader_addr.ok_or_else(|| Status::unavailable(control::NO_LEADER))?;
+            let channel = self.channels.to(&leader).map_err(|error| Status::internal(error.to_string()))?;
+            let _ = channel;
+            return Err(Status::failed_precondition(leader));
+        }
+        let wanted = self.store.view().nodes.get(id).map(|node| node.spec.role);
+        if wanted != Some(skep_api::NodeRole::Manager) {
+            return Err(Status::permission_denied(format!("node {id} is not to be a manager: promote it first")));
+        }
+        let unavailable = |error: ProposeError| Status::unavailable(error.to_string());
+        self.store.add_member(raft_id, addr).await.map_err(unavailable)?;
+        let member = RaftMember { raft_id, addr: addr.to_owned() };
+        let noted = self.store.update(|tables| {
+            let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+            let node = tables.nodes.get(id).ok_or_else(|| Status::not_found(format!("node {id}")))?;
+            transaction.update(Node { raft: Some(member.clone()), ..(**node).clone() });
+            Ok::<_, Status>((transaction, ()))
+        });
+        noted.await.map_err(|error| match error {
+            UpdateError::Caller(status) => status,
+            UpdateError::Propose(error) => unavailable(error),
+        })
+    }
+
+    /// Does the leader's work whenever this manager leads.
+    async fn follow_leadership(self: Arc<Self>) {
+        let mut leadership = self.store.leadership();
+        loop {
+            let term = leadership.borrow_and_update().clone();
+            if term.is_leader {
+                let stop = self.stop.child_token();
+                let dispatcher = Dispatcher::new(self.store.clone(), stop.clone());
+                *self.dispatcher.lock().expect("nobody panics while holding it") = Some(dispatcher.clone());
+                tracing::info!(term = term.term, "this manager leads");
+                let work = tokio::spawn(leader::lead(self.store.clone(), dispatcher, stop.clone()));
+                let over = leadership.wait_for(|now| !now.is_leader || now.term != term.term);
+                tokio::select! {
+                    _ = over => {}
+                    () = self.stop.cancelled() => {}
+                }
+                *self.dispatcher.lock().expect("nobody panics while holding it") = None;
+                stop.cancel();
+                drop(work.await);
+                tracing::info!(term = term.term, "this manager leads no more");
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = leadership.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+fn is_connect_error(status: &Status) -> bool {
+    status.code() == tonic::Code::Unavailable && status.message().contains("connect")
+}
+
+/// A manager that runs.
+#[derive(Clone)]
+pub struct Manager {
+    shared: Arc<Shared>,
+    raft_id: u64,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").field("raft_id", &self.raft_id).finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// Opens the store and listens. The first manager then [`bootstrap`](Self::bootstrap)s the
+    /// swarm, a further one [`join`](Self::join)s it, one that restarts does neither.
+    pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
+        std::fs::create_dir_all(&config.dir).map_err(|cause| ManagerError::Dir(config.dir.clone(), cause))?;
+        let key = DataKey::load_or_create(&config.dir.join("data.key"))?;
+        let channels = Channels::new(config.tls.clone());
+        let store_config = StoreConfig {
+            raft_id: config.raft_id,
+            dir: config.dir.join("store"),
+            key,
+            heartbeat: HEARTBEAT,
+            election_timeout: ELECTION_TIMEOUT,
+            snapshot_interval: config.snapshot_interval,
+            log_entries_kept: config.log_entries_kept,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|cause| ManagerError::Listen { addr: config.listen, cause })?;
+        let wires = Wires { channels: channels.clone(), bulk: config.bulk };
+        let store = Store::open(store_config, wires).await?;
+        let shared = Arc::new(Shared {
+            store,
+            tls: config.tls.clone(),
+            channels,
+            dispatcher: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let incoming = accept(listener, &config.tls, shared.stop.clone())?;
+        let services = Services(shared.clone());
+        let server = Server::builder()
+            .add_service(NodeCaServer::new(services.clone()))
+            .add_service(DispatcherServer::new(services.clone()).max_decoding_message_size(MESSAGE_LEN_MAX))
+            .add_service(RaftServer::new(services.clone()).max_decoding_message_size(MESSAGE_LEN_MAX))
+            .add_service(ControlServer::new(services).max_decoding_message_size(MESSAGE_LEN_MAX));
+        let stopped = shared.stop.clone().cancelled_owned();
+        shared.tasks.spawn(async move {
+            if let Err(error) = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped).await {
+                tracing::error!(%error, "the control port stopped");
+            }
+        });
+        shared.tasks.spawn(shared.clone().follow_leadership());
+        Ok(Self { shared, raft_id: config.raft_id })
+    }
+
+    /// Begins a new swarm with this node as its only manager.
+    pub async fn bootstrap(&self, addr: &str, cluster: Cluster, node: Node) -> Result<(), ManagerError> {
+        let failed = |error: ProposeError| ManagerError::Bootstrap(error.into());
+        self.shared.store.initialize(addr).await.map_err(failed)?;
+        let mut leadership = self.shared.store.leadership();
+        let led = tokio::time::timeout(LEADER_LIMIT, leadership.wait_for(|now| now.is_leader)).await;
+        if led.is_err() {
+            return Err(ManagerError::Bootstrap(ControlError::no_leader()));
+        }
+        let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+        transaction.create(cluster);
+        let member = RaftMember { raft_id: self.raft_id, addr: addr.to_owned() };
+        transaction.create(Node { raft: Some(member), ..node });
+        self.shared.store.propose(&transaction).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Asks the swarm, by any of its managers, to take this one into consensus.
+    pub async fn join(&self, via: &[String], addr: &str, limit: Duration) -> Result<(), ManagerError> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut targets: Vec<String> = via.to_vec();
+        let mut last = String::from("no manager is known");
+        loop {
+            let Some(target) = targets.first().cloned() else { break };
+            let mut client = ControlClient::new(self.shared.channels.to(&target)?);
+            let request = JoinRaftRequest { raft_id: self.raft_id, addr: addr.to_owned() };
+            match tokio::time::timeout(FORWARD_LIMIT, client.join_raft(request)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => {
+                    // It names the leader.
+                    targets.insert(0, status.message().to_owned());
+                }
+                Ok(Err(status)) => {
+                    last = status.message().to_owned();
+                    targets.rotate_left(1);
+                }
+                Err(_) => targets.rotate_left(1),
+            }
+            if tokio::time::Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LEADER_PAUSE * 5).await;
+        }
+        Err(ManagerError::Join { addr: via.join(", "), reason: last })
+    }
+
+    /// Has a command carried out, wherever the leader is.
+    pub async fn execute(&self, command: Command) -> Result<Outcome, ControlError> {
+        self.shared.execute(command).await
+    }
+
+    /// The shared state, linearizable: it holds every change acknowledged before the call.
+    pub async fn read(&self) -> Result<Arc<Tables>, ReadError> {
+        self.shared.read().await
+    }
+
+    /// The shared state as far as this manager has it.
+    #[must_use]
+    pub fn view(&self) -> Arc<Tables> {
+        self.shared.store.view()
+    }
+
+    /// The store itself, for watching and for what comes over QUIC.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    #[must_use]
+    pub const fn raft_id(&self) -> u64 {
+        self.raft_id
+    }
+
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.shared.dispatcher().is_some()
+    }
+
+    /// Hands leadership over if this manager leads, then stops. Tasks go on.
+    pub async fn stop(&self) {
+        if self.shared.store.leadership().borrow().is_leader && self.shared.store.members().len() > 1 {
+            let handed = self.shared.store.transfer_leadership(HANDOVER_LIMIT).await;
+            tracing::info!(handed, "leadership was handed over");
+        }
+        self.shared.stop.cancel();
+        self.shared.store.shutdown().await;
+        self.shared.tasks.close();
+        drop(tokio::time::timeout(HANDOVER_LIMIT, self.shared.tasks.wait()).await);
+    }
+}

@@ -1,0 +1,102 @@
+//! Hands tasks without a node to the scheduler and writes down what it says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_api::task::TaskStatus;
+use skep_api::{NodeId, ServiceId, Task, TaskId, TaskState};
+use skep_scheduler::{ClusterView, Group, Occupant, check_node, place as schedule};
+
+use super::{Draft, Edit, Scene};
+
+/// How many recent failures make a node the last choice for a service, and how recent.
+const FAILING_COUNT: usize = 5;
+const FAILING_WINDOW: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Places all tasks that wait for a node.
+pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
+    let waits = |draft: &Draft| draft.is_live() && draft.task.status.state < TaskState::Assigned;
+    if !drafts.iter().any(waits) {
+        return;
+    }
+    let mut view = cluster_view(scene, drafts);
+    let mut groups: BTreeMap<(ServiceId, usize), Group> = BTreeMap::new();
+    let mut told: BTreeMap<TaskId, Result<NodeId, String>> = BTreeMap::new();
+    for draft in drafts.iter().filter(|draft| waits(draft)) {
+        let task = &draft.task;
+        match task.node_id {
+            Some(node) => {
+                let group = Group { occupant: occupant(task), tasks: vec![task.id] };
+                let checked = check_node(&view, node, &group);
+                if checked.is_ok() {
+                    view.add_task(node, &group.occupant);
+                }
+                told.insert(task.id, checked.map(|()| node));
+            }
+            None => {
+                let key = (task.service_id, Arc::as_ptr(&task.spec) as usize);
+                let group = groups.entry(key).or_insert_with(|| Group { occupant: occupant(task), tasks: Vec::new() });
+                group.tasks.push(task.id);
+            }
+        }
+    }
+    let groups: Vec<Group> = groups.into_values().collect();
+    let plan = schedule(&mut view, &groups);
+    told.extend(plan.placements.into_iter().map(|(task, node)| (task, Ok(node))));
+    for refusal in plan.refusals {
+        told.extend(refusal.tasks.into_iter().map(|task| (task, Err(refusal.reason.clone()))));
+    }
+    for draft in drafts {
+        if let Some(decision) = told.remove(&draft.task.id) {
+            write_decision(scene, draft, decision);
+        }
+    }
+}
+
+fn write_decision(scene: &Scene<'_>, draft: &mut Draft, decision: Result<NodeId, String>) {
+    match decision {
+        Ok(node) => draft.change(|task| {
+            task.node_id = Some(node);
+            task.status = TaskStatus {
+                timestamp: scene.now,
+                state: TaskState::Assigned,
+                message: "scheduler assigned task to node".into(),
+                ..TaskStatus::default()
+            };
+        }),
+        // Said once, not at every look.
+        Err(reason) if draft.task.status.error != reason => draft.change(|task| {
+            task.status.timestamp = scene.now;
+            task.status.error = reason;
+        }),
+        Err(_) => {}
+    }
+}
+
+fn occupant(task: &Task) -> Occupant {
+    Occupant { service: task.service_id, spec: task.spec.clone(), ports: task.ports.clone() }
+}
+
+fn cluster_view(scene: &Scene<'_>, drafts: &[Draft]) -> ClusterView {
+    let mut view = ClusterView::default();
+    for node in scene.nodes.values() {
+        view.set_node(Arc::clone(node));
+    }
+    let mut failures: BTreeMap<(NodeId, ServiceId), usize> = BTreeMap::new();
+    for Draft { task, edit } in drafts {
+        let Some(node) = task.node_id else { continue };
+        let status = &task.status;
+        let occupies = status.state >= TaskState::Assigned && !status.state.is_terminal() && *edit != Edit::Delete;
+        if occupies {
+            view.add_task(node, &occupant(task));
+        }
+        let failed = matches!(status.state, TaskState::Failed | TaskState::Rejected);
+        if failed && scene.now.since(status.timestamp) <= FAILING_WINDOW {
+            *failures.entry((node, task.service_id)).or_default() += 1;
+        }
+    }
+    for ((node, service), _) in failures.into_iter().filter(|&(_, count)| count >= FAILING_COUNT) {
+        view.set_failing(node, service, true);
+    }
+    view
+}

@@ -1,0 +1,56 @@
+//! Keeps consensus in step with the roles that users gave: who was demoted or removed leaves it.
+//! (Who was promoted enters by asking, once it has its new certificate.)
+
+use std::time::{Duration, SystemTime};
+
+use skep_api::{NodeId, NodeRole, Timestamp};
+use skep_raft_store::{ProposeError, Store, Transaction, UpdateError};
+use tokio::sync::broadcast;
+
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const HANDOVER_LIMIT: Duration = Duration::from_secs(3);
+
+/// Runs while this manager leads.
+pub(crate) async fn reconcile(store: &Store) {
+    let mut commits = store.watch();
+    loop {
+        let tables = store.view();
+        let leaving = tables.nodes.iter().find(|n| n.spec.role == NodeRole::Worker && n.raft.is_some());
+        if let Some(node) = leaving {
+            let (id, raft) = (node.id, node.raft.clone().expect("just looked at"));
+            if let Err(error) = release(store, id, raft.raft_id).await {
+                tracing::warn!(node = %id, %error, "a demoted manager could not leave consensus yet");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            continue;
+        }
+        if let Err(broadcast::error::RecvError::Closed) = commits.recv().await {
+            return;
+        }
+        while commits.try_recv().is_ok() {}
+    }
+}
+
+async fn release(store: &Store, id: NodeId, raft_id: u64) -> Result<(), ProposeError> {
+    if store.leadership().borrow().leader == Some(raft_id) {
+        // Another has to let this one go.
+        store.transfer_leadership(HANDOVER_LIMIT).await;
+        return Err(ProposeError::NotLeader { leader_addr: None });
+    }
+    if store.members().iter().any(|(member, _)| *member == raft_id) {
+        store.remove_member(raft_id).await?;
+    }
+    let cleared = store.update(|tables| {
+        let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+        if let Some(node) = tables.nodes.get(id) {
+            let mut node = (**node).clone();
+            node.raft = None;
+            transaction.update(node);
+        }
+        Ok::<_, std::convert::Infallible>((transaction, ()))
+    });
+    cleared.await.map_err(|error| match error {
+        UpdateError::Propose(error) => error,
+        UpdateError::Caller(never) => match never {},
+    })
+}

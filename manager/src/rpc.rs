@@ -1,0 +1,153 @@
+//! The gRPC services: each call is checked against its caller's certificate, then handed on.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::Stream;
+use skep_api::grpc::control_server::Control;
+use skep_api::grpc::dispatcher_server::Dispatcher;
+use skep_api::grpc::node_ca_server::NodeCa;
+use skep_api::grpc::raft_server::Raft;
+use skep_api::grpc::{
+    CertificateRequest, ControlMessage, IssuedCertificate, JoinRaftReply, JoinRaftRequest, ManagerMessage,
+    RaftMessage, ReadIndexReply, ReadIndexRequest, Redirect, RootCertificate, RootCertificateRequest, WorkerMessage,
+    manager_message,
+};
+use skep_api::encoding;
+use skep_pki::PeerIdentity;
+use skep_raft_store::RpcKind;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::authority::{Needs, check};
+use crate::ca_server::{self, Decision};
+use crate::control::Command;
+use crate::dispatcher::outgoing;
+use crate::manager::Shared;
+use crate::transport::PeerInfo;
+
+/// All services of one manager.
+#[derive(Clone)]
+pub(crate) struct Services(pub(crate) Arc<Shared>);
+
+impl Services {
+    fn caller<T>(&self, request: &Request<T>, needs: Needs) -> Result<(PeerIdentity, PeerInfo), Status> {
+        let info = info(request)?;
+        let peer = check(info.identity.as_ref(), needs, &self.0.store.view(), SystemTime::now())?;
+        Ok((peer, info))
+    }
+
+    async fn raft(&self, kind: RpcKind, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.caller(&request, Needs::Manager)?;
+        let body = self.0.store.handle_rpc(kind, &request.into_inner().body).await;
+        Ok(Response::new(RaftMessage { body }))
+    }
+}
+
+fn info<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
+    request.extensions().get::<PeerInfo>().cloned().ok_or_else(|| Status::internal("the connection has no peer"))
+}
+
+#[tonic::async_trait]
+impl NodeCa for Services {
+    async fn get_root_certificate(
+        &self,
+        _request: Request<RootCertificateRequest>,
+    ) -> Result<Response<RootCertificate>, Status> {
+        let certificate_pem = self.0.tls.identity().root_pem.into_bytes();
+        Ok(Response::new(RootCertificate { certificate_pem }))
+    }
+
+    async fn issue_certificate(
+        &self,
+        request: Request<CertificateRequest>,
+    ) -> Result<Response<IssuedCertificate>, Status> {
+        let info = info(&request)?;
+        let request = request.into_inner();
+        // Tokens and roles must be those in force, wherever the request comes in.
+        let tables = self.0.read().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let subject = match ca_server::decide(&request, info.identity.as_ref(), &tables, SystemTime::now())? {
+            Decision::Renew(subject) => subject,
+            Decision::Admit { command, subject } => {
+                self.0.execute(command).await.map_err(|error| Status::unavailable(error.message))?;
+                subject
+            }
+        };
+        Ok(Response::new(ca_server::sign(&request, subject, &tables, SystemTime::now())?))
+    }
+}
+
+#[tonic::async_trait]
+impl Dispatcher for Services {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<ManagerMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (peer, info) = self.caller(&request, Needs::AnyNode)?;
+        let (to_worker, messages) = outgoing();
+        match self.0.dispatcher() {
+            Some(dispatcher) => {
+                self.0.spawn(dispatcher.session(peer.node(), info.addr, request.into_inner(), to_worker));
+            }
+            None => {
+                let leader_addr = self.0.leader_addr().unwrap_or_default();
+                let redirect = manager_message::Kind::Redirect(Redirect { leader_addr });
+                // The channel is new and has room.
+                drop(to_worker.try_send(Ok(ManagerMessage { kind: Some(redirect) })));
+            }
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+#[tonic::async_trait]
+impl Raft for Services {
+    async fn append_entries(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.raft(RpcKind::AppendEntries, request).await
+    }
+    async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.raft(RpcKind::Vote, request).await
+    }
+    async fn pre_vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.raft(RpcKind::PreVote, request).await
+    }
+    async fn transfer_leader(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.raft(RpcKind::TransferLeader, request).await
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Services {
+    async fn execute(&self, request: Request<ControlMessage>) -> Result<Response<ControlMessage>, Status> {
+        self.caller(&request, Needs::Manager)?;
+        let command: Command = encoding::decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if self.0.dispatcher().is_none() {
+            return Err(Status::failed_precondition("this manager is not the leader"));
+        }
+        let result = self.0.execute_here(command).await;
+        Ok(Response::new(ControlMessage { body: encoding::encode(&result) }))
+    }
+
+    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
+        self.caller(&request, Needs::Manager)?;
+        let index = self.0.store.read_index().await.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(ReadIndexReply { index }))
+    }
+
+    async fn join_raft(&self, request: Request<JoinRaftRequest>) -> Result<Response<JoinRaftReply>, Status> {
+        let (peer, info) = self.caller(&request, Needs::Manager)?;
+        let request = request.into_inner();
+        // `:2377` stands for the address the caller is seen at.
+        let addr = match request.addr.strip_prefix(':') {
+            Some(port) => format!("{}:{port}", info.addr.ip()),
+            None => request.addr,
+        };
+        self.0.join_raft(peer.node(), request.raft_id, &addr).await?;
+        let managers = self.0.store.members().into_iter().map(|(_, addr)| addr).collect();
+        Ok(Response::new(JoinRaftReply { managers }))
+    }
+}

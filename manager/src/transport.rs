@@ -1,0 +1,168 @@
+//! gRPC between nodes over mutual TLS 1.3: the listener that knows its peers, and connections to
+//! managers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use skep_pki::{PeerIdentity, TlsError, TlsIdentity};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector, server};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+const ALPN: &[&[u8]] = &[b"h2"];
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// A dead connection is noticed within the sum of both.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const KEEPALIVE_LIMIT: Duration = Duration::from_secs(2);
+const ACCEPTED_WAITING_MAX: usize = 256;
+
+/// Who is at the other end of an accepted connection.
+#[derive(Clone, Debug)]
+pub struct PeerInfo {
+    /// Absent for a node that has no certificate yet.
+    pub identity: Option<PeerIdentity>,
+    pub addr: SocketAddr,
+}
+
+/// An accepted connection.
+pub struct PeerStream {
+    inner: server::TlsStream<TcpStream>,
+    info: PeerInfo,
+}
+
+impl std::fmt::Debug for PeerStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("PeerStream").field(&self.info).finish()
+    }
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = PeerInfo;
+    fn connect_info(&self) -> PeerInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Accepts connections until `stop`; handshakes run beside each other, each with a limit.
+pub(crate) fn accept(
+    listener: TcpListener,
+    tls: &Arc<TlsIdentity>,
+    stop: CancellationToken,
+) -> Result<mpsc::Receiver<io::Result<PeerStream>>, TlsError> {
+    let config: Arc<ServerConfig> = Arc::new(tls.server_config(ALPN)?);
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_WAITING_MAX);
+    tokio::spawn(async move {
+        loop {
+            let connection = tokio::select! {
+                () = stop.cancelled() => return,
+                connection = listener.accept() => connection,
+            };
+            let Ok((stream, addr)) = connection else { continue };
+            let (acceptor, accepted) = (TlsAcceptor::from(config.clone()), accepted.clone());
+            tokio::spawn(async move {
+                match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(acceptor, stream, addr)).await {
+                    Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+                    Ok(Err(error)) => tracing::debug!(%addr, %error, "a handshake failed"),
+                    Err(_) => tracing::debug!(%addr, "a handshake took too long"),
+                }
+            });
+        }
+    });
+    Ok(incoming)
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, addr: SocketAddr) -> io::Result<PeerStream> {
+    stream.set_nodelay(true)?;
+    let inner = acceptor.accept(stream).await?;
+    let certificate = inner.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let identity = certificate.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
+    Ok(PeerStream { inner, info: PeerInfo { identity, addr } })
+}
+
+/// Connections to managers, one each, made when first used and made again when lost.
+#[derive(Clone, Debug)]
+pub struct Channels {
+    tls: Arc<TlsIdentity>,
+    open: Arc<Mutex<BTreeMap<String, Channel>>>,
+}
+
+impl Channels {
+    #[must_use]
+    pub fn new(tls: Arc<TlsIdentity>) -> Self {
+        Self { tls, open: Arc::default() }
+    }
+
+    /// A channel to the manager at `addr` (`host:port`); its certificate must be a manager's.
+    pub fn to(&self, addr: &str) -> Result<Channel, TlsError> {
+        let mut open = self.open.lock().expect("nobody panics while holding it");
+        if let Some(channel) = open.get(addr) {
+            return Ok(channel.clone());
+        }
+        let channel = channel(addr, Arc::new(self.tls.client_config(ALPN)?));
+        open.insert(addr.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    /// Forgets a channel, so that the next use connects anew (with a renewed certificate, say).
+    pub fn forget(&self, addr: &str) {
+        self.open.lock().expect("nobody panics while holding it").remove(addr);
+    }
+
+    pub fn forget_all(&self) {
+        self.open.lock().expect("nobody panics while holding it").clear();
+    }
+}
+
+/// A lazy channel over `config`.
+pub fn channel(addr: &str, config: Arc<ClientConfig>) -> Channel {
+    let addr = addr.to_owned();
+    let target = addr.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let (config, addr) = (config.clone(), target.clone());
+        async move {
+            let stream = TcpStream::connect(&addr).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::try_from("swarm-manager").expect("a valid name");
+            let stream = TlsConnector::from(config).connect(name, stream).await?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    Endpoint::from_shared(format!("http://{addr}"))
+        .unwrap_or_else(|_| Endpoint::from_static("http://invalid"))
+        .connect_timeout(CONNECT_LIMIT)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_LIMIT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector)
+}
