@@ -90,7 +90,7 @@ impl Dispatcher {
             let overdue: Vec<NodeId> = {
                 let mut deadlines = self.deadlines();
                 let overdue = deadlines.iter().filter(|(_, d)| d.at < now).map(|(&node, _)| node).collect::<Vec<_>>();
-                overdue.iter().for_each(|node| drop(deadlines.remove(node)));
+                deadlines.retain(|node, _| !overdue.contains(node));
                 overdue
             };
             for node in overdue {

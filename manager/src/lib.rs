@@ -19,4 +19,4 @@ pub mod transport;
 
 mod manager;
 
-pub use manager::{BulkTransport, Manager, ManagerConfig, ManagerError, ReadError};
+pub use manager::{BulkReply, BulkTransport, Manager, ManagerConfig, ManagerError, ReadError};

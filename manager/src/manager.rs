@@ -365,8 +365,8 @@ impl Manager {
         let failed = |error: ProposeError| ManagerError::Bootstrap(error.into());
         self.shared.store.initialize(addr).await.map_err(failed)?;
         let mut leadership = self.shared.store.leadership();
-        let led = tokio::time::timeout(LEADER_LIMIT, leadership.wait_for(|now| now.is_leader)).await;
-        if led.is_err() {
+        let led = tokio::time::timeout(LEADER_LIMIT, leadership.wait_for(|now| now.is_leader)).await.is_ok();
+        if !led {
             return Err(ManagerError::Bootstrap(ControlError::no_leader()));
         }
         let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));

@@ -1,1 +1,14 @@
+//! A worker of a swarm: runs what it is assigned and says how that goes.
+//!
+//! The agent holds one session with the leader. Each task is driven by a runner of its own, one
+//! step at a time; what a step is, a pure function says ([`step`]). A lost session stops nothing.
 
+mod agent;
+mod assignments;
+mod conversion;
+mod reporter;
+mod runner;
+pub mod step;
+
+pub use agent::{Agent, AgentConfig, AgentEvent, Connect};
+pub use conversion::TASK_ID_LABEL;

@@ -1,0 +1,94 @@
+//! A client of the Engine API.
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+
+const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
+const API: &str = "/v1.50";
+
+/// Where the daemon is.
+pub(crate) struct Client {
+    host: String,
+}
+
+impl Client {
+    pub(crate) fn new(host: Option<String>) -> anyhow::Result<Self> {
+        let from_env = || ["SKEP_HOST", "DOCKER_HOST"].iter().find_map(|name| std::env::var(name).ok());
+        let host = host.or_else(from_env).unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        if !host.starts_with("unix://") && !host.starts_with("tcp://") {
+            bail!("host {host:?} cannot be read: write unix://PATH or tcp://HOST:PORT");
+        }
+        Ok(Self { host })
+    }
+
+    /// Sends a request; an error answer becomes an error.
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
+        let response = self.try_send(method, path, body).await.with_context(|| {
+            format!("the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?", self.host)
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        let message = serde_json::from_slice::<Value>(&body).ok();
+        let message = message.and_then(|value| value["message"].as_str().map(str::to_owned));
+        bail!(message.unwrap_or_else(|| format!("the daemon answered {status}")))
+    }
+
+    async fn try_send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{API}{path}"))
+            .header("host", "skep")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))?;
+        if let Some(socket) = self.host.strip_prefix("unix://") {
+            exchange(TokioIo::new(UnixStream::connect(socket).await?), request).await
+        } else {
+            let addr = self.host.trim_start_matches("tcp://");
+            exchange(TokioIo::new(TcpStream::connect(addr).await?), request).await
+        }
+    }
+
+    async fn json(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let bytes = self.send(method, path, body).await?.into_body().collect().await?.to_bytes();
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).context("the daemon's answer cannot be read")
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.json(Method::GET, path, None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.json(Method::POST, path, Some(body)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        self.json(Method::DELETE, path, None).await
+    }
+}
+
+async fn exchange<I>(io: I, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender.send_request(request).await?)
+}
+
+/// Escapes a value for a query.
+pub(crate) fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}

@@ -1,0 +1,7 @@
+//! The client's commands.
+
+pub(crate) mod node;
+pub(crate) mod payload;
+pub(crate) mod service;
+pub(crate) mod swarm;
+pub(crate) mod system;

@@ -1,0 +1,347 @@
+//! `skep service …`
+
+mod spec;
+
+use serde_json::{Value, json};
+
+use super::node::capital;
+use super::system::{LogOptions, print_frames};
+use crate::client::{Client, escape};
+use crate::converge;
+use crate::output::{FormatArg, ListArgs, ago, line};
+use spec::{CreateArgs, SpecArgs};
+pub(crate) use spec::duration;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Declare a service
+    Create(Box<CreateArgs>),
+    /// List the services
+    Ls(ListArgs),
+    /// List the tasks of services
+    Ps {
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// Show ids and reasons in full
+        #[arg(long)]
+        no_trunc: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Show services in full
+    Inspect {
+        #[arg(required = true)]
+        services: Vec<String>,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Show the output of a service's tasks, or of one task
+    Logs {
+        #[command(flatten)]
+        options: LogOptions,
+        service: String,
+    },
+    /// Change a service
+    Update(Box<UpdateArgs>),
+    /// Change how many replicas services have
+    Scale {
+        /// Return at once
+        #[arg(short, long)]
+        detach: bool,
+        #[arg(required = true, value_name = "SERVICE=REPLICAS")]
+        targets: Vec<String>,
+    },
+    /// Put the spec before the last update in force again
+    Rollback {
+        #[arg(short, long)]
+        detach: bool,
+        #[arg(short, long)]
+        quiet: bool,
+        service: String,
+    },
+    /// Remove services
+    Rm {
+        #[arg(required = true)]
+        services: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Another image
+    #[arg(long)]
+    image: Option<String>,
+    /// Renew every task though nothing changed
+    #[arg(long)]
+    force: bool,
+    /// Put the spec before the last update in force again
+    #[arg(long)]
+    rollback: bool,
+    #[arg(long, value_name = "NAME")]
+    env_rm: Vec<String>,
+    #[arg(long, value_name = "SECRET")]
+    secret_rm: Vec<String>,
+    #[arg(long, value_name = "CONFIG")]
+    config_rm: Vec<String>,
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint_rm: Vec<String>,
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// Another command line
+    #[arg(long, value_name = "COMMAND")]
+    args: Option<String>,
+    service: String,
+}
+
+pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::Create(args) => create(client, *args).await,
+        ServiceCommand::Ls(args) => list(client, &args).await,
+        ServiceCommand::Ps { services, no_trunc, list } => {
+            for service in &services {
+                client.get(&format!("/services/{service}")).await?;
+            }
+            task_rows(client, &json!({"service": services}), no_trunc, &list).await
+        }
+        ServiceCommand::Inspect { services, format } => {
+            let mut values = Vec::new();
+            for service in services {
+                values.push(client.get(&format!("/services/{service}")).await?);
+            }
+            format.print_all(&values)
+        }
+        ServiceCommand::Logs { options, service } => logs(client, &options, &service).await,
+        ServiceCommand::Update(args) => update(client, *args).await,
+        ServiceCommand::Scale { detach, targets } => scale(client, detach, targets).await,
+        ServiceCommand::Rollback { detach, quiet, service } => {
+            roll_back(client, &service).await?;
+            if detach { line(&service) } else { converge::wait(client, &service, quiet).await }
+        }
+        ServiceCommand::Rm { services } => {
+            for service in services {
+                client.delete(&format!("/services/{service}")).await?;
+                line(&service)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<()> {
+    let mut spec = json!({"Name": args.name, "TaskTemplate": {"ContainerSpec": {}}});
+    let image = pinned(client, &args.image).await;
+    spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
+    if !args.args.is_empty() {
+        spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(args.args);
+    }
+    args.spec.apply(client, &mut spec).await?;
+    let created = client.post("/services/create", &spec).await?;
+    let id = created["ID"].as_str().unwrap_or_default();
+    if !args.spec.quiet {
+        line(id)?;
+    }
+    if args.spec.detach { Ok(()) } else { converge::wait(client, id, args.spec.quiet).await }
+}
+
+/// The image with the digest that its tag stands for now, so that every node runs the same; as it
+/// is, with a word about it, if no registry can tell.
+async fn pinned(client: &Client, image: &str) -> String {
+    if image.contains('@') {
+        return image.to_owned();
+    }
+    match client.get(&format!("/distribution/{image}/json")).await {
+        Ok(found) => match found["Descriptor"]["digest"].as_str() {
+            Some(digest) => format!("{image}@{digest}"),
+            None => image.to_owned(),
+        },
+        Err(error) => {
+            if !error.to_string().contains("built in") {
+                eprintln!(
+                    "image {image} could not be looked up in a registry to record its digest: nodes may run different \
+                     versions of it ({error})"
+                );
+            }
+            image.to_owned()
+        }
+    }
+}
+
+async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+    let services = client.get(&format!("/services?status=true&{}", args.query()?)).await?;
+    let row = |service: &Value| {
+        let status = &service["ServiceStatus"];
+        let mode = if service["Spec"]["Mode"].get("Global").is_some() { "global" } else { "replicated" };
+        let ports = service["Endpoint"]["Ports"].as_array().into_iter().flatten();
+        let ports: Vec<_> = ports
+            .map(|port| format!("*:{}->{}/{}", port["PublishedPort"], port["TargetPort"], port["Protocol"].as_str().unwrap_or("tcp")))
+            .collect();
+        let image = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
+        json!({
+            "ID": service["ID"], "Name": service["Spec"]["Name"], "Mode": mode,
+            "Replicas": format!("{}/{}", status["RunningTasks"], status["DesiredTasks"]),
+            "Image": image.split('@').next(), "Ports": ports.join(", "),
+        })
+    };
+    let mut rows: Vec<_> = services.as_array().into_iter().flatten().map(row).collect();
+    rows.sort_by_key(|row| row["Name"].as_str().unwrap_or_default().to_owned());
+    let columns = [("ID", "ID"), ("Name", "NAME"), ("Mode", "MODE"), ("Replicas", "REPLICAS"), ("Image", "IMAGE"), ("Ports", "PORTS")];
+    args.print(&columns, &rows)
+}
+
+/// Prints tasks, those of one slot together, the newest first.
+pub(super) async fn task_rows(client: &Client, filters: &Value, no_trunc: bool, list: &ListArgs) -> anyhow::Result<()> {
+    let tasks = client.get(&format!("/tasks?filters={}", escape(&filters.to_string()))).await?;
+    let services = client.get("/services").await?;
+    let nodes = client.get("/nodes").await?;
+    let name_of = |list: &Value, id: &Value, pointer: &str| {
+        let found = list.as_array().into_iter().flatten().find(|value| value["ID"] == *id);
+        found.and_then(|value| value.pointer(pointer)?.as_str().map(str::to_owned)).unwrap_or_default()
+    };
+    let mut rows: Vec<(String, String, Value)> = Vec::new();
+    for task in tasks.as_array().into_iter().flatten() {
+        let service = name_of(&services, &task["ServiceID"], "/Spec/Name");
+        let node = name_of(&nodes, &task["NodeID"], "/Description/Hostname");
+        let slot = match task["Slot"].as_u64() {
+            Some(slot) if slot > 0 => format!("{service}.{slot}"),
+            _ => format!("{service}.{}", task["NodeID"].as_str().unwrap_or_default()),
+        };
+        let error = task["Status"]["Err"].as_str().unwrap_or_default();
+        let short = |text: &str, len: usize| {
+            if no_trunc || text.chars().count() <= len { text.to_owned() } else { text.chars().take(len - 1).collect::<String>() + "…" }
+        };
+        let id = task["ID"].as_str().unwrap_or_default();
+        let image = task["Spec"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
+        let row = json!({
+            "ID": if no_trunc { id } else { &id[..id.len().min(12)] }, "Name": slot,
+            "Image": if no_trunc { Some(image) } else { image.split('@').next() }, "Node": node,
+            "DesiredState": capital(&task["DesiredState"]),
+            "CurrentState": format!("{} {}", capital(&task["Status"]["State"]), ago(&task["Status"]["Timestamp"])),
+            "Error": short(error, 60),
+        });
+        let newest_first = task["CreatedAt"].as_str().unwrap_or_default().to_owned();
+        rows.push((slot, newest_first, row));
+    }
+    rows.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)));
+    let mut shown = Vec::new();
+    let mut last = String::new();
+    for (slot, _, mut row) in rows {
+        if slot == last {
+            row["Name"] = json!(format!(" \\_ {slot}"));
+        }
+        last = slot;
+        shown.push(row);
+    }
+    let columns = [
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Image", "IMAGE"),
+        ("Node", "NODE"),
+        ("DesiredState", "DESIRED STATE"),
+        ("CurrentState", "CURRENT STATE"),
+        ("Error", "ERROR"),
+    ];
+    list.print(&columns, &shown)
+}
+
+async fn logs(client: &Client, options: &LogOptions, name: &str) -> anyhow::Result<()> {
+    let kind = if client.get(&format!("/services/{name}")).await.is_ok() { "services" } else { "tasks" };
+    let tasks = client.get("/tasks").await?;
+    let slots: std::collections::BTreeMap<String, String> = tasks
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|task| Some((task["ID"].as_str()?.to_owned(), task["Slot"].to_string())))
+        .collect();
+    let prefix = |text: &str| {
+        // In front stand the details, and before them the time if it was asked for.
+        let start = text.find("com.docker.swarm.node.id=")?;
+        let (details, rest) = text[start..].split_once(' ')?;
+        let task = details.split(',').find_map(|pair| pair.strip_prefix("com.docker.swarm.task.id="))?;
+        let slot = slots.get(task).map_or("", String::as_str);
+        Some((format!("{name}.{slot}.{}    | ", &task[..12]), format!("{}{rest}", &text[..start])))
+    };
+    print_frames(client, &format!("/{kind}/{name}/logs?details=1&{}", options.query()), prefix).await
+}
+
+async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<()> {
+    if args.rollback {
+        roll_back(client, &args.service).await?;
+    } else {
+        let found = client.get(&format!("/services/{}", args.service)).await?;
+        let mut spec = found["Spec"].clone();
+        if let Some(image) = &args.image {
+            spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(pinned(client, image).await);
+        }
+        if let Some(command) = &args.args {
+            spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(command.split_whitespace().collect::<Vec<_>>());
+        }
+        args.take_away(&mut spec);
+        args.spec.apply(client, &mut spec).await?;
+        if args.force {
+            let count = spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
+            spec["TaskTemplate"]["ForceUpdate"] = json!(count + 1);
+        }
+        post_update(client, &found, &spec).await?;
+    }
+    if args.spec.detach { line(&args.service) } else { converge::wait(client, &args.service, args.spec.quiet).await }
+}
+
+impl UpdateArgs {
+    fn take_away(&self, spec: &mut Value) {
+        let without = |list: &mut Value, gone: &dyn Fn(&Value) -> bool| {
+            if let Some(list) = list.as_array_mut() {
+                list.retain(|value| !gone(value));
+            }
+        };
+        let template = &mut spec["TaskTemplate"];
+        let container = &mut template["ContainerSpec"];
+        let named = |names: &[String], text: Option<&str>| text.is_some_and(|text| names.iter().any(|name| name == text));
+        without(&mut container["Env"], &|var| {
+            named(&self.env_rm, var.as_str().map(|var| var.split('=').next().unwrap_or(var)))
+        });
+        without(&mut container["Secrets"], &|secret| named(&self.secret_rm, secret["SecretName"].as_str()));
+        without(&mut container["Configs"], &|config| named(&self.config_rm, config["ConfigName"].as_str()));
+        without(&mut template["Placement"]["Constraints"], &|constraint| named(&self.constraint_rm, constraint.as_str()));
+        if let Some(labels) = spec["Labels"].as_object_mut() {
+            self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
+        }
+    }
+}
+
+async fn post_update(client: &Client, found: &Value, spec: &Value) -> anyhow::Result<()> {
+    let id = found["ID"].as_str().unwrap_or_default();
+    client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), spec).await?;
+    Ok(())
+}
+
+async fn roll_back(client: &Client, service: &str) -> anyhow::Result<()> {
+    let found = client.get(&format!("/services/{service}")).await?;
+    let id = found["ID"].as_str().unwrap_or_default();
+    let path = format!("/services/{id}/update?version={}&rollback=previous", found["Version"]["Index"]);
+    client.post(&path, &found["Spec"]).await?;
+    Ok(())
+}
+
+async fn scale(client: &Client, detach: bool, targets: Vec<String>) -> anyhow::Result<()> {
+    let mut scaled = Vec::new();
+    for target in &targets {
+        let parsed = target.split_once('=').and_then(|(name, count)| Some((name, count.parse::<u64>().ok()?)));
+        let (name, replicas) =
+            parsed.ok_or_else(|| anyhow::anyhow!("{target:?} cannot be read: write SERVICE=REPLICAS, such as web=5"))?;
+        let found = client.get(&format!("/services/{name}")).await?;
+        let mut spec = found["Spec"].clone();
+        anyhow::ensure!(spec["Mode"].get("Replicated").is_some(), "service {name} is global: it has one task per node");
+        spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+        post_update(client, &found, &spec).await?;
+        line(&format!("{name} scaled to {replicas}"))?;
+        scaled.push(name.to_owned());
+    }
+    if !detach {
+        for name in scaled {
+            converge::wait(client, &name, false).await?;
+        }
+    }
+    Ok(())
+}

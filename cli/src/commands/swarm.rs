@@ -1,0 +1,176 @@
+//! `skep swarm …`
+
+use serde_json::json;
+
+use crate::client::Client;
+use crate::output::{FormatArg, line};
+
+#[derive(clap::Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Make this host the first manager of a new swarm
+    Init {
+        /// Address the others reach this node at: IP or interface, with or without port
+        #[arg(long, value_name = "ADDR")]
+        advertise_addr: Option<String>,
+        /// Address to listen on [default: 0.0.0.0:2377]
+        #[arg(long, value_name = "ADDR")]
+        listen_addr: Option<String>,
+        /// active, pause or drain
+        #[arg(long, default_value = "active")]
+        availability: String,
+        /// Pool that overlay networks get their subnets from (repeatable)
+        #[arg(long, value_name = "CIDR")]
+        default_addr_pool: Vec<String>,
+        /// Prefix length of those subnets
+        #[arg(long, default_value_t = 24)]
+        default_addr_pool_mask_length: u8,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Join a swarm, as worker or manager: the token says which
+    Join {
+        #[arg(long)]
+        token: String,
+        #[arg(long, value_name = "ADDR")]
+        advertise_addr: Option<String>,
+        #[arg(long, value_name = "ADDR")]
+        listen_addr: Option<String>,
+        #[arg(long, default_value = "active")]
+        availability: String,
+        /// A manager of the swarm
+        #[arg(value_name = "HOST:PORT")]
+        manager: String,
+    },
+    /// Leave the swarm
+    Leave {
+        /// Leave though this node is a manager
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Change the swarm's settings
+    Update(Settings),
+    /// Show or rotate a join token
+    JoinToken {
+        /// Make a new token; the old one lets nobody in any more
+        #[arg(long)]
+        rotate: bool,
+        /// Print the token alone
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(value_parser = ["worker", "manager"])]
+        role: String,
+    },
+    /// Show the swarm's root certificate
+    Ca,
+    /// Show the swarm
+    Inspect(FormatArg),
+}
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Settings {
+    /// Life of node certificates, such as 2160h
+    #[arg(long, value_name = "TIME")]
+    cert_expiry: Option<String>,
+    /// Time between heartbeats, such as 5s
+    #[arg(long, value_name = "TIME")]
+    dispatcher_heartbeat: Option<String>,
+    /// Tasks kept per slot
+    #[arg(long, value_name = "N")]
+    task_history_limit: Option<i64>,
+    /// Log entries between snapshots
+    #[arg(long, value_name = "N")]
+    snapshot_interval: Option<u64>,
+}
+
+impl Settings {
+    fn apply(&self, spec: &mut serde_json::Value) -> anyhow::Result<()> {
+        use super::service::duration;
+        if let Some(text) = &self.cert_expiry {
+            spec["CAConfig"]["NodeCertExpiry"] = json!(duration(text)?);
+        }
+        if let Some(text) = &self.dispatcher_heartbeat {
+            spec["Dispatcher"]["HeartbeatPeriod"] = json!(duration(text)?);
+        }
+        if let Some(limit) = self.task_history_limit {
+            spec["Orchestration"]["TaskHistoryRetentionLimit"] = json!(limit);
+        }
+        if let Some(interval) = self.snapshot_interval {
+            spec["Raft"]["SnapshotInterval"] = json!(interval);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Result<()> {
+    match command {
+        SwarmCommand::Init {
+            advertise_addr,
+            listen_addr,
+            availability,
+            default_addr_pool,
+            default_addr_pool_mask_length,
+            settings,
+        } => {
+            let mut spec = json!({});
+            settings.apply(&mut spec)?;
+            let body = json!({
+                "AdvertiseAddr": advertise_addr.unwrap_or_default(), "ListenAddr": listen_addr.unwrap_or_default(),
+                "Availability": availability, "DefaultAddrPool": default_addr_pool,
+                "SubnetSize": default_addr_pool_mask_length, "Spec": spec,
+            });
+            let node = client.post("/swarm/init", &body).await?;
+            line(&format!("Swarm initialized: current node ({}) is now a manager.\n", node.as_str().unwrap_or_default()))?;
+            show_token(client, "worker", false).await
+        }
+        SwarmCommand::Join { token, advertise_addr, listen_addr, availability, manager } => {
+            let body = json!({
+                "JoinToken": token, "RemoteAddrs": [manager], "Availability": availability,
+                "AdvertiseAddr": advertise_addr.unwrap_or_default(), "ListenAddr": listen_addr.unwrap_or_default(),
+            });
+            client.post("/swarm/join", &body).await?;
+            let info = client.get("/info").await?;
+            let manager = info["Swarm"]["ControlAvailable"] == true;
+            line(&format!("This node joined a swarm as a {}.", if manager { "manager" } else { "worker" }))
+        }
+        SwarmCommand::Leave { force } => {
+            client.post(&format!("/swarm/leave?force={force}"), &json!({})).await?;
+            line("Node left the swarm.")
+        }
+        SwarmCommand::Update(settings) => {
+            let swarm = client.get("/swarm").await?;
+            let mut spec = swarm["Spec"].clone();
+            settings.apply(&mut spec)?;
+            client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
+            line("Swarm updated.")
+        }
+        SwarmCommand::JoinToken { rotate, quiet, role } => {
+            if rotate {
+                let swarm = client.get("/swarm").await?;
+                let which = if role == "worker" { "rotateWorkerToken" } else { "rotateManagerToken" };
+                let path = format!("/swarm/update?version={}&{which}=true", swarm["Version"]["Index"]);
+                client.post(&path, &swarm["Spec"]).await?;
+                if !quiet {
+                    line(&format!("Successfully rotated {role} join token.\n"))?;
+                }
+            }
+            show_token(client, &role, quiet).await
+        }
+        SwarmCommand::Ca => {
+            let swarm = client.get("/swarm").await?;
+            line(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap_or_default().trim_end())
+        }
+        SwarmCommand::Inspect(format) => format.print(&client.get("/swarm").await?),
+    }
+}
+
+async fn show_token(client: &Client, role: &str, quiet: bool) -> anyhow::Result<()> {
+    let swarm = client.get("/swarm").await?;
+    let member = if role == "worker" { "Worker" } else { "Manager" };
+    let token = swarm["JoinTokens"][member].as_str().unwrap_or_default().to_owned();
+    if quiet {
+        return line(&token);
+    }
+    let info = client.get("/info").await?;
+    let addr = info["Swarm"]["NodeAddr"].as_str().unwrap_or_default().to_owned();
+    line(&format!("To add a {role} to this swarm, run the following command:\n\n    skep swarm join --token {token} {addr}:2377\n"))
+}

@@ -1,0 +1,177 @@
+//! What the client prints: tables, JSON, and the Go-style templates that people use.
+
+use std::io::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use crate::client::escape;
+
+/// Options of every list.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ListArgs {
+    /// Only what matches: KEY=VALUE (repeatable)
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// Print ids alone
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct FormatArg {
+    /// table, json, or a template such as '{{.Name}} {{json .Labels}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+}
+
+impl ListArgs {
+    /// The `filters` parameter.
+    pub(crate) fn query(&self) -> anyhow::Result<String> {
+        let mut filters = Map::new();
+        for filter in &self.filter {
+            let (key, value) = filter
+                .split_once('=')
+                .ok_or_else(|| anyhow::anyhow!("filter {filter:?} cannot be read: write KEY=VALUE"))?;
+            let list = filters.entry(key).or_insert_with(|| json!([]));
+            if let Value::Array(list) = list {
+                list.push(json!(value));
+            }
+        }
+        Ok(format!("filters={}", escape(&Value::Object(filters).to_string())))
+    }
+
+    /// Prints rows; the columns are the members of the first one, under their names.
+    pub(crate) fn print(&self, columns: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<()> {
+        if self.quiet {
+            return lines(rows.iter().map(|row| cell(&row["ID"])));
+        }
+        match self.format.format.as_deref() {
+            None | Some("table") => print_table(columns, rows),
+            Some("json") => lines(rows.iter().map(Value::to_string)),
+            Some(template) => {
+                let texts: anyhow::Result<Vec<_>> = rows.iter().map(|row| render(template, row)).collect();
+                lines(texts?.into_iter())
+            }
+        }
+    }
+}
+
+impl FormatArg {
+    /// Prints one value: indented JSON unless a template is given.
+    pub(crate) fn print(&self, value: &Value) -> anyhow::Result<()> {
+        match self.format.as_deref() {
+            None => line(&serde_json::to_string_pretty(value)?),
+            Some("json") => line(&value.to_string()),
+            Some(template) => line(&render(template, value)?),
+        }
+    }
+
+    /// Prints objects: a JSON list, or a line of the template for each.
+    pub(crate) fn print_all(&self, values: &[Value]) -> anyhow::Result<()> {
+        match self.format.as_deref() {
+            None => line(&serde_json::to_string_pretty(values)?),
+            Some("json") => lines(values.iter().map(Value::to_string)),
+            Some(template) => {
+                let texts: anyhow::Result<Vec<_>> = values.iter().map(|value| render(template, value)).collect();
+                lines(texts?.into_iter())
+            }
+        }
+    }
+}
+
+/// Prints one line; a reader that went away ends the program quietly.
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    lines(std::iter::once(text.to_owned()))
+}
+
+fn lines(texts: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for text in texts {
+        match writeln!(out, "{text}") {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn print_table(columns: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<()> {
+    let head: Vec<String> = columns.iter().map(|(_, title)| (*title).to_owned()).collect();
+    let body = rows.iter().map(|row| columns.iter().map(|(key, _)| cell(&row[*key])).collect::<Vec<_>>());
+    let table: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
+    let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    lines(table.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
+    }))
+}
+
+/// Fills a template: `{{.A.B}}`, `{{json .A}}`, and text, with `\t` and `\n`.
+fn render(template: &str, value: &Value) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (action, after) =
+            after.split_once("}}").ok_or_else(|| anyhow::anyhow!("template {template:?}: {{{{ without }}}}"))?;
+        text += before;
+        let words: Vec<&str> = action.split_whitespace().collect();
+        text += &match words.as_slice() {
+            [path] if path.starts_with('.') => cell(lookup(value, path)?),
+            ["json", path] if path.starts_with('.') => lookup(value, path)?.to_string(),
+            _ => anyhow::bail!("template {template:?}: {{{{{action}}}}} is not known; use {{{{.Field}}}} or {{{{json .Field}}}}"),
+        };
+        rest = after;
+    }
+    Ok((text + rest).replace("\\t", "\t").replace("\\n", "\n"))
+}
+
+fn lookup<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
+    path.split('.').filter(|part| !part.is_empty()).try_fold(value, |value, part| {
+        value.get(part).ok_or_else(|| {
+            let known: Vec<_> = value.as_object().map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
+            anyhow::anyhow!("there is no {path}: {part:?} is not among {}", known.join(", "))
+        })
+    })
+}
+
+/// `3 minutes ago`, from an RFC 3339 time.
+pub(crate) fn ago(timestamp: &Value) -> String {
+    let Some(then) = timestamp.as_str().and_then(parse_seconds) else { return String::new() };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = now.saturating_sub(then);
+    match seconds {
+        0..=59 => format!("{seconds} seconds ago"),
+        60..=3599 => format!("{} minutes ago", seconds / 60),
+        3600..=172_799 => format!("{} hours ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+fn parse_seconds(text: &str) -> Option<u64> {
+    u64::try_from(text.parse::<jiff::Timestamp>().ok()?.as_second()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_filled_or_the_mistake_is_told() {
+        let value = json!({"Name": "web", "Spec": {"Labels": {"a": "1"}}});
+        assert_eq!(render("{{.Name}}\\t{{json .Spec.Labels}}", &value).unwrap(), "web\t{\"a\":\"1\"}");
+        assert!(render("{{.Nope}}", &value).unwrap_err().to_string().contains("Name, Spec"));
+        assert!(render("{{range .}}", &value).is_err());
+        assert!(render("{{.Name", &value).is_err());
+    }
+}

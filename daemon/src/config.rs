@@ -1,0 +1,287 @@
+//! The daemon's configuration: flags, and a JSON file with the same keys, as dockerd has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// Flags of `skep daemon`. Names are dockerd's where both have the thing.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DaemonArgs {
+    /// Socket to serve the API on: unix://PATH or tcp://HOST:PORT (repeatable)
+    #[arg(short = 'H', long = "host", value_name = "SOCKET")]
+    pub hosts: Vec<String>,
+    /// Directory of what lasts [default: /var/lib/skep]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
+    /// Directory of what does not outlive a start of the host [default: /run/skep]
+    #[arg(long, value_name = "DIR")]
+    pub exec_root: Option<PathBuf>,
+    /// File for the daemon's process id
+    #[arg(short = 'p', long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// JSON file with these settings [default: /etc/skep/daemon.json, if there]
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// debug, info, warn, error or fatal [default: info]
+    #[arg(short = 'l', long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Mirror of Docker Hub to ask first (repeatable)
+    #[arg(long = "registry-mirror", value_name = "URL")]
+    pub registry_mirrors: Vec<String>,
+    /// Registry that may be spoken to without TLS (repeatable)
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
+    pub insecure_registries: Vec<String>,
+    /// Pool of the bridge network: base=172.17.0.0/16,size=16
+    #[arg(long = "default-address-pool", value_name = "POOL")]
+    pub default_address_pools: Vec<String>,
+    /// Label of this node's engine: KEY=VALUE (repeatable)
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Storage driver: overlay2
+    #[arg(short = 's', long, value_name = "DRIVER")]
+    pub storage_driver: Option<String>,
+    /// Keep containers while the daemon is down (always so: accepted for dockerd's sake)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub live_restore: Option<bool>,
+    /// Cgroup below which containers have theirs [default: /skep]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// Ask API clients on TCP for a certificate of this CA
+    #[arg(long)]
+    pub tlsverify: bool,
+    #[arg(long, value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
+}
+
+/// The same as a file; an unknown key is an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ConfigFile {
+    hosts: Vec<String>,
+    data_root: Option<PathBuf>,
+    exec_root: Option<PathBuf>,
+    pidfile: Option<PathBuf>,
+    log_level: Option<String>,
+    registry_mirrors: Vec<String>,
+    insecure_registries: Vec<String>,
+    default_address_pools: Vec<PoolJson>,
+    labels: Vec<String>,
+    storage_driver: Option<String>,
+    live_restore: Option<bool>,
+    cgroup_parent: Option<String>,
+    tlsverify: bool,
+    tlscacert: Option<PathBuf>,
+    tlscert: Option<PathBuf>,
+    tlskey: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PoolJson {
+    base: String,
+    size: u8,
+}
+
+/// Where the API is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Listener {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// TLS of the API on TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ApiTls {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug)]
+pub struct DaemonConfig {
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) tls: Option<ApiTls>,
+    pub(crate) data_root: PathBuf,
+    pub(crate) exec_root: PathBuf,
+    pub(crate) pidfile: Option<PathBuf>,
+    pub log_level: String,
+    pub(crate) registry_mirrors: Vec<String>,
+    pub(crate) insecure_registries: BTreeSet<String>,
+    pub(crate) bridge: (Ipv4Addr, u8),
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) cgroup_parent: String,
+}
+
+/// What is wrong with a configuration: everything, not only the first thing.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration file {path} cannot be used: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("the configuration is not usable:\n  {}", .0.join("\n  "))]
+    Invalid(Vec<String>),
+}
+
+const DEFAULT_FILE: &str = "/etc/skep/daemon.json";
+
+impl DaemonConfig {
+    /// Puts flags and file together and checks all of it.
+    pub fn load(args: DaemonArgs) -> Result<Self, ConfigError> {
+        let file = read_file(args.config_file.clone())?;
+        let mut problems = Vec::new();
+        let twice = |name: &str, flag: bool, file: bool| {
+            (flag && file).then(|| format!("{name} is set by a flag and in the file: set it in one place"))
+        };
+        problems.extend(twice("data-root", args.data_root.is_some(), file.data_root.is_some()));
+        problems.extend(twice("exec-root", args.exec_root.is_some(), file.exec_root.is_some()));
+        problems.extend(twice("hosts", !args.hosts.is_empty(), !file.hosts.is_empty()));
+        problems.extend(twice("log-level", args.log_level.is_some(), file.log_level.is_some()));
+        let driver = args.storage_driver.or(file.storage_driver);
+        if let Some(driver) = driver.filter(|driver| driver != "overlay2") {
+            problems.push(format!("storage-driver {driver:?} is not supported yet: use overlay2"));
+        }
+        if args.live_restore.or(file.live_restore) == Some(false) {
+            problems.push("live-restore cannot be switched off: containers always outlive the daemon".into());
+        }
+        let log_level = args.log_level.or(file.log_level).unwrap_or_else(|| "info".into());
+        if !["debug", "info", "warn", "error", "fatal", "trace"].contains(&log_level.as_str()) {
+            problems.push(format!("log-level {log_level:?} is unknown: use debug, info, warn, error or fatal"));
+        }
+        let exec_root = args.exec_root.or(file.exec_root).unwrap_or_else(|| "/run/skep".into());
+        let hosts = [args.hosts, file.hosts].concat();
+        let tls = api_tls(
+            args.tlsverify || file.tlsverify,
+            [args.tlscacert.or(file.tlscacert), args.tlscert.or(file.tlscert), args.tlskey.or(file.tlskey)],
+            &mut problems,
+        );
+        let listeners = listeners(&hosts, &exec_root, tls.is_some(), &mut problems);
+        let pools = pools(&args.default_address_pools, &file.default_address_pools, &mut problems);
+        let config = Self {
+            listeners,
+            tls,
+            data_root: args.data_root.or(file.data_root).unwrap_or_else(|| "/var/lib/skep".into()),
+            exec_root,
+            pidfile: args.pidfile.or(file.pidfile),
+            log_level: if log_level == "fatal" { "error".into() } else { log_level },
+            registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
+            insecure_registries: args.insecure_registries.into_iter().chain(file.insecure_registries).collect(),
+            bridge: pools.first().copied().unwrap_or((Ipv4Addr::new(172, 17, 0, 1), 16)),
+            labels: labels(&[args.labels, file.labels].concat(), &mut problems),
+            cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
+        };
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+fn read_file(path: Option<PathBuf>) -> Result<ConfigFile, ConfigError> {
+    let (path, wanted) = path.map_or((DEFAULT_FILE.into(), false), |path| (path, true));
+    let failed = |reason: String| ConfigError::File { path: path.clone(), reason };
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !wanted => Ok(ConfigFile::default()),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+fn api_tls(verify: bool, files: [Option<PathBuf>; 3], problems: &mut Vec<String>) -> Option<ApiTls> {
+    match files {
+        [Some(ca), Some(cert), Some(key)] if verify => Some(ApiTls { ca, cert, key }),
+        _ if verify => {
+            problems.push("tlsverify needs tlscacert, tlscert and tlskey".into());
+            None
+        }
+        [None, None, None] => None,
+        _ => {
+            problems.push("tlscacert, tlscert and tlskey do nothing without tlsverify: add it".into());
+            None
+        }
+    }
+}
+
+fn listeners(hosts: &[String], exec_root: &std::path::Path, tls: bool, problems: &mut Vec<String>) -> Vec<Listener> {
+    if hosts.is_empty() {
+        return vec![Listener::Unix(exec_root.join("skep.sock"))];
+    }
+    let mut listeners = Vec::new();
+    for host in hosts {
+        if let Some(path) = host.strip_prefix("unix://") {
+            listeners.push(Listener::Unix(path.into()));
+        } else if let Some(addr) = host.strip_prefix("tcp://") {
+            let loopback = addr.starts_with("127.") || addr.starts_with("localhost:") || addr.starts_with("[::1]");
+            if !tls && !loopback {
+                problems.push(format!(
+                    "host {host} would let anyone on the network take over this machine: set tlsverify, tlscacert, \
+                     tlscert and tlskey, or listen on 127.0.0.1"
+                ));
+            }
+            listeners.push(Listener::Tcp(addr.to_owned()));
+        } else {
+            problems.push(format!("host {host:?} cannot be read: write unix://PATH or tcp://HOST:PORT"));
+        }
+    }
+    listeners
+}
+
+fn pools(flags: &[String], file: &[PoolJson], problems: &mut Vec<String>) -> Vec<(Ipv4Addr, u8)> {
+    let mut pools = Vec::new();
+    let texts = flags.iter().cloned().chain(file.iter().map(|pool| format!("base={},size={}", pool.base, pool.size)));
+    for text in texts {
+        let field = |name: &str| text.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        let base = field("base").and_then(|base| base.split_once('/')).and_then(|(addr, _)| addr.parse().ok());
+        let size = field("size").and_then(|size| size.parse::<u8>().ok()).filter(|size| (8..=29).contains(size));
+        match (base, size) {
+            (Some(base), Some(size)) => {
+                let base: Ipv4Addr = base;
+                pools.push((Ipv4Addr::from(u32::from(base) + 1), size));
+            }
+            _ => problems.push(format!("default-address-pool {text:?} cannot be read: write base=172.30.0.0/16,size=24")),
+        }
+    }
+    pools
+}
+
+fn labels(texts: &[String], problems: &mut Vec<String>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    for text in texts {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => drop(labels.insert(key.to_owned(), value.to_owned())),
+            _ => problems.push(format!("label {text:?} cannot be read: write KEY=VALUE")),
+        }
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_told_at_once_and_unknown_keys_are_named() {
+        let args = DaemonArgs {
+            hosts: vec!["tcp://0.0.0.0:2375".into(), "http://x".into()],
+            storage_driver: Some("zfs".into()),
+            labels: vec!["x".into()],
+            ..DaemonArgs::default()
+        };
+        let text = DaemonConfig::load(args).unwrap_err().to_string();
+        for part in ["take over this machine", "http://x", "zfs", "KEY=VALUE"] {
+            assert!(text.contains(part), "{text}");
+        }
+        let error = serde_json::from_str::<ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();
+        assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_becomes_the_bridge_network() {
+        let args = DaemonArgs {
+            default_address_pools: vec!["base=10.99.0.0/16,size=24".into()],
+            ..DaemonArgs::default()
+        };
+        assert_eq!(DaemonConfig::load(args).unwrap().bridge, (Ipv4Addr::new(10, 99, 0, 1), 24));
+    }
+}

@@ -1,0 +1,169 @@
+//! Puts the parts together and runs until told to stop.
+
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use skep_engine::{Engine, EngineConfig, RegistryConfig};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{DaemonConfig, Listener};
+use crate::http::{self, tls_listener};
+use crate::swarm::Swarm;
+
+/// This build's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// What request handlers share.
+pub(crate) struct Daemon {
+    pub(crate) config: DaemonConfig,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) swarm: Arc<Swarm>,
+    /// Names this daemon, as `docker info` shows it.
+    pub(crate) id: String,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
+    // Registries and peers both use it; a second installation is refused and harmless.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the daemon makes containers and needs root: start it with sudo");
+    for dir in [&config.data_root, &config.exec_root] {
+        std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    }
+    std::fs::set_permissions(&config.data_root, std::fs::Permissions::from_mode(0o711))?;
+    let _only_one = lock(&config.data_root)?;
+    if let Some(pidfile) = &config.pidfile {
+        std::fs::write(pidfile, format!("{}\n", std::process::id()))?;
+    }
+    let mut engine_config = EngineConfig::new(
+        config.data_root.clone(),
+        config.exec_root.clone(),
+        std::env::current_exe().context("the daemon's own program is not found")?,
+    );
+    engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
+    engine_config.set_bridge(config.bridge.0, config.bridge.1);
+    engine_config.registries = RegistryConfig {
+        mirrors: config.registry_mirrors.clone(),
+        insecure: config.insecure_registries.clone(),
+    };
+    let engine = Engine::open(engine_config)?;
+    let swarm = Swarm::resume(config.data_root.join("swarm"), engine.clone(), config.labels.clone()).await?;
+    let daemon = Arc::new(Daemon {
+        id: daemon_id(&config.data_root)?,
+        engine: engine.clone(),
+        swarm: swarm.clone(),
+        stop: CancellationToken::new(),
+        config,
+    });
+    let servers = TaskTracker::new();
+    for listener in &daemon.config.listeners {
+        serve(&daemon, listener, &servers).await?;
+    }
+    tracing::info!(version = VERSION, "the daemon is ready");
+    wait_for_signal().await?;
+    tracing::info!("the daemon stops; containers go on");
+    swarm.stop().await;
+    daemon.stop.cancel();
+    servers.close();
+    // Streams that clients hold open are cut after a while.
+    drop(tokio::time::timeout(DRAIN_LIMIT, servers.wait()).await);
+    engine.close(Duration::from_millis(100)).await;
+    for listener in &daemon.config.listeners {
+        if let Listener::Unix(path) = listener {
+            // The next start removes it otherwise.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    if let Some(pidfile) = &daemon.config.pidfile {
+        let _ = std::fs::remove_file(pidfile);
+    }
+    Ok(())
+}
+
+/// Two daemons on one data directory would destroy it.
+fn lock(data_root: &Path) -> anyhow::Result<std::fs::File> {
+    let path = data_root.join("daemon.lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    file.try_lock().map_err(|_| anyhow::anyhow!("another daemon uses {}: stop it first", data_root.display()))?;
+    Ok(file)
+}
+
+fn daemon_id(data_root: &Path) -> anyhow::Result<String> {
+    let path = data_root.join("daemon-id");
+    if let Ok(id) = std::fs::read_to_string(&path) {
+        return Ok(id.trim().to_owned());
+    }
+    let bytes: [u8; 16] = rand::random();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let mut file = std::fs::File::create(&path)?;
+    writeln!(file, "{id}")?;
+    Ok(id)
+}
+
+async fn serve(daemon: &Arc<Daemon>, listener: &Listener, servers: &TaskTracker) -> anyhow::Result<()> {
+    let stop = daemon.stop.clone();
+    match listener {
+        Listener::Unix(path) => {
+            let listener = bind_unix(path)?;
+            let server = axum::serve(listener, http::service(daemon.clone()));
+            let server = server.with_graceful_shutdown(stop.cancelled_owned());
+            servers.spawn(async move { drop(server.await) });
+        }
+        Listener::Tcp(addr) => {
+            let listener = TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))?;
+            match &daemon.config.tls {
+                None => {
+                    let server = axum::serve(listener, http::service(daemon.clone()));
+                    let server = server.with_graceful_shutdown(stop.cancelled_owned());
+                    servers.spawn(async move { drop(server.await) });
+                }
+                Some(tls) => {
+                    let listener = tls_listener::TlsListener::new(listener, tls)?;
+                    let server = axum::serve(listener, http::service(daemon.clone()));
+                    let server = server.with_graceful_shutdown(stop.cancelled_owned());
+                    servers.spawn(async move { drop(server.await) });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Root alone may use the socket, and the group `skep` or `docker` where there is one.
+fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // A socket that a killed daemon left; anything else stays.
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("unix://{} cannot be listened on", path.display()))?;
+    let group = ["skep", "docker"].iter().find_map(|name| nix::unistd::Group::from_name(name).ok().flatten());
+    if let Some(group) = group {
+        nix::unistd::chown(path, None, Some(group.gid))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

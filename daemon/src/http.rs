@@ -1,0 +1,117 @@
+//! The Engine API over HTTP.
+
+mod containers;
+mod error;
+mod events;
+mod images;
+mod json;
+mod nodes;
+mod payloads;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+pub(crate) mod tls_listener;
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::Uri;
+use axum::routing::{any, delete, get, head, post};
+use axum::Router;
+use tower::Layer as _;
+use tower::util::{MapRequest, MapRequestLayer};
+
+use crate::daemon::Daemon;
+pub(crate) use error::ApiError;
+
+/// The newest version that is spoken in full; newer clients come down to it.
+pub(crate) const API_VERSION: &str = "1.50";
+/// The oldest and newest version a path may name.
+const MINOR_MIN: u32 = 24;
+const MINOR_MAX: u32 = 56;
+
+/// The largest request body that is taken: a config may have 1 MB, in base 64.
+const BODY_LEN_MAX: usize = 16 << 20;
+
+pub(crate) type State = axum::extract::State<Arc<Daemon>>;
+type Rewritten = MapRequest<Router, fn(Request) -> Request>;
+
+/// The service of one listener.
+pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rewritten> {
+    let router = router().layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX)).with_state(daemon);
+    let rewrite: fn(Request) -> Request = strip_version;
+    axum::ServiceExt::<Request>::into_make_service(MapRequestLayer::new(rewrite).layer(router))
+}
+
+fn router() -> Router<Arc<Daemon>> {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/_ping", head(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/auth", post(system::auth))
+        .route("/events", get(events::events))
+        .route("/swarm", get(swarm::inspect))
+        .route("/swarm/init", post(swarm::init))
+        .route("/swarm/join", post(swarm::join))
+        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/update", post(swarm::update))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
+        .route("/swarm/unlock", post(swarm::unlock))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
+        .route("/nodes/{id}/update", post(nodes::update))
+        .route("/services", get(services::list))
+        .route("/services/create", post(services::create))
+        .route("/services/{id}", get(services::inspect).delete(services::remove))
+        .route("/services/{id}/update", post(services::update))
+        .route("/services/{id}/logs", get(services::logs))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect))
+        .route("/tasks/{id}/logs", get(tasks::logs))
+        .route("/secrets", get(payloads::list_secrets))
+        .route("/secrets/create", post(payloads::create_secret))
+        .route("/secrets/{id}", get(payloads::inspect_secret).delete(payloads::remove_secret))
+        .route("/secrets/{id}/update", post(payloads::update_secret))
+        .route("/configs", get(payloads::list_configs))
+        .route("/configs/create", post(payloads::create_config))
+        .route("/configs/{id}", get(payloads::inspect_config).delete(payloads::remove_config))
+        .route("/configs/{id}/update", post(payloads::update_config))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{id}/logs", get(containers::logs))
+        .route("/containers/{id}/stop", post(containers::stop))
+        .route("/containers/{id}/kill", post(containers::kill))
+        .route("/containers/{id}/wait", post(containers::wait))
+        .route("/containers/{id}", delete(containers::remove))
+        .route("/images/json", get(images::list))
+        .route("/images/create", post(images::pull))
+        .route("/images/{*rest}", get(images::get).delete(images::remove))
+        .route("/distribution/{*rest}", get(images::distribution))
+        .route("/networks", get(system::networks))
+        .route("/unsupported-api-version/{version}", any(system::unsupported_version))
+        .fallback(unknown)
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    ApiError::unsupported(format!("{} is not supported yet by this version of skep", uri.path()))
+}
+
+/// Takes `/v1.N` off the path; a version that is not spoken gets an answer that says so.
+fn strip_version(mut request: Request) -> Request {
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let Some((version, rest)) = path.strip_prefix("/v1.").and_then(|rest| rest.split_once('/')) else {
+        return request;
+    };
+    let Ok(minor) = version.parse::<u32>() else { return request };
+    let target = if (MINOR_MIN..=MINOR_MAX).contains(&minor) {
+        format!("/{rest}")
+    } else {
+        format!("/unsupported-api-version/1.{minor}")
+    };
+    if let Ok(uri) = target.parse() {
+        *request.uri_mut() = uri;
+    }
+    request
+}

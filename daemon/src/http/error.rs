@@ -1,0 +1,99 @@
+//! Errors as the Engine API tells them: `{"message": …}` with a status.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use skep_engine::{EngineError, PullError};
+use skep_manager::ReadError;
+use skep_manager::control::{ControlError, Reason};
+
+use crate::swarm::SwarmError;
+
+/// What a client is told.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl ToString) -> Self {
+        Self { status, message: message.to_string() }
+    }
+
+    pub(crate) fn bad_request(message: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn not_found(message: impl ToString) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(crate) fn unsupported(message: impl ToString) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({"message": self.message}))).into_response()
+    }
+}
+
+impl From<SwarmError> for ApiError {
+    fn from(error: SwarmError) -> Self {
+        let status = match error {
+            SwarmError::AlreadyMember | SwarmError::NotMember | SwarmError::NotManager | SwarmError::Refused(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            SwarmError::Invalid(_) => StatusCode::BAD_REQUEST,
+            SwarmError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        let status = match error.reason {
+            Reason::Invalid => StatusCode::BAD_REQUEST,
+            Reason::NotFound => StatusCode::NOT_FOUND,
+            Reason::Conflict => StatusCode::CONFLICT,
+            // Docker answers 500, and clients look for the text.
+            Reason::Stale => StatusCode::INTERNAL_SERVER_ERROR,
+            Reason::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, format!("rpc error: {}", error.message).trim_start_matches("rpc error: "))
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let status = match &error {
+            EngineError::NoContainer(_) | EngineError::NoImage(_) => StatusCode::NOT_FOUND,
+            EngineError::NameTaken { .. } | EngineError::WrongState { .. } | EngineError::ImageInUse { .. } => {
+                StatusCode::CONFLICT
+            }
+            EngineError::Signal(_) | EngineError::Pull(PullError::Name(_)) => StatusCode::BAD_REQUEST,
+            EngineError::Pull(PullError::Registry { .. } | PullError::Platform { .. }) => StatusCode::NOT_FOUND,
+            EngineError::Pull(_) | EngineError::Start { .. } | EngineError::Disk { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Self::new(status, message)
+    }
+}

@@ -1,0 +1,135 @@
+//! What happens, as it happens: on this host, and in the swarm if this node is a manager.
+
+use axum::body::Body;
+use axum::extract::Query;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_api::{Object, Timestamp};
+use skep_engine::EngineEvent;
+use skep_raft_store::{Change, Commit};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{ApiError, State};
+use crate::filters::Filters;
+
+const EVENTS_AHEAD: usize = 256;
+
+#[derive(Deserialize)]
+pub(super) struct EventsQuery {
+    filters: Option<String>,
+    until: Option<String>,
+}
+
+pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Result<Response, ApiError> {
+    let known = ["type", "scope", "event", "container", "image", "service", "node", "secret", "config", "label"];
+    let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
+    let until = match query.until.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => Some(Timestamp::parse(text).ok_or_else(|| ApiError::bad_request(format!("until={text:?} is no time")))?),
+        None => None,
+    };
+    let mut local = state.engine.events();
+    let mut commits = match state.swarm.manager().await {
+        Ok(manager) => Some(manager.store().watch()),
+        Err(_) => None,
+    };
+    let (lines, stream) = mpsc::channel::<Value>(EVENTS_AHEAD);
+    let stop = state.stop.clone();
+    tokio::spawn(async move {
+        let left = until.map(|until| until.since(Timestamp::from_system(std::time::SystemTime::now())));
+        let over = async {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(over);
+        loop {
+            let events = tokio::select! {
+                () = stop.cancelled() => return,
+                () = lines.closed() => return,
+                () = &mut over => return,
+                event = local.recv() => match event {
+                    Ok(event) => vec![local_event(&event)],
+                    Err(broadcast::error::RecvError::Lagged(_)) => vec![],
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                commit = next(&mut commits) => commit.map(|commit| swarm_events(&commit)).unwrap_or_default(),
+            };
+            for event in events.into_iter().filter(|event| passes(event, &filters)) {
+                if lines.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let body = ReceiverStream::new(stream).map(|value| Ok::<_, std::convert::Infallible>(format!("{value}\n")));
+    Ok(([("content-type", "application/json")], Body::from_stream(body)).into_response())
+}
+
+/// The next commit; never comes if this node is no manager (any more).
+async fn next(commits: &mut Option<broadcast::Receiver<std::sync::Arc<Commit>>>) -> Option<std::sync::Arc<Commit>> {
+    match commits {
+        Some(receiver) => match receiver.recv().await {
+            Ok(commit) => Some(commit),
+            Err(broadcast::error::RecvError::Lagged(_)) => None,
+            Err(broadcast::error::RecvError::Closed) => {
+                *commits = None;
+                None
+            }
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn event(kind: &str, action: &str, scope: &str, id: &str, attributes: Value, at: Timestamp) -> Value {
+    json!({
+        "Type": kind, "Action": action, "Actor": {"ID": id, "Attributes": attributes}, "scope": scope,
+        "time": at.as_nanos() / 1_000_000_000, "timeNano": at.as_nanos(),
+        "status": action, "id": id,
+    })
+}
+
+fn local_event(e: &EngineEvent) -> Value {
+    event(e.kind, &e.action, "local", &e.id, json!(e.attributes), e.at)
+}
+
+fn swarm_events(commit: &Commit) -> Vec<Value> {
+    commit.changes.iter().filter_map(|change| swarm_event(change, commit.at)).collect()
+}
+
+fn swarm_event(change: &Change, at: Timestamp) -> Option<Value> {
+    let gone = |object: &Object| matches!(object, Object::Service(service) if service.removed);
+    let action = match (&change.before, &change.after) {
+        (None, Some(_)) => "create",
+        (Some(before), Some(after)) if gone(after) && !gone(before) => "remove",
+        (Some(before), _) if gone(before) => return None,
+        (Some(_), Some(_)) => "update",
+        (Some(_), None) => "remove",
+        (None, None) => return None,
+    };
+    let object = change.after.as_ref().or(change.before.as_ref())?;
+    let (kind, id, name) = match object {
+        Object::Service(service) => ("service", service.id.to_string(), service.spec.name.clone()),
+        Object::Node(node) => ("node", node.id.to_string(), node.description.hostname.clone()),
+        Object::Secret(secret) => ("secret", secret.id.to_string(), secret.spec.name.clone()),
+        Object::Config(config) => ("config", config.id.to_string(), config.spec.name.clone()),
+        Object::Cluster(_) | Object::Task(_) => return None,
+    };
+    Some(event(kind, action, "swarm", &id, json!({"name": name}), at))
+}
+
+fn passes(event: &Value, filters: &Filters) -> bool {
+    let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let names = |kind: &str| {
+        filters.any(kind, |wanted| {
+            text("/Type") == kind && (text("/Actor/ID").starts_with(wanted) || text("/Actor/Attributes/name") == wanted)
+        })
+    };
+    filters.any("type", |kind| text("/Type") == kind)
+        && filters.any("scope", |scope| text("/scope") == scope)
+        && filters.any("event", |action| text("/Action").split(':').next() == Some(action))
+        && ["container", "image", "service", "node", "secret", "config"].into_iter().all(names)
+}

@@ -1,0 +1,184 @@
+//! Services.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_api::{Service, ServiceMode, TaskState};
+use skep_manager::control::{Command, Outcome, ServiceChange};
+use skep_raft_store::Tables;
+
+use super::nodes::VersionQuery;
+use super::swarm::is_on;
+use super::{ApiError, State, json::parse_service};
+use crate::filters::Filters;
+use crate::logs::{self, LogParams};
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+    #[serde(default)]
+    status: String,
+}
+
+pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result<Json<Vec<Value>>, ApiError> {
+    let known = ["id", "label", "mode", "name", "runtime"];
+    let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
+    let tables = state.swarm.manager().await?.read().await?;
+    let matching = tables.services.iter().filter(|service| {
+        !service.removed
+            && filters.any("id", |id| service.id.to_string().starts_with(id))
+            && filters.any("name", |name| service.spec.name.starts_with(name))
+            && filters.labels("label", &service.spec.labels)
+            && filters.any("mode", |mode| mode == mode_name(service))
+            && filters.any("runtime", |runtime| runtime == "container")
+    });
+    let value = |service: &std::sync::Arc<Service>| {
+        let mut value = serde_json::to_value(&**service).unwrap_or_default();
+        if is_on(&query.status) {
+            value["ServiceStatus"] = status(service, &tables);
+        }
+        value
+    };
+    Ok(Json(matching.map(value).collect()))
+}
+
+fn mode_name(service: &Service) -> &'static str {
+    match service.spec.mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+    }
+}
+
+/// How many tasks run, and how many should.
+fn status(service: &Service, tables: &Tables) -> Value {
+    let tasks: Vec<_> = tables.tasks_of_service(service.id).collect();
+    let live = |node: Option<skep_api::NodeId>| {
+        node.and_then(|id| tables.nodes.get(id)).is_some_and(|node| node.status.state != skep_api::NodeState::Down)
+    };
+    let running = tasks
+        .iter()
+        .filter(|t| t.status.state == TaskState::Running && t.desired_state <= TaskState::Running && live(t.node_id))
+        .count() as u64;
+    let desired = match service.spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::Global => tasks.iter().filter(|task| task.desired_state <= TaskState::Running).count() as u64,
+    };
+    json!({"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0})
+}
+
+pub(super) async fn create(state: State, body: Bytes) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
+    let spec = parse_service(&body)?;
+    let outcome = state.swarm.manager().await?.execute(Command::CreateService { spec }).await?;
+    Ok((axum::http::StatusCode::CREATED, Json(json!({"ID": created(outcome), "Warnings": null}))))
+}
+
+pub(super) fn created(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Created(id) => id,
+        Outcome::Done => String::new(),
+    }
+}
+
+/// Finds a service by id, name, or the beginning of its id.
+pub(super) fn find<'a>(tables: &'a Tables, name: &str) -> Result<&'a std::sync::Arc<Service>, ApiError> {
+    let live = |service: &&std::sync::Arc<Service>| !service.removed;
+    if let Some(service) = name.parse().ok().and_then(|id| tables.services.get(id)).filter(live) {
+        return Ok(service);
+    }
+    if let Some(service) = tables.services.by_name(name) {
+        return Ok(service);
+    }
+    let mut matching = tables.services.iter().filter(live).filter(|service| service.id.to_string().starts_with(name));
+    match (matching.next(), matching.next()) {
+        (Some(service), None) => Ok(service),
+        (None, _) => Err(ApiError::not_found(format!("service {name} not found"))),
+        (Some(_), Some(_)) => Err(ApiError::bad_request(format!("service {name} is ambiguous: use more of its id"))),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InspectQuery {
+    #[serde(default)]
+    insert_defaults: String,
+}
+
+pub(super) async fn inspect(
+    state: State,
+    Path(id): Path<String>,
+    Query(query): Query<InspectQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let tables = state.swarm.manager().await?.read().await?;
+    let service = find(&tables, &id)?;
+    let mut value = serde_json::to_value(&**service).unwrap_or_default();
+    if is_on(&query.insert_defaults) {
+        insert_defaults(&mut value);
+    }
+    Ok(Json(value))
+}
+
+/// Shows what is in force where the spec says nothing.
+fn insert_defaults(value: &mut Value) {
+    let update = json!({"Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000i64,
+        "MaxFailureRatio": 0, "Order": "stop-first"});
+    let spec = &mut value["Spec"];
+    for (name, default) in [("UpdateConfig", &update), ("RollbackConfig", &update)] {
+        if spec.get(name).is_none() {
+            spec[name] = default.clone();
+        }
+    }
+    if spec["TaskTemplate"].get("RestartPolicy").is_none() {
+        spec["TaskTemplate"]["RestartPolicy"] =
+            json!({"Condition": "any", "Delay": 5_000_000_000i64, "MaxAttempts": 0});
+    }
+    if spec["TaskTemplate"]["ContainerSpec"].get("StopGracePeriod").is_none() {
+        spec["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"] = json!(10_000_000_000i64);
+    }
+}
+
+pub(super) async fn remove(state: State, Path(id): Path<String>) -> Result<(), ApiError> {
+    let manager = state.swarm.manager().await?;
+    let id = find(&*manager.read().await?, &id)?.id;
+    manager.execute(Command::RemoveService { id }).await?;
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct UpdateQuery {
+    #[serde(default)]
+    rollback: String,
+}
+
+pub(super) async fn update(
+    state: State,
+    Path(id): Path<String>,
+    Query(version): Query<VersionQuery>,
+    Query(query): Query<UpdateQuery>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let manager = state.swarm.manager().await?;
+    let id = find(&*manager.read().await?, &id)?.id;
+    let change = match query.rollback.as_str() {
+        "" => ServiceChange::Spec(Box::new(parse_service(&body)?)),
+        "previous" => ServiceChange::RollBack,
+        other => return Err(ApiError::bad_request(format!("rollback={other} is unknown: use previous"))),
+    };
+    manager.execute(Command::UpdateService { id, version: version.version, change }).await?;
+    Ok(Json(json!({"Warnings": null})))
+}
+
+pub(super) async fn logs(
+    state: State,
+    Path(id): Path<String>,
+    Query(params): Query<LogParams>,
+) -> Result<Response, ApiError> {
+    let manager = state.swarm.manager().await?;
+    let tables = manager.read().await?;
+    let service = find(&tables, &id)?.id;
+    let tasks = tables.tasks_of_service(service).cloned().collect();
+    let more = params.follows().then_some((manager, service));
+    logs::task_logs(&state, &tables, tasks, &params, more).await
+}

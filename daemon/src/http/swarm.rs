@@ -1,0 +1,171 @@
+//! The swarm: inspect, init, join, leave, update.
+
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::Query;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_api::{Availability, Cluster, ClusterSpec};
+use skep_manager::control::Command;
+
+use super::{ApiError, State, json::parse};
+use crate::swarm::{InitRequest, JoinRequest};
+
+pub(super) fn cluster_json(cluster: &Cluster) -> Value {
+    let mut value = json!({
+        "ID": cluster.id, "Spec": cluster.spec, "RootRotationInProgress": false,
+        "TLSInfo": {"TrustRoot": cluster.root_ca.certificate_pem, "CertIssuerSubject": "", "CertIssuerPublicKey": ""},
+        "DataPathPort": cluster.data_path_port, "DefaultAddrPool": cluster.default_addr_pool,
+        "SubnetSize": cluster.subnet_size,
+    });
+    if let (Value::Object(value), Ok(Value::Object(meta))) = (&mut value, serde_json::to_value(cluster.meta)) {
+        value.extend(meta);
+    }
+    value
+}
+
+pub(super) async fn inspect(state: State) -> Result<Json<Value>, ApiError> {
+    let tables = state.swarm.manager().await?.read().await?;
+    let cluster = tables.cluster().ok_or_else(|| ApiError::not_found("the swarm is not there yet"))?;
+    let mut value = cluster_json(cluster);
+    let text = |secret: &skep_api::SecretBytes| String::from_utf8_lossy(secret.expose()).into_owned();
+    value["JoinTokens"] =
+        json!({"Worker": text(&cluster.join_tokens.worker), "Manager": text(&cluster.join_tokens.manager)});
+    Ok(Json(value))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InitBody {
+    listen_addr: String,
+    advertise_addr: String,
+    data_path_addr: String,
+    data_path_port: u16,
+    default_addr_pool: Vec<String>,
+    subnet_size: u8,
+    force_new_cluster: bool,
+    spec: ClusterSpec,
+    #[serde(rename = "AutoLockManagers")]
+    auto_lock_managers: bool,
+    availability: Availability,
+}
+
+pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiError> {
+    let body: InitBody = parse(&body)?;
+    if body.force_new_cluster {
+        return Err(ApiError::unsupported("--force-new-cluster is not supported yet"));
+    }
+    if body.auto_lock_managers {
+        return Err(ApiError::unsupported("--autolock is not supported yet"));
+    }
+    check_data_path(&body.data_path_addr)?;
+    check_pools(&body.default_addr_pool, body.subnet_size)?;
+    let request = InitRequest {
+        listen: body.listen_addr,
+        advertise: body.advertise_addr,
+        availability: body.availability,
+        spec: body.spec,
+        pools: body.default_addr_pool,
+        subnet_size: body.subnet_size,
+        data_path_port: body.data_path_port,
+    };
+    Ok(Json(state.swarm.init(request).await?))
+}
+
+fn check_data_path(addr: &str) -> Result<(), ApiError> {
+    if addr.is_empty() { Ok(()) } else { Err(ApiError::unsupported("--data-path-addr is not supported yet")) }
+}
+
+fn check_pools(pools: &[String], size: u8) -> Result<(), ApiError> {
+    for pool in pools {
+        let parsed = pool.split_once('/').and_then(|(addr, prefix)| {
+            Some((addr.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok().filter(|&prefix| prefix <= 32)?))
+        });
+        match parsed {
+            None => return Err(ApiError::bad_request(format!("address pool {pool:?} is no network such as 10.0.0.0/8"))),
+            Some((_, prefix)) if size != 0 && !(prefix..=29).contains(&size) => {
+                return Err(ApiError::bad_request(format!("subnets of /{size} do not fit into address pool {pool}")));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct JoinBody {
+    listen_addr: String,
+    advertise_addr: String,
+    data_path_addr: String,
+    remote_addrs: Vec<String>,
+    join_token: String,
+    availability: String,
+}
+
+pub(super) async fn join(state: State, body: Bytes) -> Result<(), ApiError> {
+    let body: JoinBody = parse(&body)?;
+    check_data_path(&body.data_path_addr)?;
+    let request = JoinRequest {
+        listen: body.listen_addr,
+        advertise: body.advertise_addr,
+        availability: body.availability,
+        token: body.join_token,
+        managers: body.remote_addrs,
+    };
+    Ok(state.swarm.join(request).await?)
+}
+
+#[derive(Deserialize)]
+pub(super) struct LeaveQuery {
+    #[serde(default)]
+    force: String,
+}
+
+/// Query switches as Docker's clients write them.
+pub(super) fn is_on(text: &str) -> bool {
+    matches!(text, "1" | "true" | "True" | "TRUE")
+}
+
+pub(super) async fn leave(state: State, Query(query): Query<LeaveQuery>) -> Result<(), ApiError> {
+    Ok(state.swarm.leave(is_on(&query.force)).await?)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UpdateQuery {
+    version: u64,
+    #[serde(default)]
+    rotate_worker_token: String,
+    #[serde(default)]
+    rotate_manager_token: String,
+    #[serde(default)]
+    rotate_manager_unlock_key: String,
+}
+
+pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: Bytes) -> Result<(), ApiError> {
+    let spec: ClusterSpec = parse(&body)?;
+    if is_on(&query.rotate_manager_unlock_key) {
+        return Err(ApiError::unsupported("the unlock key is not supported yet"));
+    }
+    let command = Command::UpdateCluster {
+        version: query.version,
+        spec,
+        rotate_worker_token: is_on(&query.rotate_worker_token),
+        rotate_manager_token: is_on(&query.rotate_manager_token),
+    };
+    state.swarm.manager().await?.execute(command).await?;
+    Ok(())
+}
+
+pub(super) async fn unlock_key(state: State) -> Result<Json<Value>, ApiError> {
+    state.swarm.manager().await?;
+    // The swarm is not locked: there is no key.
+    Ok(Json(json!({"UnlockKey": ""})))
+}
+
+pub(super) async fn unlock() -> ApiError {
+    ApiError::unsupported("autolock is not supported yet: this swarm is not locked")
+}

@@ -1,0 +1,132 @@
+//! The daemon itself: ping, version, info.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::http::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use skep_api::NodeRole;
+use skep_engine::ContainerState;
+
+use super::{API_VERSION, ApiError, State};
+use crate::VERSION;
+use crate::daemon::Daemon;
+use crate::swarm::memory_total;
+
+pub(super) async fn ping(state: State) -> (HeaderMap, &'static str) {
+    let mut headers = HeaderMap::new();
+    let swarm = match state.swarm.active().await {
+        None => "inactive",
+        Some(node) if node.manager().is_some() => "active/manager",
+        Some(_) => "active/worker",
+    };
+    for (name, value) in [
+        ("api-version", API_VERSION),
+        ("ostype", "linux"),
+        ("builder-version", "1"),
+        ("docker-experimental", "false"),
+        ("swarm", swarm),
+        ("cache-control", "no-cache, no-store, must-revalidate"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    (headers, "OK")
+}
+
+pub(super) async fn version() -> Json<Value> {
+    let kernel = kernel_version();
+    Json(json!({
+        "Platform": {"Name": "Skep"},
+        "Components": [{"Name": "Engine", "Version": VERSION, "Details": {
+            "ApiVersion": API_VERSION, "MinAPIVersion": "1.24", "Os": "linux", "Arch": skep_engine::architecture(),
+            "KernelVersion": kernel,
+        }}],
+        "Version": VERSION, "ApiVersion": API_VERSION, "MinAPIVersion": "1.24", "GitCommit": "", "GoVersion": "",
+        "Os": "linux", "Arch": skep_engine::architecture(), "KernelVersion": kernel, "BuildTime": "",
+    }))
+}
+
+fn kernel_version() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+pub(super) async fn auth() -> ApiError {
+    ApiError::unsupported("logging in through the daemon is not supported yet: give credentials with each request")
+}
+
+/// The networks there are: those that every host has.
+pub(super) async fn networks() -> Json<Value> {
+    Json(json!([{"Name": "bridge", "Id": "bridge", "Scope": "local", "Driver": "bridge", "Labels": {}, "Options": {}}]))
+}
+
+pub(super) async fn info(state: State) -> Json<Value> {
+    let containers = state.engine.list();
+    let running = containers.iter().filter(|c| matches!(c.state, ContainerState::Running(_))).count();
+    let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let labels: Vec<_> = state.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut info = json!({
+        "ID": state.id, "Name": hostname, "ServerVersion": VERSION,
+        "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": 0,
+        "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
+        "Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "the data root's"]],
+        "Plugins": {"Volume": ["local"], "Network": ["bridge"], "Authorization": null, "Log": ["json-file", "none"]},
+        "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
+        "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
+        "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,
+            "IndexConfigs": {}},
+        "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": [],
+        "Swarm": swarm_info(&state).await,
+    });
+    let fixed = json!({
+        "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
+        "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": false, "OomKillDisable": false,
+        "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": "",
+        "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
+        "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
+        "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "ExperimentalBuild": false, "LiveRestoreEnabled": true,
+        "Isolation": "", "DefaultRuntime": "skep", "Runtimes": {"skep": {"path": "built in"}},
+        "InitBinary": "skep-init", "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
+    });
+    if let (Value::Object(info), Value::Object(fixed)) = (&mut info, fixed) {
+        info.extend(fixed);
+    }
+    Json(info)
+}
+
+fn operating_system() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.unwrap_or("Linux").trim_matches('"').to_owned()
+}
+
+async fn swarm_info(daemon: &Daemon) -> Value {
+    let Some(node) = daemon.swarm.active().await else {
+        return json!({"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false,
+            "Error": "", "RemoteManagers": null});
+    };
+    let state = node.state();
+    let managers: Vec<_> = state.managers.iter().map(|addr| json!({"NodeID": "", "Addr": addr})).collect();
+    let addr = state.advertise.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
+    let local = if node.is_refused() { "error" } else { "active" };
+    let mut info = json!({
+        "NodeID": node.id(), "NodeAddr": addr, "LocalNodeState": local, "ControlAvailable": node.manager().is_some(),
+        "Error": if node.is_refused() { "the node was removed from its swarm" } else { "" },
+        "RemoteManagers": managers,
+    });
+    if let Some(manager) = node.manager() {
+        let tables = manager.view();
+        info["Nodes"] = json!(tables.nodes.len());
+        info["Managers"] = json!(tables.nodes.iter().filter(|node| node.role() == NodeRole::Manager).count());
+        if let Some(cluster) = tables.cluster() {
+            info["Cluster"] = super::swarm::cluster_json(cluster);
+        }
+    }
+    info
+}
+
+/// A path that names a version which is not spoken.
+pub(super) async fn unsupported_version(Path(version): Path<String>) -> ApiError {
+    ApiError::bad_request(format!(
+        "client version {version} is not supported: use an API version from 1.24 to 1.56 (DOCKER_API_VERSION sets it)"
+    ))
+}

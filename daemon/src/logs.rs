@@ -1,0 +1,212 @@
+//! Output as the Engine API streams it: frames of an eight-byte header and a piece of output,
+//! merged from the nodes where the tasks ran.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::Response;
+use serde::Deserialize;
+use skep_api::{ServiceId, Task, TaskId, TaskState, Timestamp};
+use skep_engine::{LogLine, LogSource, LogStream};
+use skep_manager::Manager;
+use skep_raft_store::Tables;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::bulk::{LogQuery, find_container};
+use crate::daemon::Daemon;
+use crate::http::ApiError;
+
+const FRAMES_AHEAD: usize = 256;
+
+/// The query of a request for output.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LogParams {
+    follow: String,
+    stdout: String,
+    stderr: String,
+    since: String,
+    until: String,
+    timestamps: String,
+    details: String,
+    tail: String,
+}
+
+fn on(text: &str) -> bool {
+    matches!(text, "1" | "true" | "True")
+}
+
+impl LogParams {
+    pub(crate) fn follows(&self) -> bool {
+        on(&self.follow)
+    }
+
+    pub(crate) fn query(&self) -> Result<LogQuery, ApiError> {
+        if !on(&self.stdout) && !on(&self.stderr) {
+            return Err(ApiError::bad_request("Bad parameters: you must choose at least one stream, stdout or stderr"));
+        }
+        let time = |name: &str, text: &str| match text {
+            "" | "0" => Ok(None),
+            text => Timestamp::parse(text)
+                .map(Some)
+                .ok_or_else(|| ApiError::bad_request(format!("{name}={text:?} is no time: use RFC 3339 or seconds"))),
+        };
+        let tail = match self.tail.as_str() {
+            "" | "all" => None,
+            text => Some(text.parse().map_err(|_| ApiError::bad_request(format!("tail={text:?} is no number")))?),
+        };
+        Ok(LogQuery {
+            stdout: on(&self.stdout),
+            stderr: on(&self.stderr),
+            since: time("since", &self.since)?,
+            until: time("until", &self.until)?,
+            tail,
+            follow: self.follows(),
+        })
+    }
+
+    /// One line as a frame. `details` stand in front of the text, the time in front of them.
+    fn frame(&self, line: &LogLine, details: &str) -> Bytes {
+        let mut text = String::new();
+        if on(&self.timestamps) {
+            text = format!("{} ", line.time);
+        }
+        if on(&self.details) {
+            text = format!("{text}{details} ");
+        }
+        text.push_str(&line.text);
+        let stream = match line.stream {
+            LogSource::Stdout => 1,
+            LogSource::Stderr => 2,
+        };
+        let len = u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes();
+        [[stream, 0, 0, 0].as_slice(), &len, text.as_bytes()].concat().into()
+    }
+}
+
+/// Streams one container's output.
+pub(crate) fn container_logs(mut lines: LogStream, params: LogParams) -> Response {
+    let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
+    tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            if frames.send(params.frame(&line, "")).await.is_err() {
+                return;
+            }
+        }
+    });
+    response(stream)
+}
+
+fn response(frames: mpsc::Receiver<Bytes>) -> Response {
+    let body = ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>);
+    let mut response = Response::new(Body::from_stream(body));
+    let kind = axum::http::HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// Streams the output of tasks, wherever they ran. A node that cannot be reached is told on
+/// standard error; the others' output is complete. `more` adds tasks that a service gets later.
+pub(crate) async fn task_logs(
+    daemon: &Arc<Daemon>,
+    tables: &Tables,
+    tasks: Vec<Arc<Task>>,
+    params: &LogParams,
+    more: Option<(Manager, ServiceId)>,
+) -> Result<Response, ApiError> {
+    let query = params.query()?;
+    let node = daemon.swarm.node().await?;
+    let relay = Relay { daemon: daemon.clone(), params: params.clone(), query, own: node.id() };
+    let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
+    let mut known = BTreeSet::new();
+    for task in tasks {
+        known.insert(task.id);
+        tokio::spawn(relay.clone().one(tables.clone(), task, frames.clone()));
+    }
+    if let Some((manager, service)) = more {
+        tokio::spawn(relay.follow_service(manager, service, known, frames));
+    }
+    Ok(response(stream))
+}
+
+/// Brings the output of tasks to one client.
+#[derive(Clone)]
+struct Relay {
+    daemon: Arc<Daemon>,
+    params: LogParams,
+    query: LogQuery,
+    own: skep_api::NodeId,
+}
+
+impl Relay {
+    async fn one(self, tables: Tables, task: Arc<Task>, frames: mpsc::Sender<Bytes>) {
+        let Some(node_id) = task.node_id.filter(|_| task.status.state >= TaskState::Preparing) else { return };
+        let details = format!(
+            "com.docker.swarm.node.id={node_id},com.docker.swarm.service.id={},com.docker.swarm.task.id={}",
+            task.service_id, task.id
+        );
+        let mut lines = match self.open(&tables, &task, node_id).await {
+            Ok(lines) => lines,
+            Err(error) => {
+                let text = format!("warning: incomplete log stream: task {} on node {node_id}: {error:#}\n", task.slot_name());
+                let line = LogLine { text, stream: LogSource::Stderr, time: Timestamp::NEVER };
+                drop(frames.send(self.params.frame(&line, &details)).await);
+                return;
+            }
+        };
+        while let Some(line) = lines.recv().await {
+            if frames.send(self.params.frame(&line, &details)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn open(&self, tables: &Tables, task: &Task, node_id: skep_api::NodeId) -> anyhow::Result<LogStream> {
+        if node_id == self.own {
+            let container = find_container(&self.daemon.engine, task.id);
+            let container = container.ok_or_else(|| anyhow::anyhow!("its container is gone"))?;
+            return Ok(self.daemon.engine.logs(&container, self.query.options())?);
+        }
+        let node = tables.nodes.get(node_id).ok_or_else(|| anyhow::anyhow!("the node left the swarm"))?;
+        let own = self.daemon.swarm.node().await?;
+        own.bulk().task_logs(node, task.id, self.query.clone()).await
+    }
+
+    /// Adds each new task of the service until the client goes.
+    async fn follow_service(
+        self,
+        manager: Manager,
+        service: ServiceId,
+        mut known: BTreeSet<TaskId>,
+        frames: mpsc::Sender<Bytes>,
+    ) {
+        let mut commits = manager.store().watch();
+        loop {
+            tokio::select! {
+                () = frames.closed() => return,
+                commit = commits.recv() => {
+                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = commit {
+                        return;
+                    }
+                }
+            }
+            let tables = manager.view();
+            if tables.services.get(service).is_none_or(|service| service.removed) {
+                return;
+            }
+            let started: Vec<_> = tables
+                .tasks_of_service(service)
+                .filter(|task| task.status.state >= TaskState::Running && !known.contains(&task.id))
+                .cloned()
+                .collect();
+            for task in started {
+                known.insert(task.id);
+                tokio::spawn(self.clone().one((*tables).clone(), task, frames.clone()));
+            }
+        }
+    }
+}

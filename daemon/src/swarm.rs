@@ -1,0 +1,333 @@
+//! The node's life in a swarm: init, join, leave; and what follows from its role.
+
+mod active;
+mod address;
+mod admission;
+mod state;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use skep_api::cluster::{JoinTokens, RootCa};
+use skep_api::node::{EngineDescription, NodeStatus, TlsInfo};
+use skep_api::task::{Platform, Resources};
+use skep_api::units::{ByteSize, NanoCpus};
+use skep_api::{
+    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec,
+    SecretBytes,
+};
+use skep_engine::Engine;
+use skep_manager::Manager;
+use skep_pki::{JoinToken, PendingIdentity, RootAuthority, Subject};
+use tokio::sync::RwLock;
+
+pub(crate) use active::ActiveNode;
+use address::{advertise_addr, listen_addr};
+use state::NodeStateFile;
+
+/// Control traffic, TCP.
+pub(crate) const CONTROL_PORT: u16 = 2377;
+/// Bulk traffic, UDP.
+pub(crate) const BULK_PORT: u16 = 7946;
+const DATA_PATH_PORT: u16 = 4789;
+
+/// How long a join waits before it says that it did not work.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a user asks of `init`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InitRequest {
+    pub(crate) listen: String,
+    pub(crate) advertise: String,
+    pub(crate) availability: Availability,
+    pub(crate) spec: ClusterSpec,
+    pub(crate) pools: Vec<String>,
+    pub(crate) subnet_size: u8,
+    pub(crate) data_path_port: u16,
+}
+
+/// What a user asks of `join`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JoinRequest {
+    pub(crate) listen: String,
+    pub(crate) advertise: String,
+    pub(crate) availability: String,
+    pub(crate) token: String,
+    pub(crate) managers: Vec<String>,
+}
+
+/// Why the node's place in a swarm does not change.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SwarmError {
+    #[error("This node is already part of a swarm. Use \"skep swarm leave\" to leave this swarm and join another one.")]
+    AlreadyMember,
+    #[error(
+        "This node is not part of a swarm. Use \"skep swarm init\" to make it the first manager of one, or \
+         \"skep swarm join\" to join one."
+    )]
+    NotMember,
+    #[error(
+        "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this \
+         command on a manager node or promote the current node to a manager."
+    )]
+    NotManager,
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{doing} failed: {reason}")]
+    Failed { doing: &'static str, reason: String },
+}
+
+pub(crate) fn failed(doing: &'static str) -> impl Fn(&dyn std::fmt::Display) -> SwarmError {
+    move |reason| SwarmError::Failed { doing, reason: reason.to_string() }
+}
+
+/// The node's place in a swarm, or none.
+pub(crate) struct Swarm {
+    dir: PathBuf,
+    engine: Arc<Engine>,
+    labels: std::collections::BTreeMap<String, String>,
+    active: RwLock<Option<Arc<ActiveNode>>>,
+    /// One change at a time.
+    change: tokio::sync::Mutex<()>,
+}
+
+impl Swarm {
+    /// Takes the node's place up again, if it has one.
+    pub(crate) async fn resume(
+        dir: PathBuf,
+        engine: Arc<Engine>,
+        labels: std::collections::BTreeMap<String, String>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let swarm = Self { dir, engine, labels, active: RwLock::default(), change: tokio::sync::Mutex::default() };
+        if let Some(state) = NodeStateFile::load(&swarm.dir)? {
+            let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
+                anyhow::anyhow!("{} holds no certificate: restore it, or remove {} and join again",
+                    swarm.certificates().display(), swarm.dir.display())
+            })?;
+            let node = ActiveNode::start(&swarm, identity, state).await?;
+            node.start_manager_if_due().await?;
+            node.start_agent();
+            *swarm.active.write().await = Some(node);
+        }
+        Ok(Arc::new(swarm))
+    }
+
+    pub(crate) fn certificates(&self) -> PathBuf {
+        self.dir.join("certificates")
+    }
+
+    /// The node's place; an error if it has none.
+    pub(crate) async fn node(&self) -> Result<Arc<ActiveNode>, SwarmError> {
+        let active = self.active.read().await.clone();
+        match active {
+            Some(node) if node.is_refused() => Err(SwarmError::Refused(
+                "this node was removed from its swarm: use \"skep swarm leave\" and join again".into(),
+            )),
+            Some(node) => Ok(node),
+            None => Err(SwarmError::NotMember),
+        }
+    }
+
+    pub(crate) async fn active(&self) -> Option<Arc<ActiveNode>> {
+        self.active.read().await.clone()
+    }
+
+    /// The manager on this node; an error if it is none.
+    pub(crate) async fn manager(&self) -> Result<Manager, SwarmError> {
+        let active = self.active.read().await.clone().ok_or(SwarmError::NotManager)?;
+        active.manager().ok_or(SwarmError::NotManager)
+    }
+
+    /// Makes this node the first manager of a new swarm; returns its id.
+    pub(crate) async fn init(&self, request: InitRequest) -> Result<String, SwarmError> {
+        let _one = self.change.lock().await;
+        if self.active.read().await.is_some() {
+            return Err(SwarmError::AlreadyMember);
+        }
+        let mut spec = request.spec.clone();
+        spec.validate().map_err(|error| SwarmError::Invalid(error.to_string()))?;
+        if spec.name.is_empty() {
+            "default".clone_into(&mut spec.name);
+        }
+        let listen = listen_addr(&request.listen)?;
+        let advertise = advertise_addr(&request.advertise, listen)?;
+        let doing = failed("making the swarm");
+        let now = SystemTime::now();
+        let (root, root_key) = RootAuthority::generate(now).map_err(|error| doing(&error))?;
+        let (node, cluster) = (NodeId::random(), ClusterId::random());
+        let pending = PendingIdentity::generate().map_err(|error| doing(&error))?;
+        let subject = Subject { node, role: NodeRole::Manager, cluster };
+        let csr = pending.request_pem().map_err(|error| doing(&error))?;
+        let life = spec.ca.node_cert_expiry.duration();
+        let certificate = root.sign(&csr, subject, life, now).map_err(|error| doing(&error))?;
+        let identity = pending.certified(&certificate, root.certificate_pem()).map_err(|error| doing(&error))?;
+        let token = || SecretBytes::new(JoinToken::generate(root.digest()).expose().into_bytes());
+        let cluster = Cluster {
+            id: cluster,
+            meta: Meta::default(),
+            root_ca: RootCa { certificate_pem: root.certificate_pem().to_owned(), key_pem: root_key },
+            join_tokens: JoinTokens { worker: token(), manager: token() },
+            removed_nodes: std::collections::BTreeSet::new(),
+            data_path_port: if request.data_path_port == 0 { DATA_PATH_PORT } else { request.data_path_port },
+            default_addr_pool: if request.pools.is_empty() { vec!["10.0.0.0/8".into()] } else { request.pools },
+            subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
+            spec,
+        };
+        let state = NodeStateFile::new(node, listen, &advertise, vec![advertise.clone()]);
+        let first = Node {
+            id: node,
+            meta: Meta::default(),
+            spec: NodeSpec { role: NodeRole::Manager, availability: request.availability, ..NodeSpec::default() },
+            description: self.description(root.certificate_pem()),
+            status: NodeStatus::default(),
+            raft: None,
+            bulk_port: BULK_PORT,
+        };
+        let started = self.found(identity, state, &advertise, cluster, first).await;
+        if let Err(error) = started {
+            self.wipe();
+            return Err(doing(&format!("{error:#}")));
+        }
+        Ok(node.to_string())
+    }
+
+    async fn found(
+        &self,
+        identity: skep_pki::NodeIdentity,
+        state: NodeStateFile,
+        advertise: &str,
+        cluster: Cluster,
+        first: Node,
+    ) -> anyhow::Result<()> {
+        identity.save(&self.certificates())?;
+        state.save(&self.dir)?;
+        let node = ActiveNode::start(self, identity, state).await?;
+        let manager = node.start_manager().await?;
+        if let Err(error) = manager.bootstrap(advertise, cluster, first).await {
+            node.stop().await;
+            return Err(error.into());
+        }
+        node.start_agent();
+        *self.active.write().await = Some(node);
+        Ok(())
+    }
+
+    /// Joins a swarm with a token, which says in what role.
+    pub(crate) async fn join(&self, request: JoinRequest) -> Result<(), SwarmError> {
+        let _one = self.change.lock().await;
+        if self.active.read().await.is_some() {
+            return Err(SwarmError::AlreadyMember);
+        }
+        let token: JoinToken = request.token.parse().map_err(|error: skep_pki::JoinTokenError| {
+            SwarmError::Invalid(error.to_string())
+        })?;
+        request.availability.parse::<Availability>().map_err(|error| SwarmError::Invalid(error.to_string()))?;
+        let listen = listen_addr(&request.listen)?;
+        let advertise = advertise_addr(&request.advertise, listen).or_else(|error| {
+            // A worker is seen at the address it connects from.
+            if request.advertise.is_empty() { Ok(format!(":{}", listen.port())) } else { Err(error) }
+        })?;
+        if request.managers.is_empty() {
+            return Err(SwarmError::Invalid("name a manager to join, as HOST:2377".into()));
+        }
+        let managers: Vec<String> = request.managers.iter().map(|addr| with_port(addr)).collect();
+        let admitted = admission::join(&managers, &token, &request.token, &request.availability, JOIN_LIMIT).await?;
+        let node_id = admitted.peer.node();
+        let state = NodeStateFile::new(node_id, listen, &advertise, managers);
+        let started = self.enter(admitted, state).await;
+        if let Err(error) = started {
+            self.wipe();
+            return Err(failed("joining the swarm")(&format!("{error:#}")));
+        }
+        Ok(())
+    }
+
+    async fn enter(&self, identity: skep_pki::NodeIdentity, state: NodeStateFile) -> anyhow::Result<()> {
+        identity.save(&self.certificates())?;
+        state.save(&self.dir)?;
+        let node = ActiveNode::start(self, identity, state).await?;
+        if let Err(error) = node.start_manager_if_due().await {
+            node.stop().await;
+            return Err(error);
+        }
+        node.start_agent();
+        *self.active.write().await = Some(node);
+        Ok(())
+    }
+
+    /// Leaves the swarm; a manager only by force.
+    pub(crate) async fn leave(&self, force: bool) -> Result<(), SwarmError> {
+        let _one = self.change.lock().await;
+        let node = self.active.read().await.clone().ok_or(SwarmError::NotMember)?;
+        if let Some(manager) = node.manager() {
+            if !force {
+                return Err(SwarmError::Refused(leave_warning(&manager)));
+            }
+            node.demote_self(&manager).await;
+        }
+        *self.active.write().await = None;
+        node.stop().await;
+        node.remove_containers().await;
+        self.wipe();
+        Ok(())
+    }
+
+    fn wipe(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), %error, "the node's place in the swarm was not wiped");
+        }
+    }
+
+    /// Stops the swarm's part of the daemon; containers go on.
+    pub(crate) async fn stop(&self) {
+        if let Some(node) = self.active.write().await.take() {
+            node.stop().await;
+        }
+    }
+
+    /// What this node says of itself.
+    pub(crate) fn description(&self, root_pem: &str) -> NodeDescription {
+        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        NodeDescription {
+            hostname,
+            platform: Platform { architecture: std::env::consts::ARCH.into(), os: "linux".into() },
+            resources: Resources {
+                nano_cpus: NanoCpus(i64::try_from(cpus).unwrap_or(1) * 1_000_000_000),
+                memory_bytes: ByteSize(memory_total()),
+            },
+            engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.labels.clone() },
+            tls: TlsInfo { trust_root: root_pem.to_owned(), ..TlsInfo::default() },
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}
+
+fn leave_warning(manager: &Manager) -> String {
+    let managers = manager.store().members().len();
+    let what = match managers {
+        1 => "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message.",
+        2 => "Leaving the swarm would leave 1 manager, which cannot stand a failure. Use `--force` to leave anyway.",
+        _ => "Use `--force` to let this manager leave; demoting it first is the gentler way.",
+    };
+    format!("You are attempting to leave the swarm on a node that is participating as a manager. {what}")
+}
+
+fn with_port(addr: &str) -> String {
+    let has_port = addr.parse::<SocketAddr>().is_ok() || addr.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
+    if has_port { addr.to_owned() } else { format!("{addr}:{CONTROL_PORT}") }
+}
+
+/// The host's memory in bytes.
+pub(crate) fn memory_total() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok()).unwrap_or(0) * 1024
+}

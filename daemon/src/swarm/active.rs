@@ -1,0 +1,298 @@
+//! A node that is in a swarm: its identity, its agent, and its manager while it is one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use skep_api::{NodeDescription, NodeId, NodeRole};
+use skep_engine::Engine;
+use skep_manager::control::Command;
+use skep_manager::transport::Channels;
+use skep_manager::{Manager, ManagerConfig};
+use skep_pki::{NodeIdentity, TlsIdentity};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Connect, TASK_ID_LABEL};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::admission;
+use super::state::NodeStateFile;
+use super::{BULK_PORT, Swarm};
+use crate::bulk::Bulk;
+
+const EVENTS_AHEAD: usize = 16;
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
+const RENEW_RETRY: Duration = Duration::from_secs(30);
+const SNAPSHOT_INTERVAL: u64 = 10_000;
+const LOG_ENTRIES_KEPT: u64 = 500;
+
+/// A member of a swarm.
+pub(crate) struct ActiveNode {
+    dir: PathBuf,
+    certificates: PathBuf,
+    tls: Arc<TlsIdentity>,
+    channels: Channels,
+    engine: Arc<Engine>,
+    description: NodeDescription,
+    state: Mutex<NodeStateFile>,
+    manager: Mutex<Option<Manager>>,
+    bulk: Bulk,
+    refused: Mutex<Option<String>>,
+    stop: CancellationToken,
+}
+
+struct Dialer(Channels);
+
+impl Connect for Dialer {
+    fn connect(&self, addr: &str) -> Result<Channel, String> {
+        self.0.to(addr).map_err(|error| error.to_string())
+    }
+    fn forget(&self, addr: &str) {
+        self.0.forget(addr);
+    }
+}
+
+impl ActiveNode {
+    /// Takes up the identity; opens the bulk endpoint, nothing else yet.
+    pub(super) async fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
+        let description = swarm.description(&identity.root_pem);
+        let tls = TlsIdentity::new(identity)?;
+        let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);
+        let bulk = Bulk::listen(bulk_addr, tls.clone(), swarm.engine().clone())?;
+        Ok(Arc::new(Self {
+            dir: swarm.dir.clone(),
+            certificates: swarm.certificates(),
+            channels: Channels::new(tls.clone()),
+            tls,
+            engine: swarm.engine().clone(),
+            description,
+            state: Mutex::new(state),
+            manager: Mutex::default(),
+            bulk,
+            refused: Mutex::default(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.tls.peer().node()
+    }
+
+    pub(crate) fn state(&self) -> NodeStateFile {
+        self.state.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn manager(&self) -> Option<Manager> {
+        self.manager.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn bulk(&self) -> &Bulk {
+        &self.bulk
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.lock().expect("nobody panics while holding it").is_some()
+    }
+
+    fn change_state(&self, change: impl FnOnce(&mut NodeStateFile)) {
+        let mut state = self.state.lock().expect("nobody panics while holding it");
+        change(&mut state);
+        if let Err(error) = state.save(&self.dir) {
+            tracing::error!(dir = %self.dir.display(), %error, "the node's state could not be saved");
+        }
+    }
+
+    fn raft_dir(&self) -> PathBuf {
+        self.dir.join("raft")
+    }
+
+    /// Starts the manager of this node; it is in no consensus by that alone.
+    pub(super) async fn start_manager(&self) -> anyhow::Result<Manager> {
+        let state = self.state();
+        let snapshot_interval = std::env::var("SKEP_SNAPSHOT_INTERVAL").ok().and_then(|n| n.parse().ok());
+        let manager = Manager::start(ManagerConfig {
+            node: self.id(),
+            raft_id: state.raft_id,
+            tls: self.tls.clone(),
+            dir: self.raft_dir(),
+            listen: state.listen,
+            bulk: Arc::new(self.bulk.clone()),
+            snapshot_interval: snapshot_interval.unwrap_or(SNAPSHOT_INTERVAL),
+            log_entries_kept: LOG_ENTRIES_KEPT,
+        })
+        .await?;
+        self.bulk.serve_store(Some(manager.store().clone()));
+        *self.manager.lock().expect("nobody panics while holding it") = Some(manager.clone());
+        self.change_state(|state| state.in_raft = true);
+        Ok(manager)
+    }
+
+    /// Starts the manager if the certificate says that this node is one, and joins consensus if it
+    /// never did.
+    pub(super) async fn start_manager_if_due(&self) -> anyhow::Result<()> {
+        if self.tls.peer().role() != NodeRole::Manager || self.manager().is_some() {
+            return Ok(());
+        }
+        let before = self.state();
+        let manager = self.start_manager().await?;
+        if before.in_raft {
+            return Ok(());
+        }
+        if let Err(error) = manager.join(&before.managers, &before.advertise, JOIN_LIMIT).await {
+            self.stop_manager().await;
+            self.change_state(|state| state.in_raft = false);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn stop_manager(&self) {
+        let manager = self.manager.lock().expect("nobody panics while holding it").take();
+        self.bulk.serve_store(None);
+        if let Some(manager) = manager {
+            manager.stop().await;
+        }
+    }
+
+    /// Starts the agent, and the watch over the certificate's life.
+    pub(super) fn start_agent(self: &Arc<Self>) {
+        let (events, from_agent) = mpsc::channel(EVENTS_AHEAD);
+        let config = AgentConfig {
+            node: self.id(),
+            description: self.description.clone(),
+            bulk_port: BULK_PORT,
+            managers: self.known_managers(),
+            engine: self.engine.clone(),
+            connect: Arc::new(Dialer(self.channels.clone())),
+        };
+        tokio::spawn(Agent::new(config, events).run(self.stop.clone()));
+        tokio::spawn(Self::follow(Arc::clone(self), from_agent));
+        tokio::spawn(Self::keep_certificate(Arc::clone(self)));
+    }
+
+    /// The managers to turn to, this node's own first.
+    fn known_managers(&self) -> Vec<String> {
+        let state = self.state();
+        let own = self.manager().map(|_| {
+            let port = state.listen.port();
+            let ip = if state.listen.ip().is_unspecified() { "127.0.0.1".to_owned() } else { state.listen.ip().to_string() };
+            format!("{ip}:{port}")
+        });
+        own.into_iter().chain(state.managers).collect()
+    }
+
+    /// Does what follows from what the agent hears.
+    async fn follow(self: Arc<Self>, mut events: mpsc::Receiver<AgentEvent>) {
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return,
+                event = events.recv() => event,
+            };
+            match event {
+                None => return,
+                Some(AgentEvent::Managers(managers)) => self.change_state(|state| state.managers = managers),
+                Some(AgentEvent::Role(role)) => {
+                    if let Err(error) = self.take_role(role).await {
+                        tracing::error!(role = role.as_str(), error = format!("{error:#}"), "the role could not be taken");
+                    }
+                }
+                Some(AgentEvent::Refused(why)) => {
+                    tracing::error!(why, "the swarm refuses this node");
+                    *self.refused.lock().expect("nobody panics while holding it") = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Renews the certificate for a new role, and starts or stops the manager with it.
+    async fn take_role(&self, role: NodeRole) -> anyhow::Result<()> {
+        if self.tls.peer().role() != role {
+            self.renew().await?;
+            tracing::info!(role = role.as_str(), "the node has a certificate for its new role");
+        }
+        match role {
+            NodeRole::Manager => {
+                if self.manager().is_none() {
+                    self.change_state(|state| {
+                        state.raft_id = rand::random();
+                        state.in_raft = false;
+                    });
+                    self.start_manager_if_due().await?;
+                }
+            }
+            NodeRole::Worker => {
+                if self.manager().is_some() {
+                    self.stop_manager().await;
+                    std::fs::remove_dir_all(self.raft_dir())?;
+                    self.change_state(|state| state.in_raft = false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn renew(&self) -> anyhow::Result<()> {
+        let root_pem = self.tls.identity().root_pem;
+        let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem).await?;
+        identity.save(&self.certificates)?;
+        self.tls.replace(identity)?;
+        // What is connected from now on shows the new certificate.
+        self.channels.forget_all();
+        Ok(())
+    }
+
+    /// Renews the certificate in time, again and again.
+    async fn keep_certificate(self: Arc<Self>) {
+        loop {
+            let pause = self.tls.identity().renew_after(SystemTime::now(), rand::random());
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if let Err(error) = self.renew().await {
+                tracing::warn!(error = format!("{error:#}"), "the certificate could not be renewed yet");
+                tokio::time::sleep(RENEW_RETRY).await;
+            }
+        }
+    }
+
+    /// Lets this manager out of consensus in good order before it leaves, if that can be.
+    pub(super) async fn demote_self(&self, manager: &Manager) {
+        if manager.store().members().len() < 2 {
+            return;
+        }
+        let demoted = tokio::time::timeout(DEMOTE_LIMIT, async {
+            let tables = manager.read().await.ok()?;
+            let node = tables.nodes.get(self.id())?;
+            let spec = skep_api::NodeSpec { role: NodeRole::Worker, ..node.spec.clone() };
+            manager.execute(Command::UpdateNode { id: node.id, version: node.meta.version, spec }).await.ok()?;
+            while manager.store().members().iter().any(|(id, _)| *id == manager.raft_id()) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Some(())
+        });
+        if !matches!(demoted.await, Ok(Some(()))) {
+            tracing::warn!("this manager leaves without the others' consent: remove it there with 'node demote'");
+        }
+    }
+
+    /// Removes the containers of the swarm's tasks from this node.
+    pub(super) async fn remove_containers(&self) {
+        for container in self.engine.list() {
+            if container.config.labels.contains_key(TASK_ID_LABEL)
+                && let Err(error) = self.engine.remove(&container.id, true).await
+            {
+                tracing::warn!(container = container.id, %error, "a task's container could not be removed");
+            }
+        }
+    }
+
+    /// Stops agent and manager; containers go on.
+    pub(super) async fn stop(&self) {
+        self.stop.cancel();
+        self.stop_manager().await;
+        self.bulk.close();
+    }
+}

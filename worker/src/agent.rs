@@ -1,0 +1,295 @@
+//! The worker's side of the session: keeps one with the leader, whoever that is, and runs what it
+//! is given.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_api::grpc::dispatcher_client::DispatcherClient;
+use skep_api::grpc::{Heartbeat, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
+use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding};
+use skep_engine::Engine;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::assignments::{Inbox, Payloads, Update};
+use crate::conversion::TASK_ID_LABEL;
+use crate::reporter::Reporter;
+use crate::runner::Runner;
+
+/// Pauses between attempts: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const MESSAGES_AHEAD: usize = 64;
+const MESSAGE_LEN_MAX: usize = 64 << 20;
+const WELCOME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Makes channels to managers; the daemon brings the node's certificate into it.
+pub trait Connect: Send + Sync + 'static {
+    fn connect(&self, addr: &str) -> Result<Channel, String>;
+    /// The last use failed: the next is to begin anew.
+    fn forget(&self, addr: &str);
+}
+
+/// How an agent is set up.
+pub struct AgentConfig {
+    pub node: NodeId,
+    pub description: NodeDescription,
+    pub bulk_port: u16,
+    pub managers: Vec<String>,
+    pub engine: Arc<Engine>,
+    pub connect: Arc<dyn Connect>,
+}
+
+impl std::fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentConfig").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// What the daemon hears from its agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentEvent {
+    /// These are the managers now.
+    Managers(Vec<String>),
+    /// The swarm wants the node in this role.
+    Role(NodeRole),
+    /// The swarm refuses the node: it was removed.
+    Refused(String),
+}
+
+/// Runs a node's tasks.
+pub struct Agent {
+    config: AgentConfig,
+    payloads: Payloads,
+    reporter: Reporter,
+    runners: BTreeMap<TaskId, watch::Sender<TaskState>>,
+    tasks: TaskTracker,
+    events: mpsc::Sender<AgentEvent>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    #[must_use]
+    pub fn new(config: AgentConfig, events: mpsc::Sender<AgentEvent>) -> Self {
+        Self {
+            config,
+            payloads: Payloads::default(),
+            reporter: Reporter::default(),
+            runners: BTreeMap::new(),
+            tasks: TaskTracker::new(),
+            events,
+        }
+    }
+
+    /// Keeps a session until `stop`; containers go on whatever happens.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut pause = BACKOFF.0;
+        let mut next: Option<String> = None;
+        let mut turn = 0;
+        while !stop.is_cancelled() {
+            let managers = &self.config.managers;
+            if managers.is_empty() {
+                return;
+            }
+            let target = next.take().unwrap_or_else(|| managers[turn % managers.len()].clone());
+            turn += 1;
+            let end = tokio::select! {
+                () = stop.cancelled() => return,
+                end = self.session(&target) => end,
+            };
+            match end {
+                SessionEnd::Redirect(leader) if !leader.is_empty() && leader != target => next = Some(leader),
+                SessionEnd::Lost { welcomed: true } => pause = BACKOFF.0,
+                SessionEnd::Redirect(_) | SessionEnd::Lost { welcomed: false } => {}
+                SessionEnd::Refused(why) => {
+                    // The daemon may be on its way down.
+                    drop(self.events.send(AgentEvent::Refused(why)).await);
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn session(&mut self, addr: &str) -> SessionEnd {
+        let mut welcomed = false;
+        let ended = self.run_session(addr, &mut welcomed).await;
+        match ended {
+            Ok(end) => end,
+            Err(status) => {
+                tracing::debug!(manager = addr, %status, "the session ended");
+                self.config.connect.forget(addr);
+                if status.code() == tonic::Code::PermissionDenied {
+                    return SessionEnd::Refused(status.message().to_owned());
+                }
+                SessionEnd::Lost { welcomed }
+            }
+        }
+    }
+
+    async fn run_session(&mut self, addr: &str, welcomed: &mut bool) -> Result<SessionEnd, Status> {
+        let channel = self.config.connect.connect(addr).map_err(Status::unavailable)?;
+        let mut client = DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
+        let (to_manager, outgoing) = mpsc::channel(MESSAGES_AHEAD);
+        let hello = Hello {
+            description: encoding::encode(&self.config.description),
+            bulk_port: u32::from(self.config.bulk_port),
+        };
+        send(&to_manager, worker_message::Kind::Hello(hello)).await?;
+        let session = tokio::time::timeout(WELCOME_LIMIT, client.session(ReceiverStream::new(outgoing)));
+        let mut from_manager = session.await.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+        let mut inbox = Inbox::default();
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        let mut heard = tokio::time::Instant::now();
+        loop {
+            let reporter = self.reporter.clone();
+            tokio::select! {
+                message = from_manager.message() => {
+                    let Some(message) = message? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
+                    heard = tokio::time::Instant::now();
+                    if let Some(end) = self.handle(message, &mut inbox, &mut beat, welcomed).await? {
+                        return Ok(end);
+                    }
+                }
+                _ = beat.tick(), if *welcomed => {
+                    send(&to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
+                }
+                batch = reporter.next_batch(), if *welcomed => {
+                    send(&to_manager, worker_message::Kind::Statuses(batch)).await?;
+                }
+                () = tokio::time::sleep_until(heard + WELCOME_LIMIT), if !*welcomed => {
+                    return Err(Status::deadline_exceeded("no welcome"));
+                }
+            }
+        }
+    }
+
+    async fn handle(
+        &mut self,
+        message: ManagerMessage,
+        inbox: &mut Inbox,
+        beat: &mut tokio::time::Interval,
+        welcomed: &mut bool,
+    ) -> Result<Option<SessionEnd>, Status> {
+        match message.kind {
+            Some(manager_message::Kind::Redirect(redirect)) => return Ok(Some(SessionEnd::Redirect(redirect.leader_addr))),
+            Some(manager_message::Kind::Welcome(welcome)) => {
+                *welcomed = true;
+                self.reporter.begin_session();
+                if let Some(period) = welcome.heartbeat_period {
+                    *beat = interval(period.milliseconds);
+                }
+                tracing::info!(session = welcome.session_id, "the session with the leader is open");
+            }
+            Some(manager_message::Kind::HeartbeatPeriod(period)) => *beat = interval(period.milliseconds),
+            Some(manager_message::Kind::Managers(managers)) => {
+                self.config.managers.clone_from(&managers.addrs);
+                self.tell(AgentEvent::Managers(managers.addrs)).await;
+            }
+            Some(manager_message::Kind::Role(unit)) => {
+                if let Some(role) = NodeRole::from_organizational_unit(&unit) {
+                    self.tell(AgentEvent::Role(role)).await;
+                }
+            }
+            Some(manager_message::Kind::Assignments(part)) => {
+                let update = inbox.take(part, &self.payloads).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                if let Some(update) = update {
+                    self.apply(update).await;
+                }
+            }
+            None => return Err(Status::invalid_argument("an empty message")),
+        }
+        Ok(None)
+    }
+
+    async fn tell(&self, event: AgentEvent) {
+        // The daemon may be on its way down.
+        drop(self.events.send(event).await);
+    }
+
+    /// Brings the runners in line with what is assigned.
+    async fn apply(&mut self, update: Update) {
+        let named: std::collections::BTreeSet<TaskId> = update.tasks.iter().map(|task| task.id).collect();
+        let mut removed = update.removed;
+        if update.complete {
+            removed.extend(self.runners.keys().filter(|id| !named.contains(id)));
+            removed.extend(self.left_over().filter(|id| !named.contains(id)));
+        }
+        for task in update.tasks {
+            let id = task.id;
+            if let Some(desired) = self.runners.get(&id) {
+                desired.send_if_modified(|before| {
+                    let further = task.desired_state > *before;
+                    *before = task.desired_state.max(*before);
+                    further
+                });
+                continue;
+            }
+            let (sender, desired) = watch::channel(task.desired_state);
+            self.runners.insert(id, sender);
+            let runner = Runner {
+                task,
+                node: self.config.node,
+                engine: self.config.engine.clone(),
+                payloads: self.payloads.clone(),
+                reporter: self.reporter.clone(),
+                desired,
+            };
+            self.tasks.spawn(runner.run());
+        }
+        for id in removed {
+            if let Some(desired) = self.runners.remove(&id) {
+                desired.send_replace(TaskState::Remove);
+            }
+            self.reporter.forget(id);
+            let engine = self.config.engine.clone();
+            self.tasks.spawn(async move { remove_container(&engine, id).await });
+        }
+    }
+
+    /// Tasks whose containers are here, whoever started them.
+    fn left_over(&self) -> impl Iterator<Item = TaskId> {
+        let containers = self.config.engine.list();
+        containers.into_iter().filter_map(|container| container.config.labels.get(TASK_ID_LABEL)?.parse().ok())
+    }
+}
+
+/// Removes what is left of a task that the managers have forgotten.
+async fn remove_container(engine: &Engine, task: TaskId) {
+    let label = task.to_string();
+    let container =
+        engine.list().into_iter().find(|container| container.config.labels.get(TASK_ID_LABEL) == Some(&label));
+    if let Some(container) = container
+        && let Err(error) = engine.remove(&container.id, true).await
+    {
+        tracing::warn!(%task, %error, "a task's container could not be removed");
+    }
+}
+
+enum SessionEnd {
+    Redirect(String),
+    Lost { welcomed: bool },
+    Refused(String),
+}
+
+fn interval(milliseconds: u64) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(Duration::from_millis(milliseconds.max(100)));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
+async fn send(to_manager: &mpsc::Sender<WorkerMessage>, kind: worker_message::Kind) -> Result<(), Status> {
+    to_manager.send(WorkerMessage { kind: Some(kind) }).await.map_err(|_| Status::cancelled("the session is over"))
+}

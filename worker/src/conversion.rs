@@ -1,0 +1,161 @@
+//! From a task's spec to a container's configuration.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skep_api::container::{HealthConfig, Mount, MountKind};
+use skep_api::units::Nanos;
+use skep_api::{NodeId, Task};
+use skep_engine::{
+    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, LogConfig, LogConfigError, MountSource, Payload,
+    PublishedPort, ResourceLimits,
+};
+
+/// The label by which a container's task is known.
+pub const TASK_ID_LABEL: &str = "com.docker.swarm.task.id";
+
+/// Builds the container of `task` on `node`.
+pub(crate) fn container_config(
+    task: &Task,
+    node: NodeId,
+    payloads: Vec<Payload>,
+    image: &ImageConfig,
+) -> Result<ContainerConfig, LogConfigError> {
+    let spec = &task.spec.container;
+    let privileges = spec.privileges.clone().unwrap_or_default();
+    let dns = spec.dns.clone().unwrap_or_default();
+    let log = match &task.spec.log_driver {
+        Some(driver) => LogConfig::parse(&driver.name, &driver.options)?,
+        None => LogConfig::default(),
+    };
+    Ok(ContainerConfig {
+        name: task.name(),
+        image: spec.image.clone(),
+        image_id: String::new(),
+        entrypoint: spec.command.clone(),
+        args: spec.args.clone(),
+        env: spec.env.clone(),
+        working_dir: spec.dir.clone(),
+        user: spec.user.clone(),
+        groups: spec.groups.clone(),
+        hostname: spec.hostname.clone(),
+        labels: labels(task, node),
+        mounts: spec.mounts.iter().map(mount).collect(),
+        payloads,
+        init: spec.init.unwrap_or(false),
+        read_only: spec.read_only,
+        no_new_privileges: privileges.no_new_privileges,
+        seccomp: true,
+        cap_add: spec.capability_add.clone(),
+        cap_drop: spec.capability_drop.clone(),
+        sysctls: spec.sysctls.clone(),
+        ulimits: spec.ulimits.clone(),
+        oom_score_adj: spec.oom_score_adj,
+        limits: limits(task),
+        stop_signal: spec.stop_signal.clone(),
+        health: health(spec.healthcheck.as_ref(), image.healthcheck.as_ref()),
+        hosts: spec.hosts.clone(),
+        dns: dns.nameservers,
+        dns_search: dns.search,
+        dns_options: dns.options,
+        ports: task.ports.iter().map(port).collect(),
+        log,
+    })
+}
+
+fn port(port: &skep_api::service::PortConfig) -> PublishedPort {
+    PublishedPort { protocol: port.protocol, container_port: port.target_port, host_port: port.published_port }
+}
+
+fn labels(task: &Task, node: NodeId) -> BTreeMap<String, String> {
+    let mut labels = task.spec.container.labels.clone();
+    for (key, value) in [
+        ("com.docker.swarm.task", String::new()),
+        (TASK_ID_LABEL, task.id.to_string()),
+        ("com.docker.swarm.task.name", task.name()),
+        ("com.docker.swarm.node.id", node.to_string()),
+        ("com.docker.swarm.service.id", task.service_id.to_string()),
+        ("com.docker.swarm.service.name", task.service_name.clone()),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+    labels
+}
+
+fn mount(mount: &Mount) -> ContainerMount {
+    let source = match mount.kind {
+        MountKind::Bind => MountSource::Bind {
+            path: mount.source.clone(),
+            propagation: mount.bind_options.clone().unwrap_or_default().propagation,
+        },
+        MountKind::Volume => {
+            let options = mount.volume_options.clone().unwrap_or_default();
+            MountSource::Volume { name: mount.source.clone(), labels: options.labels, no_copy: options.no_copy }
+        }
+        MountKind::Tmpfs => {
+            let options = mount.tmpfs_options.clone().unwrap_or_default();
+            let size_bytes = (!options.size_bytes.is_zero()).then_some(options.size_bytes.0);
+            MountSource::Tmpfs { size_bytes, mode: options.mode }
+        }
+    };
+    ContainerMount { source, target: mount.target.clone(), read_only: mount.read_only }
+}
+
+fn limits(task: &Task) -> ResourceLimits {
+    let limits = task.spec.resources.limits.clone().unwrap_or_default();
+    let reserved = task.spec.resources.reserved();
+    ResourceLimits {
+        nano_cpus: limits.nano_cpus.0,
+        cpu_shares: u64::try_from(reserved.nano_cpus.0 * 1024 / 1_000_000_000).unwrap_or(0),
+        memory_bytes: limits.memory_bytes.0,
+        memory_reservation_bytes: reserved.memory_bytes.0,
+        pids: limits.pids,
+    }
+}
+
+/// The check in force: the service's, where it says something, over the image's.
+fn health(service: Option<&HealthConfig>, image: Option<&HealthConfig>) -> Option<HealthCheck> {
+    let (own, image) = (service.cloned().unwrap_or_default(), image.cloned().unwrap_or_default());
+    let test = if own.test.is_empty() { image.test } else { own.test };
+    let command = match test.split_first() {
+        None => return None,
+        Some((kind, _)) if kind == "NONE" => return None,
+        Some((kind, rest)) if kind == "CMD" => rest.to_vec(),
+        Some((kind, rest)) if kind == "CMD-SHELL" => {
+            ["/bin/sh", "-c"].into_iter().map(str::to_owned).chain(rest.iter().cloned()).collect()
+        }
+        Some(_) => test,
+    };
+    let time = |own: Nanos, image: Nanos, default: u64| {
+        let set = if own.is_zero() { image } else { own };
+        if set.is_zero() { Duration::from_secs(default) } else { set.duration() }
+    };
+    let retries = if own.retries == 0 { image.retries } else { own.retries };
+    Some(HealthCheck {
+        command,
+        interval: time(own.interval, image.interval, 30),
+        timeout: time(own.timeout, image.timeout, 30),
+        retries: u32::try_from(retries).ok().filter(|&retries| retries > 0).unwrap_or(3),
+        start_period: time(own.start_period, image.start_period, 0),
+        start_interval: time(own.start_interval, image.start_interval, 5),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_s_check_overrides_the_image_s_and_none_switches_it_off() {
+        let config = |test: &[&str], interval: i64| HealthConfig {
+            test: test.iter().map(|&t| t.into()).collect(),
+            interval: Nanos::from_secs(interval),
+            ..HealthConfig::default()
+        };
+        assert_eq!(health(None, None), None);
+        assert_eq!(health(Some(&config(&["NONE"], 0)), Some(&config(&["CMD", "a"], 0))), None);
+        let check = health(Some(&config(&[], 7)), Some(&config(&["CMD-SHELL", "test -f /ok"], 9))).unwrap();
+        assert_eq!(check.command, ["/bin/sh", "-c", "test -f /ok"]);
+        assert_eq!((check.interval, check.retries), (Duration::from_secs(7), 3));
+    }
+}
