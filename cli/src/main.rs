@@ -17,7 +17,7 @@ use clap::{CommandFactory as _, Parser};
 #[command(name = "skep", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
     /// Daemon to talk to: unix://PATH or tcp://HOST:PORT [env: SKEP_HOST, DOCKER_HOST]
-    #[arg(short = 'H', long, global = true, value_name = "SOCKET")]
+    #[arg(short = 'H', long, value_name = "SOCKET")]
     host: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -140,4 +140,14 @@ fn run_client(host: Option<String>, command: Command) -> anyhow::Result<ExitCode
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

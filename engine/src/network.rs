@@ -273,11 +273,11 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
     format!(
         "table ip skep {{}}\ndelete table ip skep\ntable ip skep {{\n\
          \x20 chain publish {{\n{dnat}  }}\n\
-         \x20 chain prerouting {{\n    type nat hook prerouting priority dstnat\n\
+         \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain output {{\n    type nat hook output priority dstnat\n\
+         \x20 chain output {{\n    type nat hook output priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain postrouting {{\n    type nat hook postrouting priority srcnat\n\
+         \x20 chain postrouting {{\n    type nat hook postrouting priority 100\n\
          \x20   ip saddr {network} oifname != \"{name}\" masquerade\n\
          \x20   ip saddr 127.0.0.0/8 oifname \"{name}\" masquerade\n\
          \x20   ip saddr {network} ip daddr {network} ct status dnat masquerade\n  }}\n}}\n"

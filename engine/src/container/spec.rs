@@ -102,7 +102,9 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
                 "soft": u64::try_from(limit.soft).unwrap_or(u64::MAX),
                 "hard": u64::try_from(limit.hard).unwrap_or(u64::MAX),
             })).collect::<Vec<_>>(),
-            "noNewPrivileges": config.no_new_privileges,
+            // Said only if wanted: libcontainer takes any value here for "load the filter late", which
+            // fails once the capabilities are gone.
+            "noNewPrivileges": config.no_new_privileges.then_some(true),
             "oomScoreAdj": config.oom_score_adj,
         },
         "mounts": mounts(config, place),
