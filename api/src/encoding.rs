@@ -19,7 +19,9 @@ const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODED_LEN_MAX>> =
 pub enum DecodeError {
     #[error("the data is empty")]
     Empty,
-    #[error("the data has format {found}, this version of skep reads up to {FORMAT_VERSION}: upgrade skep on this node")]
+    #[error(
+        "the data has format {found}, this version of skep reads up to {FORMAT_VERSION}: upgrade skep on this node"
+    )]
     Newer { found: u8 },
     #[error("the data is damaged")]
     Damaged(#[source] bincode::error::DecodeError),

@@ -494,9 +494,8 @@ mod tests {
 
     #[test]
     fn specs_are_checked_at_the_edge() {
-        let with = |rest: &str| {
-            format!(r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"nginx"}}{rest}}}}}"#)
-        };
+        let with =
+            |rest: &str| format!(r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"nginx"}}{rest}}}}}"#);
         check(&with(""), "ok");
         check(r#"{"Name":"web"}"#, "needs an image");
         check(r#"{"TaskTemplate":{"ContainerSpec":{"Image":"a"}}}"#, "needs a name");

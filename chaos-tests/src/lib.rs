@@ -1,1 +1,12 @@
+//! Several hosts on one machine, for tests and for the demo: each is a set of namespaces (network,
+//! mounts, UTS) joined to the others by a bridge, with a cgroup of its own and the real binary in
+//! it. Hosts can be killed, paused, cut off and brought back; dropping a [`Rig`] removes it all.
 
+mod host;
+mod processes;
+mod rig;
+mod wait;
+
+pub use host::Host;
+pub use rig::{Rig, is_root, program};
+pub use wait::{wait_for, wait_until};

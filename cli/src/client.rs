@@ -28,9 +28,17 @@ impl Client {
     }
 
     /// Sends a request; an error answer becomes an error.
-    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Response<Incoming>> {
         let response = self.try_send(method, path, body).await.with_context(|| {
-            format!("the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?", self.host)
+            format!(
+                "the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?",
+                self.host
+            )
         })?;
         if response.status().is_success() {
             return Ok(response);

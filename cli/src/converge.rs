@@ -62,8 +62,10 @@ async fn look(client: &Client, service: &str) -> anyhow::Result<Seen> {
     let filters = json!({"service": [service], "desired-state": ["running", "accepted"]}).to_string();
     let tasks = client.get(&format!("/tasks?filters={}", escape(&filters))).await?;
     let tasks: Vec<&Value> = tasks.as_array().into_iter().flatten().collect();
-    let up_to_date = |task: &&&Value| task["Spec"]["ContainerSpec"] == found["Spec"]["TaskTemplate"]["ContainerSpec"]
-        && task["Spec"]["ForceUpdate"] == found["Spec"]["TaskTemplate"]["ForceUpdate"];
+    let up_to_date = |task: &&&Value| {
+        task["Spec"]["ContainerSpec"] == found["Spec"]["TaskTemplate"]["ContainerSpec"]
+            && task["Spec"]["ForceUpdate"] == found["Spec"]["TaskTemplate"]["ForceUpdate"]
+    };
     let current: Vec<_> = tasks.iter().filter(up_to_date).collect();
     let running = current.iter().filter(|task| task["Status"]["State"] == "running").count() as u64;
     let desired = found["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(tasks.len() as u64);
@@ -80,7 +82,10 @@ async fn look(client: &Client, service: &str) -> anyhow::Result<Seen> {
     Ok(Seen {
         running,
         desired,
-        settled: running == desired && current.len() == tasks.len() && state != "updating" && state != "rollback_started",
+        settled: running == desired
+            && current.len() == tasks.len()
+            && state != "updating"
+            && state != "rollback_started",
         monitor,
         trouble,
         failure,

@@ -129,7 +129,9 @@ fn render(template: &str, value: &Value) -> anyhow::Result<String> {
         text += &match words.as_slice() {
             [path] if path.starts_with('.') => cell(lookup(value, path)?),
             ["json", path] if path.starts_with('.') => lookup(value, path)?.to_string(),
-            _ => anyhow::bail!("template {template:?}: {{{{{action}}}}} is not known; use {{{{.Field}}}} or {{{{json .Field}}}}"),
+            _ => anyhow::bail!(
+                "template {template:?}: {{{{{action}}}}} is not known; use {{{{.Field}}}} or {{{{json .Field}}}}"
+            ),
         };
         rest = after;
     }
@@ -139,7 +141,8 @@ fn render(template: &str, value: &Value) -> anyhow::Result<String> {
 fn lookup<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
     path.split('.').filter(|part| !part.is_empty()).try_fold(value, |value, part| {
         value.get(part).ok_or_else(|| {
-            let known: Vec<_> = value.as_object().map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
+            let known: Vec<_> =
+                value.as_object().map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
             anyhow::anyhow!("there is no {path}: {part:?} is not among {}", known.join(", "))
         })
     })

@@ -208,7 +208,8 @@ impl BulkTransport for Bulk {
 
 impl Bulk {
     async fn push_snapshot(&self, addr: &str, header: Vec<u8>, parts: Vec<Bytes>) -> anyhow::Result<Vec<u8>> {
-        let control: SocketAddr = tokio::net::lookup_host(addr).await?.next().ok_or_else(|| anyhow::anyhow!("no such host"))?;
+        let control: SocketAddr =
+            tokio::net::lookup_host(addr).await?.next().ok_or_else(|| anyhow::anyhow!("no such host"))?;
         let addr = SocketAddr::new(control.ip(), crate::swarm::BULK_PORT);
         let connection = self.connect(addr, "swarm-manager").await?;
         let (mut send, mut recv) = connection.open_bi().await?;

@@ -239,7 +239,9 @@ fn pools(flags: &[String], file: &[PoolJson], problems: &mut Vec<String>) -> Vec
                 let base: Ipv4Addr = base;
                 pools.push((Ipv4Addr::from(u32::from(base) + 1), size));
             }
-            _ => problems.push(format!("default-address-pool {text:?} cannot be read: write base=172.30.0.0/16,size=24")),
+            _ => {
+                problems.push(format!("default-address-pool {text:?} cannot be read: write base=172.30.0.0/16,size=24"))
+            }
         }
     }
     pools
@@ -278,10 +280,8 @@ mod tests {
 
     #[test]
     fn a_pool_becomes_the_bridge_network() {
-        let args = DaemonArgs {
-            default_address_pools: vec!["base=10.99.0.0/16,size=24".into()],
-            ..DaemonArgs::default()
-        };
+        let args =
+            DaemonArgs { default_address_pools: vec!["base=10.99.0.0/16,size=24".into()], ..DaemonArgs::default() };
         assert_eq!(DaemonConfig::load(args).unwrap().bridge, (Ipv4Addr::new(10, 99, 0, 1), 24));
     }
 }

@@ -52,10 +52,8 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     );
     engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
     engine_config.set_bridge(config.bridge.0, config.bridge.1);
-    engine_config.registries = RegistryConfig {
-        mirrors: config.registry_mirrors.clone(),
-        insecure: config.insecure_registries.clone(),
-    };
+    engine_config.registries =
+        RegistryConfig { mirrors: config.registry_mirrors.clone(), insecure: config.insecure_registries.clone() };
     let engine = Engine::open(engine_config)?;
     let swarm = Swarm::resume(config.data_root.join("swarm"), engine.clone(), config.labels.clone()).await?;
     let daemon = Arc::new(Daemon {
@@ -121,7 +119,8 @@ async fn serve(daemon: &Arc<Daemon>, listener: &Listener, servers: &TaskTracker)
             servers.spawn(async move { drop(server.await) });
         }
         Listener::Tcp(addr) => {
-            let listener = TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))?;
+            let listener =
+                TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))?;
             match &daemon.config.tls {
                 None => {
                     let server = axum::serve(listener, http::service(daemon.clone()));
@@ -149,7 +148,8 @@ fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("unix://{} cannot be listened on", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("unix://{} cannot be listened on", path.display()))?;
     let group = ["skep", "docker"].iter().find_map(|name| nix::unistd::Group::from_name(name).ok().flatten());
     if let Some(group) = group {
         nix::unistd::chown(path, None, Some(group.gid))?;

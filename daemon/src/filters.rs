@@ -21,7 +21,9 @@ impl Filters {
             }
             let values: BTreeSet<String> = match values {
                 Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-                Value::Object(map) => map.into_iter().filter(|(_, on)| on != &Value::Bool(false)).map(|(v, _)| v).collect(),
+                Value::Object(map) => {
+                    map.into_iter().filter(|(_, on)| on != &Value::Bool(false)).map(|(v, _)| v).collect()
+                }
                 other => return Err(format!("invalid filter '{name}': {other} is no list")),
             };
             filters.insert(name, values);

@@ -15,10 +15,10 @@ pub(crate) mod tls_listener;
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::routing::{any, delete, get, head, post};
-use axum::Router;
 use tower::Layer as _;
 use tower::util::{MapRequest, MapRequestLayer};
 

@@ -10,4 +10,4 @@ mod logs;
 mod swarm;
 
 pub use config::{ConfigError, DaemonArgs, DaemonConfig};
-pub use daemon::{run, VERSION};
+pub use daemon::{VERSION, run};

@@ -152,7 +152,8 @@ impl Relay {
         let mut lines = match self.open(&tables, &task, node_id).await {
             Ok(lines) => lines,
             Err(error) => {
-                let text = format!("warning: incomplete log stream: task {} on node {node_id}: {error:#}\n", task.slot_name());
+                let text =
+                    format!("warning: incomplete log stream: task {} on node {node_id}: {error:#}\n", task.slot_name());
                 let line = LogLine { text, stream: LogSource::Stderr, time: Timestamp::NEVER };
                 drop(frames.send(self.params.frame(&line, &details)).await);
                 return;

@@ -15,8 +15,7 @@ use skep_api::node::{EngineDescription, NodeStatus, TlsInfo};
 use skep_api::task::{Platform, Resources};
 use skep_api::units::{ByteSize, NanoCpus};
 use skep_api::{
-    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec,
-    SecretBytes,
+    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec, SecretBytes,
 };
 use skep_engine::Engine;
 use skep_manager::Manager;
@@ -105,8 +104,11 @@ impl Swarm {
         let swarm = Self { dir, engine, labels, active: RwLock::default(), change: tokio::sync::Mutex::default() };
         if let Some(state) = NodeStateFile::load(&swarm.dir)? {
             let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
-                anyhow::anyhow!("{} holds no certificate: restore it, or remove {} and join again",
-                    swarm.certificates().display(), swarm.dir.display())
+                anyhow::anyhow!(
+                    "{} holds no certificate: restore it, or remove {} and join again",
+                    swarm.certificates().display(),
+                    swarm.dir.display()
+                )
             })?;
             let node = ActiveNode::start(&swarm, identity, state).await?;
             node.start_manager_if_due().await?;
@@ -222,9 +224,8 @@ impl Swarm {
         if self.active.read().await.is_some() {
             return Err(SwarmError::AlreadyMember);
         }
-        let token: JoinToken = request.token.parse().map_err(|error: skep_pki::JoinTokenError| {
-            SwarmError::Invalid(error.to_string())
-        })?;
+        let token: JoinToken =
+            request.token.parse().map_err(|error: skep_pki::JoinTokenError| SwarmError::Invalid(error.to_string()))?;
         request.availability.parse::<Availability>().map_err(|error| SwarmError::Invalid(error.to_string()))?;
         let listen = listen_addr(&request.listen)?;
         let advertise = advertise_addr(&request.advertise, listen).or_else(|error| {
@@ -321,7 +322,8 @@ fn leave_warning(manager: &Manager) -> String {
 }
 
 fn with_port(addr: &str) -> String {
-    let has_port = addr.parse::<SocketAddr>().is_ok() || addr.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
+    let has_port =
+        addr.parse::<SocketAddr>().is_ok() || addr.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
     if has_port { addr.to_owned() } else { format!("{addr}:{CONTROL_PORT}") }
 }
 

@@ -190,11 +190,12 @@ impl Engine {
             make_dir(&config.data_dir.join(dir))?;
         }
         make_dir(&config.run_dir.join("containers"))?;
-        let images = Arc::new(
-            ImageStore::open(&config.data_dir.join("image")).map_err(disk_error("opening the image store"))?,
-        );
+        let images =
+            Arc::new(ImageStore::open(&config.data_dir.join("image")).map_err(disk_error("opening the image store"))?);
         builtin::ensure(&images).map_err(disk_error("storing the built-in image"))?;
-        builtin::install(&config.data_dir.join("bin/skep-init")).or_else(busy).map_err(disk_error("storing skep-init"))?;
+        builtin::install(&config.data_dir.join("bin/skep-init"))
+            .or_else(busy)
+            .map_err(disk_error("storing skep-init"))?;
         let engine = Arc::new(Self {
             puller: Puller::new(config.registries.clone(), images.clone()),
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,

@@ -264,10 +264,8 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
     for lease in leases {
         for port in &lease.ports {
             let protocol = port.protocol.as_str();
-            dnat += &format!(
-                "    {protocol} dport {} dnat to {}:{}\n",
-                port.host_port, lease.address, port.container_port
-            );
+            dnat +=
+                &format!("    {protocol} dport {} dnat to {}:{}\n", port.host_port, lease.address, port.container_port);
         }
     }
     format!(
@@ -285,8 +283,12 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
 }
 
 fn apply_rules(rules: &str) -> io::Result<()> {
-    let spawned =
-        Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let spawned = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut nft = spawned.map_err(|error| {
         io::Error::new(error.kind(), format!("nft cannot be run, install the nftables package: {error}"))
     })?;

@@ -29,18 +29,19 @@ pub(crate) fn decide(
     let cluster = tables.cluster().ok_or_else(|| Status::unavailable(crate::control::NO_LEADER))?;
     if request.join_token.is_empty() {
         let peer = crate::authority::check(peer, crate::authority::Needs::AnyNode, tables, now)?;
-        let node = tables.nodes.get(peer.node()).ok_or_else(|| {
-            Status::permission_denied(format!("node {} is not known to the swarm", peer.node()))
-        })?;
+        let node = tables
+            .nodes
+            .get(peer.node())
+            .ok_or_else(|| Status::permission_denied(format!("node {} is not known to the swarm", peer.node())))?;
         // Invariant: the role is what the swarm wants of the node, never what it asks for.
         let subject = Subject { node: node.id, role: node.spec.role, cluster: cluster.id };
         return Ok(Decision::Renew(subject));
     }
     let role = role_of_token(&request.join_token, tables)?;
-    let availability: Availability =
-        request.availability.parse().map_err(|error: skep_api::node::ParseAvailabilityError| {
-            Status::invalid_argument(error.to_string())
-        })?;
+    let availability: Availability = request
+        .availability
+        .parse()
+        .map_err(|error: skep_api::node::ParseAvailabilityError| Status::invalid_argument(error.to_string()))?;
     let id = NodeId::random();
     Ok(Decision::Admit {
         command: Command::AdmitNode { id, role, availability },
@@ -75,9 +76,8 @@ pub(crate) fn sign(
     let root = RootAuthority::load(&cluster.root_ca.certificate_pem, &cluster.root_ca.key_pem).map_err(internal)?;
     let csr = String::from_utf8_lossy(&request.csr_pem);
     let life = cluster.spec.ca.node_cert_expiry.duration();
-    let certificate = root
-        .sign(&csr, subject, life, now)
-        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let certificate =
+        root.sign(&csr, subject, life, now).map_err(|error| Status::invalid_argument(error.to_string()))?;
     tracing::info!(node = %subject.node, role = subject.role.as_str(), at = %Timestamp::from_system(now), "a certificate was issued");
     Ok(IssuedCertificate {
         certificate_pem: certificate.into_bytes(),

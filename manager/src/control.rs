@@ -18,20 +18,60 @@ pub(crate) use execute::execute;
 /// A change that a client asks for. Any manager takes it; the leader carries it out.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Command {
-    UpdateCluster { version: u64, spec: ClusterSpec, rotate_worker_token: bool, rotate_manager_token: bool },
-    CreateService { spec: ServiceSpec },
-    UpdateService { id: ServiceId, version: u64, change: ServiceChange },
-    RemoveService { id: ServiceId },
-    UpdateNode { id: NodeId, version: u64, spec: NodeSpec },
-    RemoveNode { id: NodeId, force: bool },
-    CreateSecret { spec: SecretSpec },
-    UpdateSecret { id: SecretId, version: u64, spec: SecretSpec },
-    RemoveSecret { id: SecretId },
-    CreateConfig { spec: ConfigSpec },
-    UpdateConfig { id: ConfigId, version: u64, spec: ConfigSpec },
-    RemoveConfig { id: ConfigId },
+    UpdateCluster {
+        version: u64,
+        spec: ClusterSpec,
+        rotate_worker_token: bool,
+        rotate_manager_token: bool,
+    },
+    CreateService {
+        spec: ServiceSpec,
+    },
+    UpdateService {
+        id: ServiceId,
+        version: u64,
+        change: ServiceChange,
+    },
+    RemoveService {
+        id: ServiceId,
+    },
+    UpdateNode {
+        id: NodeId,
+        version: u64,
+        spec: NodeSpec,
+    },
+    RemoveNode {
+        id: NodeId,
+        force: bool,
+    },
+    CreateSecret {
+        spec: SecretSpec,
+    },
+    UpdateSecret {
+        id: SecretId,
+        version: u64,
+        spec: SecretSpec,
+    },
+    RemoveSecret {
+        id: SecretId,
+    },
+    CreateConfig {
+        spec: ConfigSpec,
+    },
+    UpdateConfig {
+        id: ConfigId,
+        version: u64,
+        spec: ConfigSpec,
+    },
+    RemoveConfig {
+        id: ConfigId,
+    },
     /// From a manager's CA server: a node showed a valid token.
-    AdmitNode { id: NodeId, role: NodeRole, availability: Availability },
+    AdmitNode {
+        id: NodeId,
+        role: NodeRole,
+        availability: Availability,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -120,7 +160,9 @@ impl From<Refusal> for ControlError {
                 let kind = key.kind().to_lowercase();
                 return Self::new(
                     Reason::Conflict,
-                    format!("name conflicts with an existing object: {kind} {name} already exists; choose another name"),
+                    format!(
+                        "name conflicts with an existing object: {kind} {name} already exists; choose another name"
+                    ),
                 );
             }
             Refusal::TooLarge(_) | Refusal::Unreadable(_) => Reason::Invalid,

@@ -241,7 +241,8 @@ impl Dispatcher {
         for part in assigned.update(&tables, id) {
             send(to_worker, manager_message::Kind::Assignments(part)).await?;
         }
-        let managers: Vec<String> = tables.nodes.iter().filter_map(|n| n.raft.as_ref()).map(|r| r.addr.clone()).collect();
+        let managers: Vec<String> =
+            tables.nodes.iter().filter_map(|n| n.raft.as_ref()).map(|r| r.addr.clone()).collect();
         if managers != told.managers {
             send(to_worker, manager_message::Kind::Managers(Managers { addrs: managers.clone() })).await?;
             told.managers = managers;

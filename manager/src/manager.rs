@@ -30,9 +30,9 @@ use tonic::transport::Server;
 
 use crate::control::{self, Command, ControlError, Outcome};
 use crate::dispatcher::Dispatcher;
+use crate::leader;
 use crate::rpc::Services;
 use crate::transport::{Channels, accept};
-use crate::leader;
 
 const HEARTBEAT: Duration = Duration::from_millis(60);
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(130);

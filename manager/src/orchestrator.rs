@@ -102,8 +102,7 @@ impl Scene<'_> {
 /// Looks at everything and says what to write.
 pub(crate) fn plan(tables: &Tables, now: Timestamp, ids: TaskIds<'_>) -> Plan {
     let history_limit = tables.cluster().map_or(5, |c| c.spec.orchestration.task_history_retention_limit);
-    let scene =
-        Scene { tables, nodes: tables.nodes.iter().map(|node| (node.id, node)).collect(), history_limit, now };
+    let scene = Scene { tables, nodes: tables.nodes.iter().map(|node| (node.id, node)).collect(), history_limit, now };
     let mut alarm = Alarm::default();
     let mut transaction = Transaction::new(now);
     let mut drafts = Vec::new();

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::Stream;
+use skep_api::encoding;
 use skep_api::grpc::control_server::Control;
 use skep_api::grpc::dispatcher_server::Dispatcher;
 use skep_api::grpc::node_ca_server::NodeCa;
 use skep_api::grpc::raft_server::Raft;
 use skep_api::grpc::{
-    CertificateRequest, ControlMessage, IssuedCertificate, JoinRaftReply, JoinRaftRequest, ManagerMessage,
-    RaftMessage, ReadIndexReply, ReadIndexRequest, Redirect, RootCertificate, RootCertificateRequest, WorkerMessage,
+    CertificateRequest, ControlMessage, IssuedCertificate, JoinRaftReply, JoinRaftRequest, ManagerMessage, RaftMessage,
+    ReadIndexReply, ReadIndexRequest, Redirect, RootCertificate, RootCertificateRequest, WorkerMessage,
     manager_message,
 };
-use skep_api::encoding;
 use skep_pki::PeerIdentity;
 use skep_raft_store::RpcKind;
 use tokio_stream::wrappers::ReceiverStream;

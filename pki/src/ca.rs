@@ -117,13 +117,7 @@ impl RootAuthority {
     }
 
     /// Signs the key of a request, for `subject`. All else that the request asks for is ignored.
-    pub fn sign(
-        &self,
-        csr_pem: &str,
-        subject: Subject,
-        life: Duration,
-        now: SystemTime,
-    ) -> Result<String, CaError> {
+    pub fn sign(&self, csr_pem: &str, subject: Subject, life: Duration, now: SystemTime) -> Result<String, CaError> {
         if csr_pem.len() > CSR_LEN_MAX {
             return Err(CaError::RequestTooLarge(csr_pem.len()));
         }

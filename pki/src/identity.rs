@@ -77,8 +77,8 @@ pub struct NodeIdentity {
 
 impl NodeIdentity {
     fn new(certificate_pem: &str, key_pem: SecretBytes, root_pem: &str) -> Result<Self, IdentityError> {
-        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|_| IdentityError::NoCertificate)?;
+        let certificate =
+            CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| IdentityError::NoCertificate)?;
         Ok(Self {
             peer: PeerIdentity::from_certificate(&certificate)?,
             certificate_pem: certificate_pem.to_owned(),

@@ -29,8 +29,7 @@ pub enum PeerIdentityError {
 impl PeerIdentity {
     /// Reads the subject of a certificate whose chain TLS has verified.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Result<Self, PeerIdentityError> {
-        let (_, certificate) =
-            X509Certificate::from_der(certificate).map_err(|_| PeerIdentityError::Unreadable)?;
+        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| PeerIdentityError::Unreadable)?;
         let subject = read_subject(certificate.subject()).ok_or(PeerIdentityError::Subject)?;
         let time = |seconds: i64| Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000));
         Ok(Self {

@@ -85,8 +85,7 @@ impl TlsIdentity {
     /// For a server that nodes of the swarm connect to.
     pub fn server_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
         let roots = roots(&self.current.load().identity.root_pem)?;
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(clients)

@@ -150,8 +150,7 @@ impl LogStore {
                 .get(key)
                 .map_err(io::Error::other)?
                 .ok_or_else(|| damaged(format!("part {number} of the snapshot is missing")))?;
-            let plain =
-                self.sealer.open(SNAPSHOT, &key, &sealed).map_err(|broken| damaged(broken.to_string()))?;
+            let plain = self.sealer.open(SNAPSHOT, &key, &sealed).map_err(|broken| damaged(broken.to_string()))?;
             parts.push(plain.into());
         }
         Ok(Some((meta, parts)))

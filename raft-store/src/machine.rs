@@ -30,11 +30,7 @@ pub(crate) struct Published {
 
 impl Published {
     pub(crate) fn new() -> Self {
-        Self {
-            tables: ArcSwap::default(),
-            commits: broadcast::channel(COMMITS_KEPT).0,
-            index: watch::channel(0).0,
-        }
+        Self { tables: ArcSwap::default(), commits: broadcast::channel(COMMITS_KEPT).0, index: watch::channel(0).0 }
     }
 
     fn publish(&self, tables: Tables) {
@@ -56,13 +52,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts from the snapshot on disk; the log behind it is replayed by openraft.
     pub(crate) fn load(disk: LogStore, published: Arc<Published>) -> io::Result<Self> {
-        let mut machine = Self {
-            tables: Tables::default(),
-            applied: None,
-            membership: StoredMembership::default(),
-            published,
-            disk,
-        };
+        let mut machine =
+            Self { tables: Tables::default(), applied: None, membership: StoredMembership::default(), published, disk };
         if let Some((meta, parts)) = machine.disk.load_snapshot::<SnapshotMeta>()? {
             machine.restore(&meta, &parts)?;
         }

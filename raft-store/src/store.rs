@@ -304,7 +304,9 @@ fn reply<T: serde::Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Vec
     encoding::encode_serde(&result.map_err(|error| error.to_string()))
 }
 
-fn change_error(error: RaftError<crate::raft_types::Types, ClientWriteError<crate::raft_types::Types>>) -> ProposeError {
+fn change_error(
+    error: RaftError<crate::raft_types::Types, ClientWriteError<crate::raft_types::Types>>,
+) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
             ProposeError::NotLeader { leader_addr: forward.leader_node.map(|node| node.addr) }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use skep_api::object::Record;
-use skep_api::{
-    Cluster, Config, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task, TaskId,
-};
+use skep_api::{Cluster, Config, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task, TaskId};
 
 use crate::transaction::{ACTIONS_MAX, Action, Change, Refusal, Transaction};
 
@@ -91,12 +89,30 @@ pub struct Tables {
 macro_rules! by_kind {
     ($tables:expr, $value:expr, $enum:ident, |$table:ident, $inner:ident| $body:expr) => {
         match $value {
-            $enum::Cluster($inner) => { let $table = &$tables.clusters; $body.map(Object::Cluster) }
-            $enum::Node($inner) => { let $table = &$tables.nodes; $body.map(Object::Node) }
-            $enum::Service($inner) => { let $table = &$tables.services; $body.map(Object::Service) }
-            $enum::Task($inner) => { let $table = &$tables.tasks; $body.map(Object::Task) }
-            $enum::Secret($inner) => { let $table = &$tables.secrets; $body.map(Object::Secret) }
-            $enum::Config($inner) => { let $table = &$tables.configs; $body.map(Object::Config) }
+            $enum::Cluster($inner) => {
+                let $table = &$tables.clusters;
+                $body.map(Object::Cluster)
+            }
+            $enum::Node($inner) => {
+                let $table = &$tables.nodes;
+                $body.map(Object::Node)
+            }
+            $enum::Service($inner) => {
+                let $table = &$tables.services;
+                $body.map(Object::Service)
+            }
+            $enum::Task($inner) => {
+                let $table = &$tables.tasks;
+                $body.map(Object::Task)
+            }
+            $enum::Secret($inner) => {
+                let $table = &$tables.secrets;
+                $body.map(Object::Secret)
+            }
+            $enum::Config($inner) => {
+                let $table = &$tables.configs;
+                $body.map(Object::Config)
+            }
         }
     };
 }
@@ -116,9 +132,7 @@ impl Tables {
     /// A service's tasks, in the order of their ids.
     pub fn tasks_of_service(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
         let (first, last) = (TaskId::from_u128(0), TaskId::from_u128(u128::MAX));
-        self.tasks_by_service
-            .range((service, first)..=(service, last))
-            .filter_map(|&(_, task)| self.tasks.get(task))
+        self.tasks_by_service.range((service, first)..=(service, last)).filter_map(|&(_, task)| self.tasks.get(task))
     }
 
     /// The tasks bound to a node, in the order of their ids.
@@ -336,10 +350,7 @@ mod tests {
     fn a_name_is_taken_until_its_owner_is_gone() {
         let mut tables = Tables::default();
         apply(&mut tables, Action::Create(secret(1, "a").into())).unwrap();
-        assert!(matches!(
-            apply(&mut tables, Action::Create(secret(2, "A").into())),
-            Err(Refusal::NameTaken { .. })
-        ));
+        assert!(matches!(apply(&mut tables, Action::Create(secret(2, "A").into())), Err(Refusal::NameTaken { .. })));
         apply(&mut tables, Action::Delete(ObjectKey::Secret(SecretId::from_u128(1)), 1)).unwrap();
         apply(&mut tables, Action::Create(secret(2, "A").into())).unwrap();
     }

@@ -80,7 +80,11 @@ impl Swarm {
 
     fn cut(&self, id: u64, cut: bool) {
         let mut lines = self.shared.lock().unwrap();
-        if cut { lines.cut.insert(format!("m{id}")) } else { lines.cut.remove(&format!("m{id}")) };
+        if cut {
+            lines.cut.insert(format!("m{id}"))
+        } else {
+            lines.cut.remove(&format!("m{id}"))
+        };
     }
 
     /// The store among `ids` that leads, once one does and can prove it.

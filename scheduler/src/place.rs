@@ -50,7 +50,8 @@ pub fn place(view: &mut ClusterView, groups: &[Group]) -> Plan {
             view.occupy(index, &group.occupant, count);
         }
         if placed < group.tasks.len() {
-            plan.refusals.push(Refusal { tasks: group.tasks[placed..].to_vec(), reason: refusal(view, group, &filters) });
+            plan.refusals
+                .push(Refusal { tasks: group.tasks[placed..].to_vec(), reason: refusal(view, group, &filters) });
         }
     }
     plan

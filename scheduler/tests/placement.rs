@@ -66,13 +66,14 @@ fn spec(words: &str) -> TaskSpec {
             }
             "max" => spec.placement.max_replicas = value.parse().unwrap(),
             "on" => spec.placement.constraints.push(value.replace('~', "==")),
-            "spread" => spec.placement.preferences.push(PlacementPreference {
-                spread: SpreadOver { spread_descriptor: format!("node.labels.{value}") },
-            }),
-            "arch" => spec.placement.platforms.push(skep_api::task::Platform {
-                architecture: value.into(),
-                os: "linux".into(),
-            }),
+            "spread" => spec
+                .placement
+                .preferences
+                .push(PlacementPreference { spread: SpreadOver { spread_descriptor: format!("node.labels.{value}") } }),
+            "arch" => spec
+                .placement
+                .platforms
+                .push(skep_api::task::Platform { architecture: value.into(), os: "linux".into() }),
             "port" => {}
             other => panic!("{other}?"),
         }
@@ -153,11 +154,7 @@ fn preferences_spread_over_label_values_first() {
     check("n1 zone=a; n2 zone=a; n3 zone=b", "web*4 spread=zone", "n1:1 n2:1 n3:2");
     check("n1 zone=a; n2 zone=b; n3", "web*3 spread=zone", "n1:1 n2:1 n3:1");
     check("n1 zone=a web=3; n2 zone=b", "web*2 spread=zone", "n2:2");
-    check(
-        "n1 zone=a rack=1; n2 zone=a rack=2; n3 zone=b rack=1",
-        "web*4 spread=zone spread=rack",
-        "n1:1 n2:1 n3:2",
-    );
+    check("n1 zone=a rack=1; n2 zone=a rack=2; n3 zone=b rack=1", "web*4 spread=zone spread=rack", "n1:1 n2:1 n3:2");
     check("n1 zone=a cpu=1; n2 zone=b cpu=4", "web*4 spread=zone cpu=1", "n1:1 n2:3");
 }
 

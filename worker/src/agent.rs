@@ -184,7 +184,9 @@ impl Agent {
         welcomed: &mut bool,
     ) -> Result<Option<SessionEnd>, Status> {
         match message.kind {
-            Some(manager_message::Kind::Redirect(redirect)) => return Ok(Some(SessionEnd::Redirect(redirect.leader_addr))),
+            Some(manager_message::Kind::Redirect(redirect)) => {
+                return Ok(Some(SessionEnd::Redirect(redirect.leader_addr)));
+            }
             Some(manager_message::Kind::Welcome(welcome)) => {
                 *welcomed = true;
                 self.reporter.begin_session();

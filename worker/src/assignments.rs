@@ -61,7 +61,11 @@ fn payload(default_dir: &str, file: &FileTarget, bytes: Option<&SecretBytes>, na
 
 impl Inbox {
     /// Takes one message; the whole update once its last part is in.
-    pub(crate) fn take(&mut self, part: Assignments, payloads: &Payloads) -> Result<Option<Update>, encoding::DecodeError> {
+    pub(crate) fn take(
+        &mut self,
+        part: Assignments,
+        payloads: &Payloads,
+    ) -> Result<Option<Update>, encoding::DecodeError> {
         {
             let mut held = payloads.lock();
             for bytes in &part.secrets {

@@ -139,7 +139,9 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
 
 pub(super) fn capital(value: &Value) -> String {
     let text = value.as_str().unwrap_or_default();
-    text.chars().next().map_or_else(String::new, |first| first.to_uppercase().collect::<String>() + &text[first.len_utf8()..])
+    text.chars()
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().collect::<String>() + &text[first.len_utf8()..])
 }
 
 /// `self` is the node one talks to.
@@ -165,7 +167,8 @@ async fn change(client: &Client, node: &str, change: impl FnOnce(&mut Value)) ->
     let found = client.get(&format!("/nodes/{id}")).await?;
     let mut spec = found["Spec"].clone();
     change(&mut spec);
-    let path = format!("/nodes/{}/update?version={}", found["ID"].as_str().unwrap_or_default(), found["Version"]["Index"]);
+    let path =
+        format!("/nodes/{}/update?version={}", found["ID"].as_str().unwrap_or_default(), found["Version"]["Index"]);
     client.post(&path, &spec).await?;
     Ok(())
 }

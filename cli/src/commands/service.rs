@@ -9,8 +9,8 @@ use super::system::{LogOptions, print_frames};
 use crate::client::{Client, escape};
 use crate::converge;
 use crate::output::{FormatArg, ListArgs, ago, line};
-use spec::{CreateArgs, SpecArgs};
 pub(crate) use spec::duration;
+use spec::{CreateArgs, SpecArgs};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum ServiceCommand {
@@ -175,7 +175,14 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
         let mode = if service["Spec"]["Mode"].get("Global").is_some() { "global" } else { "replicated" };
         let ports = service["Endpoint"]["Ports"].as_array().into_iter().flatten();
         let ports: Vec<_> = ports
-            .map(|port| format!("*:{}->{}/{}", port["PublishedPort"], port["TargetPort"], port["Protocol"].as_str().unwrap_or("tcp")))
+            .map(|port| {
+                format!(
+                    "*:{}->{}/{}",
+                    port["PublishedPort"],
+                    port["TargetPort"],
+                    port["Protocol"].as_str().unwrap_or("tcp")
+                )
+            })
             .collect();
         let image = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
         json!({
@@ -186,7 +193,14 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
     };
     let mut rows: Vec<_> = services.as_array().into_iter().flatten().map(row).collect();
     rows.sort_by_key(|row| row["Name"].as_str().unwrap_or_default().to_owned());
-    let columns = [("ID", "ID"), ("Name", "NAME"), ("Mode", "MODE"), ("Replicas", "REPLICAS"), ("Image", "IMAGE"), ("Ports", "PORTS")];
+    let columns = [
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Mode", "MODE"),
+        ("Replicas", "REPLICAS"),
+        ("Image", "IMAGE"),
+        ("Ports", "PORTS"),
+    ];
     args.print(&columns, &rows)
 }
 
@@ -209,7 +223,11 @@ pub(super) async fn task_rows(client: &Client, filters: &Value, no_trunc: bool, 
         };
         let error = task["Status"]["Err"].as_str().unwrap_or_default();
         let short = |text: &str, len: usize| {
-            if no_trunc || text.chars().count() <= len { text.to_owned() } else { text.chars().take(len - 1).collect::<String>() + "…" }
+            if no_trunc || text.chars().count() <= len {
+                text.to_owned()
+            } else {
+                text.chars().take(len - 1).collect::<String>() + "…"
+            }
         };
         let id = task["ID"].as_str().unwrap_or_default();
         let image = task["Spec"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
@@ -297,13 +315,16 @@ impl UpdateArgs {
         };
         let template = &mut spec["TaskTemplate"];
         let container = &mut template["ContainerSpec"];
-        let named = |names: &[String], text: Option<&str>| text.is_some_and(|text| names.iter().any(|name| name == text));
+        let named =
+            |names: &[String], text: Option<&str>| text.is_some_and(|text| names.iter().any(|name| name == text));
         without(&mut container["Env"], &|var| {
             named(&self.env_rm, var.as_str().map(|var| var.split('=').next().unwrap_or(var)))
         });
         without(&mut container["Secrets"], &|secret| named(&self.secret_rm, secret["SecretName"].as_str()));
         without(&mut container["Configs"], &|config| named(&self.config_rm, config["ConfigName"].as_str()));
-        without(&mut template["Placement"]["Constraints"], &|constraint| named(&self.constraint_rm, constraint.as_str()));
+        without(&mut template["Placement"]["Constraints"], &|constraint| {
+            named(&self.constraint_rm, constraint.as_str())
+        });
         if let Some(labels) = spec["Labels"].as_object_mut() {
             self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
         }
@@ -328,8 +349,8 @@ async fn scale(client: &Client, detach: bool, targets: Vec<String>) -> anyhow::R
     let mut scaled = Vec::new();
     for target in &targets {
         let parsed = target.split_once('=').and_then(|(name, count)| Some((name, count.parse::<u64>().ok()?)));
-        let (name, replicas) =
-            parsed.ok_or_else(|| anyhow::anyhow!("{target:?} cannot be read: write SERVICE=REPLICAS, such as web=5"))?;
+        let (name, replicas) = parsed
+            .ok_or_else(|| anyhow::anyhow!("{target:?} cannot be read: write SERVICE=REPLICAS, such as web=5"))?;
         let found = client.get(&format!("/services/{name}")).await?;
         let mut spec = found["Spec"].clone();
         anyhow::ensure!(spec["Mode"].get("Replicated").is_some(), "service {name} is global: it has one task per node");

@@ -119,7 +119,10 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
                 "SubnetSize": default_addr_pool_mask_length, "Spec": spec,
             });
             let node = client.post("/swarm/init", &body).await?;
-            line(&format!("Swarm initialized: current node ({}) is now a manager.\n", node.as_str().unwrap_or_default()))?;
+            line(&format!(
+                "Swarm initialized: current node ({}) is now a manager.\n",
+                node.as_str().unwrap_or_default()
+            ))?;
             show_token(client, "worker", false).await
         }
         SwarmCommand::Join { token, advertise_addr, listen_addr, availability, manager } => {
@@ -172,5 +175,7 @@ async fn show_token(client: &Client, role: &str, quiet: bool) -> anyhow::Result<
     }
     let info = client.get("/info").await?;
     let addr = info["Swarm"]["NodeAddr"].as_str().unwrap_or_default().to_owned();
-    line(&format!("To add a {role} to this swarm, run the following command:\n\n    skep swarm join --token {token} {addr}:2377\n"))
+    line(&format!(
+        "To add a {role} to this swarm, run the following command:\n\n    skep swarm join --token {token} {addr}:2377\n"
+    ))
 }

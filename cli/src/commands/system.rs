@@ -167,5 +167,9 @@ pub(crate) async fn version(client: &Client, format: FormatArg) -> anyhow::Resul
     }
     line(&format!("Client: {client_version}"))?;
     let server = server?;
-    line(&format!("Server: {} (API {})", server["Version"].as_str().unwrap_or("?"), server["ApiVersion"].as_str().unwrap_or("?")))
+    line(&format!(
+        "Server: {} (API {})",
+        server["Version"].as_str().unwrap_or("?"),
+        server["ApiVersion"].as_str().unwrap_or("?")
+    ))
 }

@@ -65,8 +65,10 @@ fn summary(container: &Inspection) -> Value {
     let config = &container.config;
     let ports: Vec<_> = ports(&container.state)
         .iter()
-        .map(|port| json!({"IP": "0.0.0.0", "PrivatePort": port.container_port, "PublicPort": port.host_port,
-            "Type": port.protocol.as_str()}))
+        .map(|port| {
+            json!({"IP": "0.0.0.0", "PrivatePort": port.container_port, "PublicPort": port.host_port,
+            "Type": port.protocol.as_str()})
+        })
         .collect();
     json!({
         "Id": container.id, "Names": [format!("/{}", config.name)], "Image": familiar(&config.image),

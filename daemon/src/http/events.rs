@@ -27,7 +27,9 @@ pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Re
     let known = ["type", "scope", "event", "container", "image", "service", "node", "secret", "config", "label"];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
     let until = match query.until.as_deref().filter(|text| !text.is_empty()) {
-        Some(text) => Some(Timestamp::parse(text).ok_or_else(|| ApiError::bad_request(format!("until={text:?} is no time")))?),
+        Some(text) => {
+            Some(Timestamp::parse(text).ok_or_else(|| ApiError::bad_request(format!("until={text:?} is no time")))?)
+        }
         None => None,
     };
     let mut local = state.engine.events();

@@ -71,14 +71,19 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
     }
     let bad = |_| ApiError::bad_request("X-Registry-Auth cannot be read: it is JSON in base 64 for URLs");
     let bytes = BASE64_URL_SAFE.decode(header.as_bytes()).map_err(|_| bad(()))?;
-    let auth: Auth = if bytes.is_empty() { Auth::default() } else { serde_json::from_slice(&bytes).map_err(|_| bad(()))? };
+    let auth: Auth =
+        if bytes.is_empty() { Auth::default() } else { serde_json::from_slice(&bytes).map_err(|_| bad(()))? };
     if auth.username.is_empty() {
         return Ok(Credentials::Anonymous);
     }
     Ok(Credentials::Basic { username: auth.username, password: SecretBytes::new(auth.password.into_bytes()) })
 }
 
-pub(super) async fn pull(state: State, Query(query): Query<PullQuery>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn pull(
+    state: State,
+    Query(query): Query<PullQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let name = query.from_image.ok_or_else(|| ApiError::unsupported("importing images is not supported yet"))?;
     let name = match query.tag.filter(|tag| !tag.is_empty()) {
         Some(tag) if tag.contains(':') => format!("{name}@{tag}"),

@@ -38,7 +38,9 @@ pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiEr
         }
     }
     if let Some(template) = template_in(&value) {
-        return Err(ApiError::unsupported(format!("the template {template:?} is not supported yet: write the value out")));
+        return Err(ApiError::unsupported(format!(
+            "the template {template:?} is not supported yet: write the value out"
+        )));
     }
     from_value(value)
 }

@@ -70,7 +70,9 @@ pub(super) fn find<'a>(tables: &'a Tables, name: &str) -> Result<&'a std::sync::
     match found.as_slice() {
         [node] => Ok(node),
         [] => Err(ApiError::not_found(format!("node {name} not found"))),
-        many => Err(ApiError::bad_request(format!("node {name} is ambiguous ({} matches found): use its id", many.len()))),
+        many => {
+            Err(ApiError::bad_request(format!("node {name} is ambiguous ({} matches found): use its id", many.len())))
+        }
     }
 }
 

@@ -78,7 +78,9 @@ fn find<'a, T: Named>(table: &'a Table<T>, name: &str) -> Result<&'a std::sync::
     match (matching.next(), matching.next()) {
         (Some(object), None) => Ok(object),
         (None, _) => Err(ApiError::not_found(format!("{} {name} not found", T::KIND))),
-        (Some(_), Some(_)) => Err(ApiError::bad_request(format!("{} {name} is ambiguous: use more of its id", T::KIND))),
+        (Some(_), Some(_)) => {
+            Err(ApiError::bad_request(format!("{} {name} is ambiguous: use more of its id", T::KIND)))
+        }
     }
 }
 

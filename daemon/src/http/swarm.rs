@@ -84,7 +84,9 @@ fn check_pools(pools: &[String], size: u8) -> Result<(), ApiError> {
             Some((addr.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok().filter(|&prefix| prefix <= 32)?))
         });
         match parsed {
-            None => return Err(ApiError::bad_request(format!("address pool {pool:?} is no network such as 10.0.0.0/8"))),
+            None => {
+                return Err(ApiError::bad_request(format!("address pool {pool:?} is no network such as 10.0.0.0/8")));
+            }
             Some((_, prefix)) if size != 0 && !(prefix..=29).contains(&size) => {
                 return Err(ApiError::bad_request(format!("subnets of /{size} do not fit into address pool {pool}")));
             }

@@ -28,12 +28,12 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
         }
     }
     let tables = state.swarm.manager().await?.read().await?;
-    let services: Option<Vec<_>> = filters
-        .is_set("service")
-        .then(|| filters.values("service").filter_map(|name| super::services::find(&tables, name).ok().map(|s| s.id)).collect());
-    let nodes: Option<Vec<_>> = filters
-        .is_set("node")
-        .then(|| filters.values("node").filter_map(|name| super::nodes::find(&tables, name).ok().map(|n| n.id)).collect());
+    let services: Option<Vec<_>> = filters.is_set("service").then(|| {
+        filters.values("service").filter_map(|name| super::services::find(&tables, name).ok().map(|s| s.id)).collect()
+    });
+    let nodes: Option<Vec<_>> = filters.is_set("node").then(|| {
+        filters.values("node").filter_map(|name| super::nodes::find(&tables, name).ok().map(|n| n.id)).collect()
+    });
     let matching = tables.tasks.iter().filter(|task| {
         services.as_ref().is_none_or(|services| services.contains(&task.service_id))
             && nodes.as_ref().is_none_or(|nodes| task.node_id.is_some_and(|node| nodes.contains(&node)))

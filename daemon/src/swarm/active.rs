@@ -56,7 +56,11 @@ impl Connect for Dialer {
 
 impl ActiveNode {
     /// Takes up the identity; opens the bulk endpoint, nothing else yet.
-    pub(super) async fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
+    pub(super) async fn start(
+        swarm: &Swarm,
+        identity: NodeIdentity,
+        state: NodeStateFile,
+    ) -> anyhow::Result<Arc<Self>> {
         let description = swarm.description(&identity.root_pem);
         let tls = TlsIdentity::new(identity)?;
         let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);
@@ -177,7 +181,8 @@ impl ActiveNode {
         let state = self.state();
         let own = self.manager().map(|_| {
             let port = state.listen.port();
-            let ip = if state.listen.ip().is_unspecified() { "127.0.0.1".to_owned() } else { state.listen.ip().to_string() };
+            let ip =
+                if state.listen.ip().is_unspecified() { "127.0.0.1".to_owned() } else { state.listen.ip().to_string() };
             format!("{ip}:{port}")
         });
         own.into_iter().chain(state.managers).collect()
@@ -195,7 +200,11 @@ impl ActiveNode {
                 Some(AgentEvent::Managers(managers)) => self.change_state(|state| state.managers = managers),
                 Some(AgentEvent::Role(role)) => {
                     if let Err(error) = self.take_role(role).await {
-                        tracing::error!(role = role.as_str(), error = format!("{error:#}"), "the role could not be taken");
+                        tracing::error!(
+                            role = role.as_str(),
+                            error = format!("{error:#}"),
+                            "the role could not be taken"
+                        );
                     }
                 }
                 Some(AgentEvent::Refused(why)) => {

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::UnixTime;
 use skep_api::grpc::node_ca_client::NodeCaClient;
 use skep_api::grpc::{CertificateRequest, RootCertificateRequest};
 use skep_manager::transport::{Channels, channel};
 use skep_pki::{CaDigest, JoinToken, NodeIdentity, PendingIdentity, pinned_client_config};
-use rustls::pki_types::UnixTime;
 use tonic::Code;
 
 use super::{SwarmError, failed};
@@ -49,7 +49,12 @@ enum Attempt {
     Retry(String),
 }
 
-async fn try_join(addr: &str, token: &JoinToken, token_text: &str, availability: &str) -> Result<NodeIdentity, Attempt> {
+async fn try_join(
+    addr: &str,
+    token: &JoinToken,
+    token_text: &str,
+    availability: &str,
+) -> Result<NodeIdentity, Attempt> {
     let fatal = |error: &dyn std::fmt::Display| Attempt::Final(failed("joining the swarm")(error));
     let (config, seen) = pinned_client_config(&[b"h2"]).map_err(|error| fatal(&error))?;
     let mut client = NodeCaClient::new(channel(addr, Arc::new(config)));
@@ -77,9 +82,7 @@ async fn try_join(addr: &str, token: &JoinToken, token_text: &str, availability:
 }
 
 /// A call with a limit; what is refused for good is told apart from what may go better later.
-async fn within<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Attempt> {
+async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, Attempt> {
     match tokio::time::timeout(CALL_LIMIT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => match status.code() {

@@ -69,10 +69,20 @@ pub struct ContainerMount {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum MountSource {
-    Bind { path: String, propagation: String },
+    Bind {
+        path: String,
+        propagation: String,
+    },
     /// An empty name stands for an anonymous volume until the container is created.
-    Volume { name: String, labels: BTreeMap<String, String>, no_copy: bool },
-    Tmpfs { size_bytes: Option<i64>, mode: Option<u32> },
+    Volume {
+        name: String,
+        labels: BTreeMap<String, String>,
+        no_copy: bool,
+    },
+    Tmpfs {
+        size_bytes: Option<i64>,
+        mode: Option<u32>,
+    },
 }
 
 /// A secret or config as a file.

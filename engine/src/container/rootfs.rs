@@ -71,11 +71,8 @@ impl ContainerDirs {
             hosts += &format!("{line}\n");
         }
         hosts += &format!("{address}\t{}\n", config.hostname);
-        let files = [
-            ("hosts", hosts),
-            ("hostname", format!("{}\n", config.hostname)),
-            ("resolv.conf", resolv_conf(config)),
-        ];
+        let files =
+            [("hosts", hosts), ("hostname", format!("{}\n", config.hostname)), ("resolv.conf", resolv_conf(config))];
         let mut mounts = Vec::new();
         for (name, text) in files {
             let source = self.data.join(name);

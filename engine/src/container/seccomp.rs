@@ -42,10 +42,7 @@ pub(crate) fn default_profile(capabilities: &BTreeSet<String>) -> Value {
         rule("personality", json!([{"index": 0, "value": personality, "op": "SCMP_CMP_EQ"}]));
     }
     if !admin {
-        rule(
-            "clone",
-            json!([{"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]),
-        );
+        rule("clone", json!([{"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]));
         rules.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS}));
     }
     let architectures = match std::env::consts::ARCH {

@@ -185,7 +185,8 @@ fn watch(dir: &Path, pid: Pid, out: OwnedFd, err: OwnedFd) -> io::Result<()> {
         // A full disk must not keep the exit code from being told.
         let _ = writer.finish(now());
     }
-    let record = ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
+    let record =
+        ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
     disk::write_whole(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
 }
 

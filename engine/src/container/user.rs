@@ -53,7 +53,8 @@ fn resolve_in(passwd: &str, group: &str, spec: &str, more: &[String]) -> Result<
     };
     let uid = uid.ok_or_else(|| UserError::UnknownUser(user.to_owned()))?;
     let gid_of = |wanted: &str| {
-        let named = group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 3 && f[0] == wanted);
+        let named =
+            group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 3 && f[0] == wanted);
         named.and_then(|fields| number(fields[2])).or_else(|| number(wanted))
     };
     let group_number = |wanted: &str| gid_of(wanted).ok_or_else(|| UserError::UnknownGroup(wanted.to_owned()));
@@ -87,7 +88,8 @@ mod tests {
 
     #[track_caller]
     fn check(spec: &str, want: Result<(u32, u32, &[u32], &str), UserError>) {
-        let want = want.map(|(uid, gid, groups, home)| ResolvedUser { uid, gid, groups: groups.into(), home: home.into() });
+        let want =
+            want.map(|(uid, gid, groups, home)| ResolvedUser { uid, gid, groups: groups.into(), home: home.into() });
         assert_eq!(resolve_in(PASSWD, GROUP, spec, &[]), want, "{spec:?}");
     }
 

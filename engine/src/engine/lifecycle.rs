@@ -143,9 +143,9 @@ impl Engine {
         self.tasks.spawn(async move { drop(child.wait().await) });
         let mut line = String::new();
         let mut reader = BufReader::new(stdout);
-        tokio::time::timeout(START_LIMIT, reader.read_line(&mut line))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("the shim said nothing in {START_LIMIT:?}")))??;
+        tokio::time::timeout(START_LIMIT, reader.read_line(&mut line)).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("the shim said nothing in {START_LIMIT:?}"))
+        })??;
         match serde_json::from_str(&line) {
             Ok(ShimAnswer::Started { pid }) => Ok((shim_pid, pid)),
             Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(reason)),
@@ -454,9 +454,8 @@ async fn wait_process(pid: i32) {
 }
 
 fn read_exit(dirs: &ContainerDirs, started_at: Timestamp) -> Exit {
-    let record = fs::read(dirs.data.join("exit.json"))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<ExitRecord>(&bytes).ok());
+    let record =
+        fs::read(dirs.data.join("exit.json")).ok().and_then(|bytes| serde_json::from_slice::<ExitRecord>(&bytes).ok());
     match record {
         Some(record) => Exit {
             code: record.code,

@@ -310,17 +310,19 @@ fn with_registry(reference: &Reference, host: &str) -> Reference {
 
 fn choose<'a>(image: &str, entries: &'a [ImageIndexEntry]) -> Result<&'a ImageIndexEntry, PullError> {
     let wanted = super::architecture();
-    let platform = |entry: &ImageIndexEntry| {
-        entry.platform.as_ref().map(|p| (p.os.to_string(), p.architecture.to_string()))
-    };
-    entries.iter().find(|entry| platform(entry).is_some_and(|(os, arch)| os == "linux" && arch == wanted)).ok_or_else(|| {
-        let variants: Vec<_> = entries.iter().filter_map(platform).map(|(os, arch)| format!("{os}/{arch}")).collect();
-        PullError::Platform {
-            image: image.to_owned(),
-            platform: format!("linux/{wanted}"),
-            variants: variants.join(", "),
-        }
-    })
+    let platform =
+        |entry: &ImageIndexEntry| entry.platform.as_ref().map(|p| (p.os.to_string(), p.architecture.to_string()));
+    entries.iter().find(|entry| platform(entry).is_some_and(|(os, arch)| os == "linux" && arch == wanted)).ok_or_else(
+        || {
+            let variants: Vec<_> =
+                entries.iter().filter_map(platform).map(|(os, arch)| format!("{os}/{arch}")).collect();
+            PullError::Platform {
+                image: image.to_owned(),
+                platform: format!("linux/{wanted}"),
+                variants: variants.join(", "),
+            }
+        },
+    )
 }
 
 fn registry_error(image: &str, error: &oci_client::errors::OciDistributionError) -> PullError {

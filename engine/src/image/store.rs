@@ -95,9 +95,14 @@ impl ImageStore {
         fs::create_dir_all(dir.join("incoming"))?;
         for entry in fs::read_dir(dir.join("records"))? {
             let path = entry?.path();
-            match fs::read(&path).map_err(io::Error::other).and_then(|bytes| Ok(serde_json::from_slice::<Image>(&bytes)?)) {
+            match fs::read(&path)
+                .map_err(io::Error::other)
+                .and_then(|bytes| Ok(serde_json::from_slice::<Image>(&bytes)?))
+            {
                 Ok(image) => drop(store.lock().insert(image.id.clone(), image)),
-                Err(error) => tracing::error!(path = %path.display(), %error, "an image's record is damaged; pull it again"),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "an image's record is damaged; pull it again")
+                }
             }
         }
         Ok(store)

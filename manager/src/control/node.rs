@@ -68,12 +68,7 @@ fn check_demotion(tables: &Tables, id: NodeId) -> Result<(), ControlError> {
     Ok(())
 }
 
-pub(super) fn remove(
-    tables: &Tables,
-    tx: &mut Transaction,
-    id: NodeId,
-    force: bool,
-) -> Result<Outcome, ControlError> {
+pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NodeId, force: bool) -> Result<Outcome, ControlError> {
     let node = tables.nodes.get(id).ok_or_else(|| ControlError::not_found("node", id))?;
     let refuse = |message: String| Err(ControlError::new(Reason::Conflict, message));
     if node.raft.is_some() || node.spec.role == NodeRole::Manager {

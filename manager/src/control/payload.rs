@@ -90,12 +90,7 @@ pub(super) fn remove_config(tables: &Tables, tx: &mut Transaction, id: ConfigId)
     Ok(Outcome::Done)
 }
 
-fn check_unused(
-    tables: &Tables,
-    kind: &str,
-    name: &str,
-    uses: impl Fn(&Service) -> bool,
-) -> Result<(), ControlError> {
+fn check_unused(tables: &Tables, kind: &str, name: &str, uses: impl Fn(&Service) -> bool) -> Result<(), ControlError> {
     let users: Vec<&str> = tables
         .services
         .iter()

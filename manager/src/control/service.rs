@@ -102,8 +102,8 @@ pub(super) fn update(
             spec.validate()?;
             check_references(tables, &spec)?;
             check_unchangeable(&service.spec, &spec)?;
-            let renews = *spec.task_template != *service.spec.task_template
-                || spec.host_ports().ne(service.spec.host_ports());
+            let renews =
+                *spec.task_template != *service.spec.task_template || spec.host_ports().ne(service.spec.host_ports());
             service.previous_spec = Some(std::mem::replace(&mut service.spec, *spec));
             // The tasks' own spec keeps its identity where it did not change.
             if !renews && let Some(previous) = &service.previous_spec {

@@ -42,8 +42,7 @@ impl Assigned {
         let complete = !self.begun;
         self.begun = true;
         let mut parts = Parts::new(complete);
-        let mine: Vec<_> =
-            tables.tasks_of_node(node).filter(|task| task.status.state >= TaskState::Assigned).collect();
+        let mine: Vec<_> = tables.tasks_of_node(node).filter(|task| task.status.state >= TaskState::Assigned).collect();
         let (secrets, configs) = used_payloads(mine.iter().copied().map(AsRef::as_ref));
         // Payloads come before the tasks that need them.
         for secret in secrets.difference(&self.secrets).filter_map(|&id| tables.secrets.get(id)) {

@@ -67,9 +67,7 @@ async fn write_all(store: &Store, mut reports: mpsc::Receiver<Report>) {
                 next = reports.try_recv().ok();
             }
         }
-        let written = store.update(|tables| {
-            Ok::<_, std::convert::Infallible>((transaction(tables, &newest), ()))
-        });
+        let written = store.update(|tables| Ok::<_, std::convert::Infallible>((transaction(tables, &newest), ())));
         if let Err(error) = written.await {
             tracing::warn!(%error, "reports of tasks could not be written; workers repeat them in their next session");
         }

@@ -210,8 +210,7 @@ fn finish_start_first(plan: &mut ServicePlan) {
         .drafts
         .iter()
         .map(|draft| {
-            draft.is_live()
-                && renewed.get(&draft.task.slot).is_some_and(|&newer| draft.task.meta.created_at < newer)
+            draft.is_live() && renewed.get(&draft.task.slot).is_some_and(|&newer| draft.task.meta.created_at < newer)
         })
         .collect();
     for (draft, _) in plan.drafts.iter_mut().zip(old).filter(|(_, old)| *old) {

@@ -256,9 +256,9 @@ impl SpecArgs {
             push(&mut task["Placement"]["Constraints"], json!(constraint));
         }
         for text in &self.placement_pref {
-            let descriptor = text
-                .strip_prefix("spread=")
-                .ok_or_else(|| anyhow::anyhow!("placement-pref {text:?} cannot be read: write spread=node.labels.KEY"))?;
+            let descriptor = text.strip_prefix("spread=").ok_or_else(|| {
+                anyhow::anyhow!("placement-pref {text:?} cannot be read: write spread=node.labels.KEY")
+            })?;
             push(&mut task["Placement"]["Preferences"], json!({"Spread": {"SpreadDescriptor": descriptor}}));
         }
         if let Some(max) = self.replicas_max_per_node {
@@ -289,7 +289,8 @@ impl SpecArgs {
         #[expect(clippy::cast_possible_truncation, reason = "CPUs are few")]
         let cpus = |cpus: f64| json!((cpus * 1e9).round() as i64);
         let size = |text: &String| {
-            let bytes = skep_engine::parse_size(text).ok_or_else(|| anyhow::anyhow!("{text:?} is no size such as 512m"))?;
+            let bytes =
+                skep_engine::parse_size(text).ok_or_else(|| anyhow::anyhow!("{text:?} is no size such as 512m"))?;
             anyhow::Ok(json!(bytes))
         };
         for (pointer, member, value) in [
@@ -313,7 +314,11 @@ impl SpecArgs {
                 list.retain(|old| old.as_str().and_then(|old| old.split('=').next()) != Some(name));
             }
             // NAME alone takes the value of the client's environment.
-            let value = if var.contains('=') { var.clone() } else { format!("{var}={}", std::env::var(var).unwrap_or_default()) };
+            let value = if var.contains('=') {
+                var.clone()
+            } else {
+                format!("{var}={}", std::env::var(var).unwrap_or_default())
+            };
             push(&mut container["Env"], json!(value));
         }
         add_pairs(&mut container["Labels"], &self.container_label);
@@ -321,14 +326,17 @@ impl SpecArgs {
         for mount in &self.mount {
             push(&mut container["Mounts"], parse_mount(mount)?);
         }
-        for (member, list) in [("CapabilityAdd", &self.cap_add), ("CapabilityDrop", &self.cap_drop), ("Groups", &self.group)] {
+        for (member, list) in
+            [("CapabilityAdd", &self.cap_add), ("CapabilityDrop", &self.cap_drop), ("Groups", &self.group)]
+        {
             list.iter().for_each(|value| push(&mut container[member], json!(value)));
         }
         for text in &self.ulimit {
             push(&mut container["Ulimits"], parse_ulimit(text)?);
         }
         for text in &self.extra_host {
-            let (name, ip) = text.split_once(':').ok_or_else(|| anyhow::anyhow!("host {text:?} cannot be read: write NAME:IP"))?;
+            let (name, ip) =
+                text.split_once(':').ok_or_else(|| anyhow::anyhow!("host {text:?} cannot be read: write NAME:IP"))?;
             push(&mut container["Hosts"], json!(format!("{ip} {name}")));
         }
         self.dns.iter().for_each(|server| push(&mut container["DNSConfig"]["Nameservers"], json!(server)));
@@ -426,7 +434,9 @@ fn publish(text: &str) -> anyhow::Result<Value> {
         let (published, target) = ports.split_once(':').unwrap_or(("0", ports));
         let (published, target): (u16, u16) =
             (published.parse().map_err(|_| wrong())?, target.parse().map_err(|_| wrong())?);
-        return Ok(json!({"Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress"}));
+        return Ok(
+            json!({"Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress"}),
+        );
     }
     let fields = fields(text);
     let port = |name: &str| fields.get(name).map(|port| port.parse::<u16>()).transpose().map_err(|_| wrong());

@@ -1,0 +1,123 @@
+//! `make demo`: a swarm of five hosts on this machine, told step by step.
+
+#![allow(clippy::print_stdout, reason = "telling is what it does")]
+
+use std::time::{Duration, Instant};
+
+use skep_chaos_tests::{Rig, is_root, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() {
+    if !is_root() {
+        eprintln!("The demo makes network namespaces and containers, and needs root: run it with sudo.");
+        std::process::exit(1);
+    }
+    say("Raising five hosts on this machine, each with its own network, and Skep's daemon on each.");
+    let start = Instant::now();
+    let rig = Rig::new(5);
+    rig.hosts().for_each(skep_chaos_tests::Host::start_daemon);
+    rig.form_swarm(3);
+    done("five nodes are one swarm: three managers, two workers", start);
+    print!("{}", rig.host(2).ok(&["node", "ls"]));
+
+    say("Creating a secret, a config, and a service of six replicas that uses both.");
+    let file = rig.host(1).dir().join("password");
+    std::fs::write(&file, "open sesame").expect("a file can be written");
+    let file = file.display().to_string();
+    rig.host(1).ok(&["secret", "create", "password", &file]);
+    rig.host(1).ok(&["config", "create", "motd", &file]);
+    let start = Instant::now();
+    rig.host(1).ok(&[
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "web",
+        "--replicas",
+        "6",
+        "--secret",
+        "password",
+        "--config",
+        "motd",
+        "--env",
+        "COLOUR=blue",
+        "--update-parallelism",
+        "2",
+        "--update-monitor",
+        "1s",
+        "skep/whoami",
+    ]);
+    replicas(&rig, 1, "6/6");
+    done("six replicas run", start);
+    print!("{}", rig.host(1).ok(&["service", "ps", "web"]));
+
+    say("Scaling to twelve, asked of another manager.");
+    let start = Instant::now();
+    rig.host(3).ok(&["service", "scale", "--detach", "web=12"]);
+    replicas(&rig, 3, "12/12");
+    done("twelve replicas run", start);
+
+    say("Updating every replica, two at a time.");
+    let start = Instant::now();
+    rig.host(2).ok(&["service", "update", "--detach", "--env", "COLOUR=green", "web"]);
+    update_ends(&rig, 2, "completed");
+    done("all twelve are renewed, and were watched for a second", start);
+
+    say("Rolling that back.");
+    let start = Instant::now();
+    rig.host(2).ok(&["service", "rollback", "--detach", "web"]);
+    update_ends(&rig, 2, "rollback_completed");
+    replicas(&rig, 2, "12/12");
+    done("all twelve are as before", start);
+
+    let leader = rig.leader(1);
+    say(&format!("Killing the leader's daemon (n{leader}) with kill -9, and writing to another manager at once."));
+    let other = if leader == 1 { 2 } else { 1 };
+    rig.host(leader).kill_daemon();
+    let start = Instant::now();
+    wait_until("a write is accepted", LIMIT, || {
+        let ran = rig.host(other).run(&["service", "scale", "--detach", "web=8"]);
+        (ran.success, ran.stderr)
+    });
+    done("the first write after the leader's death was accepted", start);
+    replicas(&rig, other, "8/8");
+    done("and eight replicas run", start);
+    rig.host(leader).start_daemon();
+    println!("   n{leader} is back; n{} leads.", rig.leader(other));
+
+    say("Removing the service, the secret and the config.");
+    let start = Instant::now();
+    rig.host(other).ok(&["service", "rm", "web"]);
+    rig.host(other).ok(&["secret", "rm", "password"]);
+    rig.host(other).ok(&["config", "rm", "motd"]);
+    wait_until("no container is left", LIMIT, || {
+        let left: Vec<String> = rig.hosts().map(|host| host.ok(&["ps", "-a", "-q"])).collect();
+        (left.iter().all(String::is_empty), left.concat())
+    });
+    done("no container is left on any node", start);
+    drop(rig);
+    say("That was it. The hosts, their networks and their files are gone.");
+}
+
+fn say(text: &str) {
+    println!("\n== {text}");
+}
+
+fn done(text: &str, start: Instant) {
+    println!("   {text} ({:.2} s).", start.elapsed().as_secs_f64());
+}
+
+fn replicas(rig: &Rig, host: usize, want: &str) {
+    wait_until(&format!("{want} replicas"), LIMIT, || {
+        let list = rig.host(host).run(&["service", "ls", "--format", "{{.Replicas}}"]);
+        (list.stdout.trim() == want, format!("{list:?}\n{}", rig.host(host).run(&["service", "ps", "web"]).stdout))
+    });
+}
+
+fn update_ends(rig: &Rig, host: usize, want: &str) {
+    wait_until(&format!("the update is {want}"), LIMIT, || {
+        let state = rig.host(host).run(&["service", "inspect", "--format", "{{.UpdateStatus.State}}", "web"]);
+        (state.stdout.trim() == want, format!("{state:?}\n{}", rig.host(host).run(&["service", "ps", "web"]).stdout))
+    });
+}

@@ -1,0 +1,273 @@
+//! One host of a rig.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::rig::{enter, signal_all};
+use crate::{processes, wait_until};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a host stands.
+pub(crate) struct Placing {
+    pub(crate) name: String,
+    pub(crate) addr: String,
+    pub(crate) port: String,
+    pub(crate) switch: u32,
+    pub(crate) dir: PathBuf,
+    pub(crate) cgroup: String,
+    pub(crate) program: PathBuf,
+}
+
+/// A host: namespaces, an address, and a daemon that can be started and ended.
+pub struct Host {
+    placing: Placing,
+    holder: Child,
+    daemon: Mutex<Option<Child>>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("name", &self.placing.name).finish_non_exhaustive()
+    }
+}
+
+/// What a command came to.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Host {
+    pub(crate) fn new(placing: Placing, holder: Child) -> Self {
+        fs::create_dir_all(&placing.dir).expect("a directory can be made");
+        Self { placing, holder, daemon: Mutex::new(None) }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.placing.name
+    }
+
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.placing.addr
+    }
+
+    /// The daemon's data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.placing.dir.join("data")
+    }
+
+    /// The API's socket, as `-H` takes it.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        format!("unix://{}", self.placing.dir.join("skep.sock").display())
+    }
+
+    /// A process whose namespaces are the host's.
+    #[must_use]
+    pub fn holder_pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// What the daemon has written to its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.placing.dir.join("log")).unwrap_or_default()
+    }
+
+    /// A command inside the host's namespaces.
+    fn inside(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.holder.id().to_string(), "-n", "-m", "-u"]).arg(program);
+        command
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start_daemon(&self) {
+        self.spawn_daemon();
+        wait_until("the daemon answers", START_LIMIT, || (self.run(&["version"]).success, self.log()));
+    }
+
+    /// Starts the daemon without waiting for anything.
+    pub fn spawn_daemon(&self) {
+        let dir = &self.placing.dir;
+        let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log can be made");
+        let child = self
+            .inside(&self.placing.program)
+            .args(["daemon", "--log-level", "info", "--host", &self.socket()])
+            .args(["--cgroup-parent", &self.placing.cgroup])
+            .args(["--insecure-registry", "10.77.0.1:5000"])
+            .arg("--data-root")
+            .arg(self.data())
+            .arg("--exec-root")
+            .arg(dir.join("run"))
+            .args(["--config-file", "/dev/stdin"])
+            .env("SKEP_SNAPSHOT_INTERVAL", std::env::var("SKEP_SNAPSHOT_INTERVAL").unwrap_or_else(|_| "200".into()))
+            .stdin(empty_config())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("nsenter runs (package util-linux)");
+        *self.daemon.lock().expect("no test panics while holding it") = Some(child);
+    }
+
+    /// The daemon's own processes (not its shims).
+    fn daemon_pids(&self) -> Vec<Pid> {
+        let pids = processes::naming(&self.data());
+        let is_daemon = |pid: &Pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&byte| byte == 0).any(|word| word == b"daemon")
+        };
+        pids.into_iter().filter(is_daemon).collect()
+    }
+
+    /// `kill -9` of the daemon; containers go on.
+    pub fn kill_daemon(&self) {
+        signal_all(&self.daemon_pids(), Signal::SIGKILL);
+        self.reap();
+    }
+
+    /// Stops the daemon cleanly.
+    pub fn stop_daemon(&self) {
+        signal_all(&self.daemon_pids(), Signal::SIGTERM);
+        wait_until("the daemon stops", STOP_LIMIT, || {
+            let pids = self.daemon_pids();
+            (pids.is_empty() || self.has_exited(), format!("{pids:?}\n{}", self.log()))
+        });
+        self.reap();
+    }
+
+    fn has_exited(&self) -> bool {
+        let mut daemon = self.daemon.lock().expect("no test panics while holding it");
+        daemon.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+
+    fn reap(&self) {
+        if let Some(mut child) = self.daemon.lock().expect("no test panics while holding it").take() {
+            // It was just ended.
+            let _ = child.wait();
+        }
+    }
+
+    /// Waits until a daemon that cannot run has given up.
+    pub fn wait_daemon_failed(&self) {
+        wait_until("the daemon gives up", START_LIMIT, || (self.has_exited(), self.log()));
+    }
+
+    /// Holds the daemon still, or lets it go on.
+    pub fn pause_daemon(&self, paused: bool) {
+        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+        signal_all(&self.daemon_pids(), signal);
+    }
+
+    /// Takes the host off the network, or puts it back.
+    pub fn cut(&self, cut: bool) {
+        enter(self.placing.switch, &["ip", "link", "set", &self.placing.port, if cut { "down" } else { "up" }]);
+    }
+
+    /// Runs the client on this host.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Ran {
+        let output = self.inside(&self.placing.program).args(["-H", &self.socket()]).args(args).output();
+        let output = output.expect("nsenter runs (package util-linux)");
+        Ran {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs the client, which must succeed; returns what it printed.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let ran = self.run(args);
+        assert!(ran.success, "skep {args:?} on {}: {}\n{}", self.name(), ran.stderr, self.log());
+        ran.stdout
+    }
+
+    /// Runs the client, which must fail; returns what it complained of.
+    #[track_caller]
+    pub fn fails(&self, args: &[&str]) -> String {
+        let ran = self.run(args);
+        assert!(!ran.success, "skep {args:?} on {} should fail: {}", self.name(), ran.stdout);
+        ran.stderr
+    }
+
+    /// Runs any program inside the host.
+    #[must_use]
+    pub fn exec(&self, program: &str, args: &[&str]) -> Ran {
+        let output = self.inside(Path::new(program)).args(args).output().expect("nsenter runs (package util-linux)");
+        Ran {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Starts a program inside the host that is ended with the rig, if its arguments name the
+    /// host's directory.
+    pub fn spawn(&self, program: &str, args: &[&str]) {
+        let child = self.inside(Path::new(program)).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        drop(child.expect("the program is installed"));
+    }
+
+    /// A directory of the host for whatever a test needs.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.placing.dir
+    }
+
+    /// The names and pids of the containers that run here.
+    #[must_use]
+    pub fn running(&self) -> Vec<(String, i64)> {
+        let list = self.ok(&["ps", "--format", "{{.ID}}"]);
+        let inspect = |id: &str| {
+            // The client has no inspect of containers yet: the kernel and the record tell.
+            let dir = fs::read_dir(self.data().join("containers"))
+                .ok()?
+                .flatten()
+                .find(|entry| entry.file_name().to_string_lossy().starts_with(id))?;
+            let record: Value = serde_json::from_slice(&fs::read(dir.path().join("container.json")).ok()?).ok()?;
+            let name = record["config"]["name"].as_str()?.to_owned();
+            Some((name, record["state"]["Running"]["pid"].as_i64()?))
+        };
+        let mut running: Vec<_> = list.lines().filter_map(inspect).collect();
+        running.sort();
+        running
+    }
+
+    pub(crate) fn release(&mut self) {
+        // Gone already is just as well.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        self.reap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.holder.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The machine's own configuration must not reach into tests.
+fn empty_config() -> Stdio {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe can be made");
+    std::io::Write::write_all(&mut writer, b"{}").expect("two bytes fit");
+    reader.into()
+}
