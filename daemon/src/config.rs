@@ -179,7 +179,8 @@ impl DaemonConfig {
 }
 
 fn read_file(path: Option<PathBuf>) -> Result<ConfigFile, ConfigError> {
-    let (path, wanted) = path.map_or((DEFAULT_FILE.into(), false), |path| (path, true));
+    let wanted = path.is_some();
+    let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
     let failed = |reason: String| ConfigError::File { path: path.clone(), reason };
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string())),

@@ -110,7 +110,7 @@ impl Swarm {
                     swarm.dir.display()
                 )
             })?;
-            let node = ActiveNode::start(&swarm, identity, state).await?;
+            let node = ActiveNode::start(&swarm, identity, state)?;
             node.start_manager_if_due().await?;
             node.start_agent();
             *swarm.active.write().await = Some(node);
@@ -207,7 +207,7 @@ impl Swarm {
     ) -> anyhow::Result<()> {
         identity.save(&self.certificates())?;
         state.save(&self.dir)?;
-        let node = ActiveNode::start(self, identity, state).await?;
+        let node = ActiveNode::start(self, identity, state)?;
         let manager = node.start_manager().await?;
         if let Err(error) = manager.bootstrap(advertise, cluster, first).await {
             node.stop().await;
@@ -250,7 +250,7 @@ impl Swarm {
     async fn enter(&self, identity: skep_pki::NodeIdentity, state: NodeStateFile) -> anyhow::Result<()> {
         identity.save(&self.certificates())?;
         state.save(&self.dir)?;
-        let node = ActiveNode::start(self, identity, state).await?;
+        let node = ActiveNode::start(self, identity, state)?;
         if let Err(error) = node.start_manager_if_due().await {
             node.stop().await;
             return Err(error);

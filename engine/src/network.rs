@@ -143,7 +143,7 @@ impl Bridge {
         // The namespace's end of the veth pair takes the host's end with it.
         match umount2(&path, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-            Err(error) => return rules.and(Err(error.into())),
+            Err(error) => return rules.and_then(|()| Err(error.into())),
         }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => rules.and(Err(error)),

@@ -16,7 +16,7 @@ pub(crate) enum Decision {
     /// The node is known: sign for it.
     Renew(Subject),
     /// The token is good: admit the node first.
-    Admit { command: Command, subject: Subject },
+    Admit { command: Box<Command>, subject: Subject },
 }
 
 /// Decides about a request from its proof: a valid certificate of ours, or a join token.
@@ -44,7 +44,7 @@ pub(crate) fn decide(
         .map_err(|error: skep_api::node::ParseAvailabilityError| Status::invalid_argument(error.to_string()))?;
     let id = NodeId::random();
     Ok(Decision::Admit {
-        command: Command::AdmitNode { id, role, availability },
+        command: Box::new(Command::AdmitNode { id, role, availability }),
         subject: Subject { node: id, role, cluster: cluster.id },
     })
 }

@@ -30,6 +30,9 @@ const TAKEOVER_GRACE: Duration = Duration::from_secs(3);
 const MESSAGES_AHEAD: usize = 64;
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
+/// What goes to a worker.
+type Outgoing = Result<ManagerMessage, Status>;
+
 /// How often workers should say that they live: the more there are, the less often.
 pub(crate) fn heartbeat_period(tables: &Tables) -> Duration {
     let asked = tables.cluster().map(|cluster| cluster.spec.dispatcher.heartbeat_period.duration());
@@ -124,7 +127,7 @@ impl Dispatcher {
         id: NodeId,
         addr: SocketAddr,
         mut from_worker: Streaming<WorkerMessage>,
-        to_worker: mpsc::Sender<Result<ManagerMessage, Status>>,
+        to_worker: mpsc::Sender<Outgoing>,
     ) {
         if let Err(status) = self.run_session(id, addr, &mut from_worker, &to_worker).await {
             tracing::debug!(node = %id, %status, "a session ended");
@@ -138,7 +141,7 @@ impl Dispatcher {
         id: NodeId,
         addr: SocketAddr,
         from_worker: &mut Streaming<WorkerMessage>,
-        to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
+        to_worker: &mpsc::Sender<Outgoing>,
     ) -> Result<(), Status> {
         let first = tokio::time::timeout(HELLO_LIMIT, from_worker.message())
             .await
@@ -232,7 +235,7 @@ impl Dispatcher {
         id: NodeId,
         assigned: &mut Assigned,
         told: &mut Told,
-        to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
+        to_worker: &mpsc::Sender<Outgoing>,
     ) -> Result<(), Status> {
         let tables = self.store.view();
         let Some(node) = tables.nodes.get(id) else {
@@ -274,16 +277,12 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn send(
-    to_worker: &mpsc::Sender<Result<ManagerMessage, Status>>,
-    kind: manager_message::Kind,
-) -> Result<(), Status> {
+async fn send(to_worker: &mpsc::Sender<Outgoing>, kind: manager_message::Kind) -> Result<(), Status> {
     let message = ManagerMessage { kind: Some(kind) };
     to_worker.send(Ok(message)).await.map_err(|_| Status::cancelled("the worker is gone"))
 }
 
 /// A channel for what goes to a worker.
-pub(crate) fn outgoing()
--> (mpsc::Sender<Result<ManagerMessage, Status>>, mpsc::Receiver<Result<ManagerMessage, Status>>) {
+pub(crate) fn outgoing() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
     mpsc::channel(MESSAGES_AHEAD)
 }

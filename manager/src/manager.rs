@@ -382,8 +382,7 @@ impl Manager {
         let deadline = tokio::time::Instant::now() + limit;
         let mut targets: Vec<String> = via.to_vec();
         let mut last = String::from("no manager is known");
-        loop {
-            let Some(target) = targets.first().cloned() else { break };
+        while let Some(target) = targets.first().cloned() {
             let mut client = ControlClient::new(self.shared.channels.to(&target)?);
             let request = JoinRaftRequest { raft_id: self.raft_id, addr: addr.to_owned() };
             match tokio::time::timeout(FORWARD_LIMIT, client.join_raft(request)).await {

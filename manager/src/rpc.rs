@@ -70,7 +70,7 @@ impl NodeCa for Services {
         let subject = match ca_server::decide(&request, info.identity.as_ref(), &tables, SystemTime::now())? {
             Decision::Renew(subject) => subject,
             Decision::Admit { command, subject } => {
-                self.0.execute(command).await.map_err(|error| Status::unavailable(error.message))?;
+                self.0.execute(*command).await.map_err(|error| Status::unavailable(error.message))?;
                 subject
             }
         };

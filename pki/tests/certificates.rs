@@ -1,5 +1,7 @@
 //! Certificates as the CA makes them, and handshakes between nodes, in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -50,7 +50,7 @@ impl DataKey {
                 let key = Self(Zeroizing::new(rand::random()));
                 let mut file =
                     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
-                let text = Zeroizing::new(format!("{PLAIN_HEADER}\n{}\n", hex::encode(&*key.0)));
+                let text = Zeroizing::new(format!("{PLAIN_HEADER}\n{}\n", hex::encode(*key.0)));
                 file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
                 Ok(key)
             }

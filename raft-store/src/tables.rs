@@ -165,6 +165,12 @@ impl Tables {
         }
     }
 
+    /// Applies a transaction as the log would: for tests of what decides over [`Tables`].
+    #[doc(hidden)]
+    pub fn apply_for_test(&mut self, index: u64, transaction: Transaction) -> Result<(), Refusal> {
+        self.apply(index, transaction).map(drop)
+    }
+
     fn act(&mut self, index: u64, at: skep_api::Timestamp, action: Action) -> Result<Change, Refusal> {
         match action {
             Action::Create(object) => {

@@ -1,6 +1,8 @@
 //! Three stores in one process, joined by a switchboard that can cut any of them off: what is
 //! acknowledged survives, and what was tampered with is found.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};

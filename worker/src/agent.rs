@@ -208,7 +208,7 @@ impl Agent {
             Some(manager_message::Kind::Assignments(part)) => {
                 let update = inbox.take(part, &self.payloads).map_err(|e| Status::invalid_argument(e.to_string()))?;
                 if let Some(update) = update {
-                    self.apply(update).await;
+                    self.apply(update);
                 }
             }
             None => return Err(Status::invalid_argument("an empty message")),
@@ -222,7 +222,7 @@ impl Agent {
     }
 
     /// Brings the runners in line with what is assigned.
-    async fn apply(&mut self, update: Update) {
+    fn apply(&mut self, update: Update) {
         let named: std::collections::BTreeSet<TaskId> = update.tasks.iter().map(|task| task.id).collect();
         let mut removed = update.removed;
         if update.complete {

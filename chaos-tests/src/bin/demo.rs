@@ -13,6 +13,16 @@ fn main() {
         eprintln!("The demo makes network namespaces and containers, and needs root: run it with sudo.");
         std::process::exit(1);
     }
+    let rig = raise();
+    create(&rig);
+    change(&rig);
+    let other = kill_the_leader(&rig);
+    remove(&rig, other);
+    drop(rig);
+    say("That was it. The hosts, their networks and their files are gone.");
+}
+
+fn raise() -> Rig {
     say("Raising five hosts on this machine, each with its own network, and Skep's daemon on each.");
     let start = Instant::now();
     let rig = Rig::new(5);
@@ -20,7 +30,10 @@ fn main() {
     rig.form_swarm(3);
     done("five nodes are one swarm: three managers, two workers", start);
     print!("{}", rig.host(2).ok(&["node", "ls"]));
+    rig
+}
 
+fn create(rig: &Rig) {
     say("Creating a secret, a config, and a service of six replicas that uses both.");
     let file = rig.host(1).dir().join("password");
     std::fs::write(&file, "open sesame").expect("a file can be written");
@@ -48,29 +61,34 @@ fn main() {
         "1s",
         "skep/whoami",
     ]);
-    replicas(&rig, 1, "6/6");
+    replicas(rig, 1, "6/6");
     done("six replicas run", start);
     print!("{}", rig.host(1).ok(&["service", "ps", "web"]));
+}
 
+fn change(rig: &Rig) {
     say("Scaling to twelve, asked of another manager.");
     let start = Instant::now();
     rig.host(3).ok(&["service", "scale", "--detach", "web=12"]);
-    replicas(&rig, 3, "12/12");
+    replicas(rig, 3, "12/12");
     done("twelve replicas run", start);
 
     say("Updating every replica, two at a time.");
     let start = Instant::now();
     rig.host(2).ok(&["service", "update", "--detach", "--env", "COLOUR=green", "web"]);
-    update_ends(&rig, 2, "completed");
+    update_ends(rig, 2, "completed");
     done("all twelve are renewed, and were watched for a second", start);
 
     say("Rolling that back.");
     let start = Instant::now();
     rig.host(2).ok(&["service", "rollback", "--detach", "web"]);
-    update_ends(&rig, 2, "rollback_completed");
-    replicas(&rig, 2, "12/12");
+    update_ends(rig, 2, "rollback_completed");
+    replicas(rig, 2, "12/12");
     done("all twelve are as before", start);
+}
 
+/// Returns a manager that was there all the time.
+fn kill_the_leader(rig: &Rig) -> usize {
     let leader = rig.leader(1);
     say(&format!("Killing the leader's daemon (n{leader}) with kill -9, and writing to another manager at once."));
     let other = if leader == 1 { 2 } else { 1 };
@@ -81,11 +99,14 @@ fn main() {
         (ran.success, ran.stderr)
     });
     done("the first write after the leader's death was accepted", start);
-    replicas(&rig, other, "8/8");
+    replicas(rig, other, "8/8");
     done("and eight replicas run", start);
     rig.host(leader).start_daemon();
     println!("   n{leader} is back; n{} leads.", rig.leader(other));
+    other
+}
 
+fn remove(rig: &Rig, other: usize) {
     say("Removing the service, the secret and the config.");
     let start = Instant::now();
     rig.host(other).ok(&["service", "rm", "web"]);
@@ -96,8 +117,6 @@ fn main() {
         (left.iter().all(String::is_empty), left.concat())
     });
     done("no container is left on any node", start);
-    drop(rig);
-    say("That was it. The hosts, their networks and their files are gone.");
 }
 
 fn say(text: &str) {

@@ -56,11 +56,7 @@ impl Connect for Dialer {
 
 impl ActiveNode {
     /// Takes up the identity; opens the bulk endpoint, nothing else yet.
-    pub(super) async fn start(
-        swarm: &Swarm,
-        identity: NodeIdentity,
-        state: NodeStateFile,
-    ) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
         let description = swarm.description(&identity.root_pem);
         let tls = TlsIdentity::new(identity)?;
         let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);

@@ -273,7 +273,8 @@ impl Engine {
             } else {
                 Ok(())
             };
-            deleted.and(dirs.unmount())
+            let unmounted = dirs.unmount();
+            deleted.and(unmounted)
         });
         if let Err(error) = result.await.map_err(io::Error::other).flatten() {
             tracing::warn!(container = %container.id, %error, "a container left something behind");

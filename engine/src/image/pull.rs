@@ -217,7 +217,7 @@ impl Puller {
         }
         futures::stream::iter(manifest.layers.iter().zip(&config.rootfs.diff_ids).map(Ok))
             .try_for_each_concurrent(LAYERS_AT_ONCE, |(layer, diff_id)| {
-                self.layer(image, &client, &place, layer, diff_id, progress)
+                self.layer(image, (&client, &place), layer, diff_id, progress)
             })
             .await?;
         let kept = Image {
@@ -238,8 +238,7 @@ impl Puller {
     async fn layer(
         &self,
         image: &str,
-        client: &Client,
-        place: &Reference,
+        (client, place): (&Client, &Reference),
         layer: &OciDescriptor,
         diff_id: &str,
         progress: &mpsc::Sender<PullProgress>,

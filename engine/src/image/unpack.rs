@@ -69,11 +69,21 @@ fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str)
 
 /// The directory of `path` within `dir`, made if need be; `None` if it leads out.
 fn parent_inside(dir: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
-    let relative: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-    let parent = dir.join(relative.parent().unwrap_or(Path::new("")));
-    std::fs::create_dir_all(&parent)?;
-    let real = parent.canonicalize()?;
-    Ok(real.starts_with(dir.canonicalize()?).then_some(real))
+    let root = dir.canonicalize()?;
+    let mut current = root.clone();
+    let Some(parent) = path.parent() else { return Ok(Some(root)) };
+    // One step at a time: nothing is made beyond a link before it is known where that leads.
+    for part in parent.components().filter(|part| matches!(part, Component::Normal(_))) {
+        let next = current.join(part);
+        match std::fs::create_dir(&next) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => current = next.canonicalize()?,
+        }
+        if !current.starts_with(&root) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(current))
 }
 
 /// Says in overlayfs' terms that a name, or all of a directory, is hidden from below.

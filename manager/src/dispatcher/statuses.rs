@@ -84,7 +84,7 @@ fn transaction(tables: &Tables, newest: &BTreeMap<TaskId, (NodeId, TaskStatus)>)
         if !forward {
             continue;
         }
-        let running_since = task.running_since.or((status.state == TaskState::Running).then_some(now));
+        let running_since = task.running_since.or_else(|| (status.state == TaskState::Running).then_some(now));
         transaction.update(Task { status: status.clone(), running_since, ..(**task).clone() });
     }
     transaction

@@ -13,7 +13,7 @@ use skep_api::{Service, Task, TaskState, Timestamp};
 
 use super::restart::prefill_node;
 use super::service_plan::ServicePlan;
-use super::{Alarm, Scene, TaskIds};
+use super::{Alarm, Draft, Scene, TaskIds};
 
 /// What the slots look like to an update.
 #[derive(Default)]
@@ -200,19 +200,11 @@ fn renew(plan: &mut ServicePlan, scene: &Scene<'_>, slot: Slot, order: UpdateOrd
 
 /// The old task of a slot goes once the new one runs.
 fn finish_start_first(plan: &mut ServicePlan) {
-    let renewed: BTreeMap<Slot, Timestamp> = plan
-        .drafts
-        .iter()
-        .filter(|d| d.is_live() && d.task.status.state == TaskState::Running && !plan.is_dirty(&d.task))
-        .map(|draft| (draft.task.slot, draft.task.meta.created_at))
-        .collect();
-    let old: Vec<bool> = plan
-        .drafts
-        .iter()
-        .map(|draft| {
-            draft.is_live() && renewed.get(&draft.task.slot).is_some_and(|&newer| draft.task.meta.created_at < newer)
-        })
-        .collect();
+    let runs = |draft: &&Draft| draft.is_live() && draft.task.status.state == TaskState::Running;
+    let current = plan.drafts.iter().filter(runs).filter(|draft| !plan.is_dirty(&draft.task));
+    let renewed: BTreeSet<Slot> = current.map(|draft| draft.task.slot).collect();
+    let is_old = |draft: &Draft| draft.is_live() && renewed.contains(&draft.task.slot) && plan.is_dirty(&draft.task);
+    let old: Vec<bool> = plan.drafts.iter().map(is_old).collect();
     for (draft, _) in plan.drafts.iter_mut().zip(old).filter(|(_, old)| *old) {
         draft.desire(TaskState::Shutdown);
     }
