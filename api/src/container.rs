@@ -6,6 +6,7 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ConfigId, SecretId};
+use crate::secret_bytes::SecretBytes;
 use crate::units::{ByteSize, Nanos};
 
 /// The container of a task. Field names in JSON are Docker's.
@@ -13,6 +14,10 @@ use crate::units::{ByteSize, Nanos};
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSpec {
     pub image: String,
+    /// What the image's registry is asked with: the `X-Registry-Auth` of whoever declared the
+    /// service. Handed to the workers that pull, and to nobody else.
+    #[serde(skip)]
+    pub registry_auth: SecretBytes,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -6,6 +6,7 @@
 //! [`validate`](service::ServiceSpec::validate) needs no second look inside. This crate never
 //! waits, reads no clock, and knows of no other crate of Skep.
 
+pub mod cause;
 pub mod encoding;
 pub mod id;
 pub mod secret_bytes;
@@ -26,6 +27,7 @@ pub mod task;
 
 pub mod grpc;
 
+pub use cause::with_causes;
 pub use id::{ClusterId, ConfigId, NodeId, SecretId, ServiceId, TaskId};
 pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;

@@ -150,12 +150,18 @@ fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("unix://{} cannot be listened on", path.display()))?;
-    let group = ["skep", "docker"].iter().find_map(|name| nix::unistd::Group::from_name(name).ok().flatten());
-    if let Some(group) = group {
-        nix::unistd::chown(path, None, Some(group.gid))?;
+    if let Some(gid) = ["skep", "docker"].into_iter().find_map(group_id) {
+        std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+/// Read from the file itself: a static binary cannot load the host's name services.
+fn group_id(name: &str) -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    let mut rows = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    rows.find(|row| row.first() == Some(&name))?.get(2)?.parse().ok()
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {

@@ -24,7 +24,7 @@ pub use container::state::{ContainerState, Exit};
 pub use container::user::UserError;
 pub use engine::{Engine, EngineConfig, EngineError, EngineEvent, Inspection};
 pub use image::builtin::WHOAMI;
-pub use image::pull::{Credentials, PullError, PullProgress, RegistryConfig, Resolved};
+pub use image::pull::{Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved};
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};

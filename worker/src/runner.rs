@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use skep_api::container::ContainerSpec;
 use skep_api::service::PortConfig;
 use skep_api::task::{ContainerStatus, PortStatus};
-use skep_api::{NodeId, Task, TaskState, TaskStatus, Timestamp};
+use skep_api::{NodeId, Task, TaskState, TaskStatus, Timestamp, with_causes};
 use skep_engine::{ContainerState, Credentials, Engine, EngineError, HealthStatus, ImageConfig};
 use tokio::sync::{mpsc, watch};
 
@@ -136,20 +136,21 @@ impl Runner {
 
     async fn make_container(&self) -> Result<(), String> {
         let spec: &ContainerSpec = &self.task.spec.container;
-        let image = self.image(&spec.image).await.map_err(|error| text(&error))?;
+        let credentials = Credentials::from_header(spec.registry_auth.expose()).map_err(|error| error.to_string())?;
+        let image = self.image(&spec.image, &credentials).await.map_err(|error| with_causes(&error))?;
         let payloads = self.payloads.for_task(&self.task)?;
         let config = container_config(&self.task, self.node, payloads, &image).map_err(|error| error.to_string())?;
-        self.engine.create(config).map(drop).map_err(|error| text(&error))
+        self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
     }
 
     /// The image, pulled unless it is here.
-    async fn image(&self, name: &str) -> Result<ImageConfig, EngineError> {
+    async fn image(&self, name: &str, credentials: &Credentials) -> Result<ImageConfig, EngineError> {
         if let Ok(image) = self.engine.image(name) {
             return Ok(image.config);
         }
         // Nobody watches this progress: what does not fit is dropped.
         let (progress, _) = mpsc::channel(1);
-        Ok(self.engine.pull(name, &Credentials::Anonymous, &progress).await?.config)
+        Ok(self.engine.pull(name, credentials, &progress).await?.config)
     }
 
     async fn start(&mut self) {
@@ -171,7 +172,7 @@ impl Runner {
         if self.engine.inspect(&self.name()).is_err() {
             self.make_container().await?;
         }
-        self.engine.start(&self.name()).await.map_err(|error| text(&error))
+        self.engine.start(&self.name()).await.map_err(|error| with_causes(&error))
     }
 
     async fn watch(&mut self) {
@@ -201,7 +202,7 @@ impl Runner {
             }
             ContainerState::Running(_) => {
                 let stopped = self.engine.stop(&self.name(), self.grace()).await;
-                let code = stopped.map_or_else(|error| text(&error), |exit| exit.code.to_string());
+                let code = stopped.map_or_else(|error| with_causes(&error), |exit| exit.code.to_string());
                 let error = format!("task: non-zero exit ({code}): unhealthy container");
                 self.report_error(TaskState::Failed, "started", error);
             }
@@ -221,7 +222,7 @@ impl Runner {
         let stopped = if running { self.engine.stop(&self.name(), self.grace()).await.map(drop) } else { Ok(()) };
         match stopped {
             Ok(()) => self.report(TaskState::Shutdown, "shutdown"),
-            Err(error) => self.report_error(TaskState::Failed, "shutting down", text(&error)),
+            Err(error) => self.report_error(TaskState::Failed, "shutting down", with_causes(&error)),
         }
     }
 }
@@ -240,16 +241,6 @@ fn has_ended(state: &ContainerState) -> bool {
         ContainerState::Created => false,
         ContainerState::Exited(_) => true,
     }
-}
-
-fn text(error: &EngineError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn now() -> Timestamp {

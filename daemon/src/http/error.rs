@@ -65,7 +65,7 @@ impl From<ControlError> for ApiError {
             Reason::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self::new(status, format!("rpc error: {}", error.message).trim_start_matches("rpc error: "))
+        Self::new(status, error.message)
     }
 }
 
@@ -88,12 +88,6 @@ impl From<EngineError> for ApiError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        Self::new(status, message)
+        Self::new(status, skep_api::with_causes(&error))
     }
 }

@@ -5,8 +5,6 @@ use axum::body::Body;
 use axum::extract::{Path, Query};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::SecretBytes;
@@ -61,22 +59,14 @@ pub(super) struct PullQuery {
 }
 
 /// What a client logs in with, from the header it sends it in.
+pub(super) fn registry_auth(headers: &HeaderMap) -> Result<SecretBytes, ApiError> {
+    let header = headers.get("x-registry-auth").map_or(&[][..], |header| header.as_bytes());
+    Credentials::from_header(header).map_err(ApiError::bad_request)?;
+    Ok(SecretBytes::new(header.to_vec()))
+}
+
 fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
-    let Some(header) = headers.get("x-registry-auth") else { return Ok(Credentials::Anonymous) };
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Auth {
-        username: String,
-        password: String,
-    }
-    let bad = |_| ApiError::bad_request("X-Registry-Auth cannot be read: it is JSON in base 64 for URLs");
-    let bytes = BASE64_URL_SAFE.decode(header.as_bytes()).map_err(|_| bad(()))?;
-    let auth: Auth =
-        if bytes.is_empty() { Auth::default() } else { serde_json::from_slice(&bytes).map_err(|_| bad(()))? };
-    if auth.username.is_empty() {
-        return Ok(Credentials::Anonymous);
-    }
-    Ok(Credentials::Basic { username: auth.username, password: SecretBytes::new(auth.password.into_bytes()) })
+    Credentials::from_header(registry_auth(headers)?.expose()).map_err(ApiError::bad_request)
 }
 
 pub(super) async fn pull(

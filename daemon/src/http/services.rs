@@ -1,15 +1,19 @@
 //! Services.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_api::{Service, ServiceMode, TaskState};
+use skep_api::{SecretBytes, Service, ServiceMode, ServiceSpec, TaskState};
 use skep_manager::control::{Command, Outcome, ServiceChange};
 use skep_raft_store::Tables;
 
+use super::images::registry_auth;
 use super::nodes::VersionQuery;
 use super::swarm::is_on;
 use super::{ApiError, State, json::parse_service};
@@ -35,7 +39,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
             && filters.any("mode", |mode| mode == mode_name(service))
             && filters.any("runtime", |runtime| runtime == "container")
     });
-    let value = |service: &std::sync::Arc<Service>| {
+    let value = |service: &Arc<Service>| {
         let mut value = serde_json::to_value(&**service).unwrap_or_default();
         if is_on(&query.status) {
             value["ServiceStatus"] = status(service, &tables);
@@ -69,8 +73,18 @@ fn status(service: &Service, tables: &Tables) -> Value {
     json!({"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0})
 }
 
-pub(super) async fn create(state: State, body: Bytes) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
-    let spec = parse_service(&body)?;
+/// Puts the credentials that came with a request where the workers find them.
+fn set_registry_auth(spec: &mut ServiceSpec, auth: SecretBytes) {
+    Arc::make_mut(&mut spec.task_template).container.registry_auth = auth;
+}
+
+pub(super) async fn create(
+    state: State,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
+    let mut spec = parse_service(&body)?;
+    set_registry_auth(&mut spec, registry_auth(&headers)?);
     let outcome = state.swarm.manager().await?.execute(Command::CreateService { spec }).await?;
     Ok((axum::http::StatusCode::CREATED, Json(json!({"ID": created(outcome), "Warnings": null}))))
 }
@@ -83,8 +97,8 @@ pub(super) fn created(outcome: Outcome) -> String {
 }
 
 /// Finds a service by id, name, or the beginning of its id.
-pub(super) fn find<'a>(tables: &'a Tables, name: &str) -> Result<&'a std::sync::Arc<Service>, ApiError> {
-    let live = |service: &&std::sync::Arc<Service>| !service.removed;
+pub(super) fn find<'a>(tables: &'a Tables, name: &str) -> Result<&'a Arc<Service>, ApiError> {
+    let live = |service: &&Arc<Service>| !service.removed;
     if let Some(service) = name.parse().ok().and_then(|id| tables.services.get(id)).filter(live) {
         return Ok(service);
     }
@@ -147,9 +161,12 @@ pub(super) async fn remove(state: State, Path(id): Path<String>) -> Result<(), A
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
 pub(super) struct UpdateQuery {
-    #[serde(default)]
     rollback: String,
+    /// Whose credentials go on, if the request brings none: `spec` or `previous-spec`.
+    registry_auth_from: String,
 }
 
 pub(super) async fn update(
@@ -157,12 +174,33 @@ pub(super) async fn update(
     Path(id): Path<String>,
     Query(version): Query<VersionQuery>,
     Query(query): Query<UpdateQuery>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
     let manager = state.swarm.manager().await?;
-    let id = find(&*manager.read().await?, &id)?.id;
+    let tables = manager.read().await?;
+    let before = find(&tables, &id)?;
+    let id = before.id;
     let change = match query.rollback.as_str() {
-        "" => ServiceChange::Spec(Box::new(parse_service(&body)?)),
+        "" => {
+            let mut spec = parse_service(&body)?;
+            let brought = registry_auth(&headers)?;
+            let kept = match (query.registry_auth_from.as_str(), &before.previous_spec) {
+                ("" | "spec", _) => &before.spec,
+                ("previous-spec", Some(previous)) => previous,
+                ("previous-spec", None) => {
+                    return Err(ApiError::bad_request("service has no previous spec to take credentials from"));
+                }
+                (other, _) => {
+                    return Err(ApiError::bad_request(format!(
+                        "registryAuthFrom={other} is unknown: use spec or previous-spec"
+                    )));
+                }
+            };
+            let auth = if brought.is_empty() { kept.task_template.container.registry_auth.clone() } else { brought };
+            set_registry_auth(&mut spec, auth);
+            ServiceChange::Spec(Box::new(spec))
+        }
         "previous" => ServiceChange::RollBack,
         other => return Err(ApiError::bad_request(format!("rollback={other} is unknown: use previous"))),
     };

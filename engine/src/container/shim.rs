@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe, read, setsid};
 use serde::{Deserialize, Serialize};
-use skep_api::Timestamp;
+use skep_api::{Timestamp, with_causes};
 
 use crate::container::config::{LogConfig, LogDriver};
 use crate::container::logs::{LogWriter, Stream};
@@ -84,7 +84,7 @@ fn start(dir: &Path) -> Result<std::convert::Infallible, String> {
 }
 
 fn make_container(config: &ShimConfig, stdin: OwnedFd, out: OwnedFd, err: OwnedFd) -> Result<Pid, String> {
-    let fail = |error: libcontainer::error::LibcontainerError| chain_text(&error);
+    let fail = |error: libcontainer::error::LibcontainerError| with_causes(&error);
     let mut container = ContainerBuilder::new(config.id.clone(), SyscallType::default())
         .with_root_path(&config.root)
         .map_err(fail)?
@@ -97,26 +97,12 @@ fn make_container(config: &ShimConfig, stdin: OwnedFd, out: OwnedFd, err: OwnedF
         .build()
         .map_err(fail)?;
     if let Err(error) = container.start() {
-        let reason = chain_text(&error);
+        let reason = with_causes(&error);
         // Nothing of a container that never ran is of use.
         let _ = container.delete(true);
         return Err(reason);
     }
     container.pid().map(|pid| Pid::from_raw(pid.as_raw())).ok_or_else(|| "the container has no process".to_owned())
-}
-
-/// An error with its causes, each said once.
-pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn become_watcher(dir: &Path, pid: Pid, out: &OwnedFd, err: &OwnedFd) -> Result<std::convert::Infallible, String> {
@@ -260,12 +246,12 @@ fn exec(path: &Path) -> Result<i32, String> {
     let config: ExecConfig = read_json(path)?;
     let pid = ContainerBuilder::new(config.id, SyscallType::default())
         .with_root_path(config.root)
-        .map_err(|error| chain_text(&error))?
+        .map_err(|error| with_causes(&error))?
         .as_tenant()
         .with_detach(true)
         .with_process(Some(config.process_path))
         .build()
-        .map_err(|error| chain_text(&error))?;
+        .map_err(|error| with_causes(&error))?;
     let pid = Pid::from_raw(pid.as_raw());
     let ended = sys::pidfd_open(pid.as_raw()).map_err(|error| error.to_string())?;
     let limit = PollTimeout::try_from(config.limit).unwrap_or(PollTimeout::MAX);

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use skep_api::Timestamp;
+use skep_api::{Timestamp, with_causes};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -51,7 +51,7 @@ impl Engine {
             }
             Err(error) => {
                 self.clean_up(&container).await;
-                let reason = crate::container::shim::chain_text(&error);
+                let reason = with_causes(&error);
                 let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
                 container.state.send_replace(ContainerState::Exited(Exit {
                     code,

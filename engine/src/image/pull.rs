@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
 use futures::TryStreamExt as _;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use skep_api::Timestamp;
+use skep_api::{SecretBytes, Timestamp, with_causes};
 use tokio::sync::mpsc;
 
 use crate::image::store::{ConfigBlob, Image, ImageStore};
@@ -34,14 +37,46 @@ pub enum Credentials {
     Anonymous,
     Basic {
         username: String,
-        password: skep_api::SecretBytes,
+        password: SecretBytes,
     },
+    /// An identity token, sent as it is.
+    Token(SecretBytes),
+}
+
+/// Why credentials cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("X-Registry-Auth cannot be read: it is JSON with username and password, in base 64 for URLs")]
+pub struct CredentialsError;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RegistryAuthHeader {
+    username: String,
+    password: String,
+    identitytoken: String,
 }
 
 impl Credentials {
+    /// Reads the `X-Registry-Auth` header of the Engine API; an empty one is anonymous.
+    pub fn from_header(header: &[u8]) -> Result<Self, CredentialsError> {
+        if header.is_empty() {
+            return Ok(Self::Anonymous);
+        }
+        let bytes = BASE64_URL_SAFE.decode(header).map_err(|_| CredentialsError)?;
+        let auth: RegistryAuthHeader = serde_json::from_slice(&bytes).map_err(|_| CredentialsError)?;
+        if !auth.identitytoken.is_empty() {
+            return Ok(Self::Token(SecretBytes::new(auth.identitytoken.into_bytes())));
+        }
+        if auth.username.is_empty() {
+            return Ok(Self::Anonymous);
+        }
+        Ok(Self::Basic { username: auth.username, password: SecretBytes::new(auth.password.into_bytes()) })
+    }
+
     fn to_auth(&self) -> RegistryAuth {
         match self {
             Self::Anonymous => RegistryAuth::Anonymous,
+            Self::Token(token) => RegistryAuth::Bearer(String::from_utf8_lossy(token.expose()).into_owned()),
             Self::Basic { username, password } => {
                 RegistryAuth::Basic(username.clone(), String::from_utf8_lossy(password.expose()).into_owned())
             }
@@ -169,7 +204,7 @@ impl Puller {
                 Err(error) => last = Some(error),
             }
         }
-        let reason = last.map_or_else(|| "no registry is configured".into(), |error| chain(&error));
+        let reason = last.map_or_else(|| "no registry is configured".into(), |error| with_causes(&error));
         Err(PullError::Registry { image: image.to_owned(), reason })
     }
 
@@ -325,18 +360,22 @@ fn choose<'a>(image: &str, entries: &'a [ImageIndexEntry]) -> Result<&'a ImageIn
 }
 
 fn registry_error(image: &str, error: &oci_client::errors::OciDistributionError) -> PullError {
-    PullError::Registry { image: image.to_owned(), reason: chain(error) }
+    PullError::Registry { image: image.to_owned(), reason: with_causes(error) }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_from_the_header() {
+        let read = |json: &str| Credentials::from_header(BASE64_URL_SAFE.encode(json).as_bytes());
+        assert!(matches!(Credentials::from_header(b""), Ok(Credentials::Anonymous)));
+        assert!(matches!(read("{}"), Ok(Credentials::Anonymous)));
+        let basic = read(r#"{"username":"me","password":"secret","serveraddress":"x"}"#).unwrap();
+        assert!(matches!(&basic, Credentials::Basic { username, .. } if username == "me"));
+        assert!(!format!("{basic:?}").contains("secret\""), "a password is never printed");
+        assert!(matches!(read(r#"{"identitytoken":"t"}"#), Ok(Credentials::Token(_))));
+        assert!(Credentials::from_header(b"%%%").is_err() && read("nonsense").is_err());
     }
-    text
 }

@@ -175,8 +175,10 @@ impl ServicePlan {
         if Arc::ptr_eq(&task.spec, wanted) && task.ports == ports {
             return false;
         }
-        // Placement alone renews nothing: who no longer fits is moved by `enforce`.
+        // Placement alone renews nothing: who no longer fits is moved by `enforce`. Nor do new
+        // credentials: the image is here.
         let mut now = (**wanted).clone();
+        now.container.registry_auth = task.spec.container.registry_auth.clone();
         now.placement = task.spec.placement.clone();
         *task.spec != now || task.ports != ports
     }
