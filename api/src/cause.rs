@@ -26,7 +26,7 @@ mod tests {
     struct Layer {
         text: &'static str,
         #[source]
-        cause: Option<Box<Layer>>,
+        cause: Option<Box<Self>>,
     }
 
     #[test]

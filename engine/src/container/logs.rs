@@ -261,7 +261,7 @@ mod tests {
     fn output_is_rotated_and_read_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let config = LogConfig { max_size_bytes: 400, max_files: 3, ..LogConfig::default() };
+        let config = LogConfig { max_size_bytes: 250, max_files: 3, ..LogConfig::default() };
         let mut writer = LogWriter::open(&path, config).unwrap();
         for number in 0..12 {
             writer.write(Stream::Stdout, format!("line {number}\n").as_bytes(), Timestamp::from_nanos(number)).unwrap();

@@ -140,6 +140,9 @@ mod tests {
             header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
             header.set_entry_type(*kind);
             header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             if kind.is_file() {
                 header.set_size(content.len() as u64);
                 header.set_cksum();
@@ -182,11 +185,8 @@ mod tests {
     fn a_layer_must_be_what_its_name_says() {
         let dir = tempfile::tempdir().unwrap();
         let (bytes, digest) = archive(&[("etc/motd", tar::EntryType::Regular, "hello")]);
-        let other = digest.replace("sha256:", "sha256:0").replace("sha256:0", &format!("sha256:{}", &"0"));
-        assert!(matches!(
-            unpack(bytes.as_slice(), dir.path(), &other[..other.len() - 1]),
-            Err(UnpackError::Digest { .. })
-        ));
+        let other = format!("sha256:{}", "0".repeat(64));
+        assert!(matches!(unpack(bytes.as_slice(), dir.path(), &other), Err(UnpackError::Digest { .. })));
         let gz = {
             let mut encoder = flate2::read::GzEncoder::new(bytes.as_slice(), flate2::Compression::fast());
             let mut out = Vec::new();
