@@ -198,7 +198,16 @@ impl Shared {
         let Ok(channel) = self.channels.to(addr) else { return Ok(None) };
         let mut client = ControlClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
         let call = client.execute(ControlMessage { body: encoding::encode(command) });
-        match tokio::time::timeout(FORWARD_LIMIT, call).await {
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(FORWARD_LIMIT, call) => answer,
+            () = self.leader_moves_from(addr) => {
+                return Err(ControlError::new(
+                    control::Reason::Unavailable,
+                    "the leader was lost while it carried this out: look whether it was done before you repeat it",
+                ));
+            }
+        };
+        match answer {
             Ok(Ok(reply)) => {
                 let result: Result<Outcome, ControlError> = encoding::decode(&reply.into_inner().body)
                     .map_err(|error| ControlError::new(control::Reason::Unavailable, error))?;
@@ -235,9 +244,23 @@ impl Shared {
         if leadership.is_leader {
             return tokio::time::timeout(READ_LIMIT, self.store.read_index()).await.ok()?.ok();
         }
-        let mut client = ControlClient::new(self.channels.to(&leadership.leader_addr?).ok()?);
-        let reply = tokio::time::timeout(READ_LIMIT, client.read_index(ReadIndexRequest {})).await.ok()?.ok()?;
-        Some(reply.into_inner().index)
+        let addr = leadership.leader_addr?;
+        let mut client = ControlClient::new(self.channels.to(&addr).ok()?);
+        let call = tokio::time::timeout(READ_LIMIT, client.read_index(ReadIndexRequest {}));
+        tokio::select! {
+            reply = call => Some(reply.ok()?.ok()?.into_inner().index),
+            // A leader that is gone gives no answer, and another can.
+            () = self.leader_moves_from(&addr) => None,
+        }
+    }
+
+    /// Waits until this manager knows another leader than the one at `addr`, or none.
+    async fn leader_moves_from(&self, addr: &str) {
+        let mut leadership = self.store.leadership();
+        // An error says that the store closes: whoever waits is told by other means.
+        if leadership.wait_for(|now| now.leader_addr.as_deref() != Some(addr)).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Takes a node with a manager's certificate into consensus; only the leader can.

@@ -71,7 +71,7 @@ fn pids(host: &Host, word: &str) -> Vec<String> {
 }
 
 fn daemon_pids(host: &Host) -> Vec<String> {
-    pids(host, "skep daemon")
+    pids(host, "/[^ ]* daemon")
 }
 
 fn shim_pids(host: &Host) -> Vec<String> {
