@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::rig::{enter, signal_all};
-use crate::{processes, wait_until};
+use crate::{LIMIT, processes, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -247,6 +247,26 @@ impl Host {
         let mut running: Vec<_> = list.lines().filter_map(inspect).collect();
         running.sort();
         running
+    }
+
+    /// Waits until `service` has its replicas, as in `3/3`, by what this host's daemon says.
+    #[track_caller]
+    pub fn await_replicas(&self, service: &str, want: &str) {
+        wait_until(&format!("{service} has {want}"), LIMIT, || {
+            let list = self.run(&["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]);
+            let found = list.stdout.lines().any(|line| line == format!("{service} {want}"));
+            (found, format!("{list:?}\n{}", self.run(&["service", "ps", "--no-trunc", service]).stdout))
+        });
+    }
+
+    /// Waits until the update of `service` has come to `want`, such as `completed`.
+    #[track_caller]
+    pub fn await_update(&self, service: &str, want: &str) {
+        wait_until(&format!("{service}'s update is {want}"), LIMIT, || {
+            let state = self.run(&["service", "inspect", "--format", "{{.UpdateStatus.State}}", service]);
+            let tasks = self.run(&["service", "ps", "--no-trunc", service]).stdout;
+            (state.stdout.trim() == want, format!("{state:?}\n{tasks}"))
+        });
     }
 
     pub(crate) fn release(&mut self) {

@@ -5,8 +5,10 @@
 mod host;
 mod processes;
 mod rig;
+mod turn;
 mod wait;
 
 pub use host::Host;
 pub use rig::{Rig, is_root, program};
-pub use wait::{wait_for, wait_until};
+pub use turn::turn;
+pub use wait::{LIMIT, wait_for, wait_until};

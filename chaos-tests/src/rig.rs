@@ -1,5 +1,6 @@
 //! A set of hosts on one bridge.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -123,6 +124,33 @@ impl Rig {
         crate::wait_until("every node is ready", std::time::Duration::from_secs(20), || {
             let list = first.ok(&["node", "ls", "--format", "{{.Status}}"]);
             (list.lines().filter(|line| *line == "Ready").count() == self.hosts.len(), list)
+        });
+    }
+
+    /// The names and pids of all containers that run, by what the hosts themselves say.
+    #[must_use]
+    pub fn running(&self) -> Vec<(String, i64)> {
+        let mut all: Vec<_> = self.hosts().flat_map(Host::running).collect();
+        all.sort();
+        all
+    }
+
+    /// How many tasks run in each slot.
+    #[must_use]
+    pub fn per_slot(&self) -> BTreeMap<String, usize> {
+        let mut slots = BTreeMap::new();
+        for (name, _) in self.running() {
+            let slot = name.rsplit_once('.').map_or_else(|| name.clone(), |(slot, _)| slot.to_owned());
+            *slots.entry(slot).or_default() += 1;
+        }
+        slots
+    }
+
+    /// Waits until no host has any container.
+    pub fn await_no_container(&self) {
+        crate::wait_until("no container is left", crate::LIMIT, || {
+            let left: Vec<String> = self.hosts().map(|host| host.ok(&["ps", "-a", "-q"])).collect();
+            (left.iter().all(String::is_empty), left.concat())
         });
     }
 

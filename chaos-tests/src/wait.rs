@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+/// Longer than anything here should take.
+pub const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Looks again and again until `look` finds what is waited for; `Err` says what it saw instead.

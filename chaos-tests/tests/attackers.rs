@@ -16,7 +16,7 @@ use skep_api::grpc::{
     RootCertificateRequest, WorkerMessage, worker_message,
 };
 use skep_api::{ClusterId, NodeId, NodeRole};
-use skep_chaos_tests::{Host, Rig, is_root, wait_until};
+use skep_chaos_tests::{Host, Rig, take_turn, wait_until};
 use skep_manager::transport::{Channels, channel};
 use skep_pki::{NodeIdentity, PendingIdentity, RootAuthority, Subject, TlsIdentity, pinned_client_config};
 use tonic::transport::Channel;
@@ -93,10 +93,7 @@ fn all_refused(calls: &[(&str, Result<(), Status>)], codes: &[Code]) {
 
 #[test]
 fn only_nodes_of_the_swarm_in_the_right_role_are_heard() {
-    if !is_root() {
-        eprintln!("SKIPPED: this test makes namespaces and needs root");
-        return;
-    }
+    take_turn!();
     let rig = Rig::swarm(3, 1);
     let (worker, attacker) = (identity(rig.host(2)), rig.host(3));
 

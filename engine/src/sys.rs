@@ -52,6 +52,30 @@ pub(crate) fn inherited_fd(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Lets go of the program's own code in memory; what is still needed is read again, page by page.
+///
+/// For a process that has little left to do: code is never written to, so nothing is lost. Data,
+/// also such as is read-only by now, is left alone.
+pub(crate) fn let_go_of_code() -> io::Result<()> {
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let code = maps.lines().filter(|line| line.contains(" r-xp ") && line.ends_with(&*program.to_string_lossy()));
+    for line in code {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let parse = |text: &str| usize::from_str_radix(text, 16).ok();
+        let Some((start, end)) = range.and_then(|(start, end)| Some((parse(start)?, parse(end)?))) else { continue };
+        let address = start as *mut libc::c_void;
+        // SAFETY: the range is the program's own code, mapped from its file and unchanged; the advice
+        // only says that neighbours of a page need not come with it.
+        unsafe { libc::madvise(address, end - start, libc::MADV_RANDOM) };
+        // SAFETY: the same range; dropped pages come back from the file when they are executed.
+        if unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Makes a network namespace and pins it to `path`; the calling thread alone moves into it, so
 /// call this on a thread of its own.
 pub(crate) fn pin_new_netns(path: &Path) -> io::Result<()> {

@@ -5,9 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{Host, Rig, is_root, program, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(180);
+use skep_chaos_tests::{Host, LIMIT, Rig, is_root, program, wait_until};
 
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
@@ -34,15 +32,6 @@ fn report(name: &str, mut times: Vec<Duration>) {
     println!("{name:<58} median {:.3} s, worst {:.3} s of {}", at(0.5), at(1.0), times.len());
 }
 
-/// Waits, asking the API alone, until the service has its replicas; the client's start is no part.
-fn await_replicas(host: &Host, service: &str, want: &str) {
-    wait_until(&format!("{service} {want}"), LIMIT, || {
-        let list = host.run(&["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]);
-        let found = list.stdout.lines().any(|line| line == format!("{service} {want}"));
-        (found, format!("{list:?}"))
-    });
-}
-
 fn one_node() {
     let rig = Rig::swarm(1, 1);
     let host = rig.host(1);
@@ -52,13 +41,13 @@ fn one_node() {
         let name = format!("one{number}");
         let start = Instant::now();
         host.ok(&["service", "create", "-d", "--name", &name, "skep/whoami"]);
-        await_replicas(host, &name, "1/1");
+        host.await_replicas(&name, "1/1");
         start.elapsed()
     });
     report("service create, image present, to 1/1 running", created.collect());
     let start = Instant::now();
     host.ok(&["service", "scale", "-d", "one0=100"]);
-    await_replicas(host, "one0", "100/100");
+    host.await_replicas("one0", "100/100");
     println!("{:<58} {:.2} s", "scale 1 to 100 replicas on one node", start.elapsed().as_secs_f64());
     println!("one shim (of 109): {}", memory(&shim_pids(host)[..1]));
     println!("daemon with 109 containers: {}", memory(&daemon_pids(host)));
@@ -148,7 +137,7 @@ fn lost_node() {
     for _ in 0..3 {
         let rig = Rig::swarm(3, 1);
         rig.host(1).ok(&["service", "create", "-d", "--name", "web", "--replicas", "6", "skep/whoami"]);
-        await_replicas(rig.host(1), "web", "6/6");
+        rig.host(1).await_replicas("web", "6/6");
         rig.host(3).cut(true);
         let start = Instant::now();
         wait_until("six again", LIMIT, || {

@@ -2,11 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "telling is what it does")]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use skep_chaos_tests::{Rig, is_root, wait_until};
-
-const LIMIT: Duration = Duration::from_secs(60);
+use skep_chaos_tests::{LIMIT, Rig, is_root, wait_until};
 
 fn main() {
     if !is_root() {
@@ -61,7 +59,7 @@ fn create(rig: &Rig) {
         "1s",
         "skep/whoami",
     ]);
-    replicas(rig, 1, "6/6");
+    rig.host(1).await_replicas("web", "6/6");
     done("six replicas run", start);
     print!("{}", rig.host(1).ok(&["service", "ps", "web"]));
 }
@@ -70,20 +68,20 @@ fn change(rig: &Rig) {
     say("Scaling to twelve, asked of another manager.");
     let start = Instant::now();
     rig.host(3).ok(&["service", "scale", "--detach", "web=12"]);
-    replicas(rig, 3, "12/12");
+    rig.host(3).await_replicas("web", "12/12");
     done("twelve replicas run", start);
 
     say("Updating every replica, two at a time.");
     let start = Instant::now();
     rig.host(2).ok(&["service", "update", "--detach", "--env", "COLOUR=green", "web"]);
-    update_ends(rig, 2, "completed");
+    rig.host(2).await_update("web", "completed");
     done("all twelve are renewed, and were watched for a second", start);
 
     say("Rolling that back.");
     let start = Instant::now();
     rig.host(2).ok(&["service", "rollback", "--detach", "web"]);
-    update_ends(rig, 2, "rollback_completed");
-    replicas(rig, 2, "12/12");
+    rig.host(2).await_update("web", "rollback_completed");
+    rig.host(2).await_replicas("web", "12/12");
     done("all twelve are as before", start);
 }
 
@@ -99,7 +97,7 @@ fn kill_the_leader(rig: &Rig) -> usize {
         (ran.success, ran.stderr)
     });
     done("the first write after the leader's death was accepted", start);
-    replicas(rig, other, "8/8");
+    rig.host(other).await_replicas("web", "8/8");
     done("and eight replicas run", start);
     rig.host(leader).start_daemon();
     println!("   n{leader} is back; n{} leads.", rig.leader(other));
@@ -112,10 +110,7 @@ fn remove(rig: &Rig, other: usize) {
     rig.host(other).ok(&["service", "rm", "web"]);
     rig.host(other).ok(&["secret", "rm", "password"]);
     rig.host(other).ok(&["config", "rm", "motd"]);
-    wait_until("no container is left", LIMIT, || {
-        let left: Vec<String> = rig.hosts().map(|host| host.ok(&["ps", "-a", "-q"])).collect();
-        (left.iter().all(String::is_empty), left.concat())
-    });
+    rig.await_no_container();
     done("no container is left on any node", start);
 }
 
@@ -125,18 +120,4 @@ fn say(text: &str) {
 
 fn done(text: &str, start: Instant) {
     println!("   {text} ({:.2} s).", start.elapsed().as_secs_f64());
-}
-
-fn replicas(rig: &Rig, host: usize, want: &str) {
-    wait_until(&format!("{want} replicas"), LIMIT, || {
-        let list = rig.host(host).run(&["service", "ls", "--format", "{{.Replicas}}"]);
-        (list.stdout.trim() == want, format!("{list:?}\n{}", rig.host(host).run(&["service", "ps", "web"]).stdout))
-    });
-}
-
-fn update_ends(rig: &Rig, host: usize, want: &str) {
-    wait_until(&format!("the update is {want}"), LIMIT, || {
-        let state = rig.host(host).run(&["service", "inspect", "--format", "{{.UpdateStatus.State}}", "web"]);
-        (state.stdout.trim() == want, format!("{state:?}\n{}", rig.host(host).run(&["service", "ps", "web"]).stdout))
-    });
 }

@@ -140,6 +140,8 @@ fn watch(dir: &Path, pid: Pid, out: OwnedFd, err: OwnedFd) -> io::Result<()> {
         LogDriver::None => None,
     };
     let ended = sys::pidfd_open(pid.as_raw())?;
+    // From here on it mostly sleeps; that it sleeps in less memory is no condition for it.
+    let _ = sys::let_go_of_code();
     let mut pipes = [Some((Stream::Stdout, out)), Some((Stream::Stderr, err))];
     let mut running = true;
     while running || pipes.iter().any(Option::is_some) {

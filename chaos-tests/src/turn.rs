@@ -1,0 +1,25 @@
+//! Tests on hosts take turns: the machine is small, and timing matters to them.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The turn of one test; `None`, said aloud, where hosts cannot be made.
+#[must_use]
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn turn() -> Option<MutexGuard<'static, ()>> {
+    if !crate::is_root() {
+        eprintln!("SKIPPED: this test makes namespaces and containers and needs root");
+        return None;
+    }
+    // A test that failed in its turn has cleaned up all the same.
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Takes the test's turn, or leaves the test.
+#[macro_export]
+macro_rules! take_turn {
+    () => {
+        let Some(_turn) = $crate::turn() else { return };
+    };
+}

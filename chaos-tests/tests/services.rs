@@ -1,0 +1,358 @@
+//! Services on real hosts: declared, scaled, updated, rolled back and removed; what their containers
+//! get to see; what is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::process::Command;
+
+use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_for, wait_until};
+
+#[test]
+fn a_service_is_created_scaled_updated_rolled_back_and_removed() {
+    take_turn!();
+    let rig = Rig::swarm(5, 3);
+    let first = rig.host(1);
+    let file = first.dir().join("payload");
+    std::fs::write(&file, "open sesame").unwrap();
+    let file = file.display().to_string();
+    first.ok(&["secret", "create", "password", &file]);
+    first.ok(&["config", "create", "motd", &file]);
+    let reference = "source=password,target=/etc/pw,uid=1000,gid=1000,mode=0400";
+    first.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "6",
+        "--secret",
+        reference,
+        "--config",
+        "motd",
+        "--env",
+        "COLOUR=blue",
+        "--update-parallelism",
+        "3",
+        "--update-monitor",
+        "500ms",
+        "--rollback-monitor",
+        "500ms",
+        "skep/whoami",
+    ]);
+    first.await_replicas("web", "6/6");
+    check_payloads(&rig);
+
+    rig.host(2).ok(&["service", "scale", "-d", "web=10"]);
+    rig.host(3).await_replicas("web", "10/10");
+    let before = rig.running();
+    first.ok(&["service", "update", "-d", "--label", "team=a", "web"]);
+    first.await_replicas("web", "10/10");
+    assert_eq!(before, rig.running(), "a label restarts nothing");
+
+    first.ok(&["service", "update", "-d", "--env", "COLOUR=green", "web"]);
+    first.await_update("web", "completed");
+    let logs = first.ok(&["service", "inspect", "--format", "{{json .Spec.TaskTemplate.ContainerSpec.Env}}", "web"]);
+    assert!(logs.contains("COLOUR=green"), "{logs}");
+    assert!(rig.per_slot().values().all(|&count| count == 1), "{:?}", rig.per_slot());
+    first.ok(&["service", "rollback", "-d", "web"]);
+    first.await_update("web", "rollback_completed");
+    first.await_replicas("web", "10/10");
+
+    let refused = first.fails(&["secret", "rm", "password"]);
+    assert!(refused.contains("in use") && refused.contains("web"), "{refused}");
+    first.ok(&["service", "rm", "web"]);
+    rig.await_no_container();
+    first.ok(&["secret", "rm", "password"]);
+    first.ok(&["config", "rm", "motd"]);
+}
+
+/// Each container sees the secret as asked for, on tmpfs; nothing of it lies on any disk.
+fn check_payloads(rig: &Rig) {
+    use std::os::unix::fs::MetadataExt as _;
+    for (name, pid) in rig.running() {
+        let root = format!("/proc/{pid}/root");
+        let secret = format!("{root}/etc/pw");
+        assert_eq!(std::fs::read_to_string(&secret).unwrap(), "open sesame", "{name}");
+        let meta = std::fs::metadata(&secret).unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (1000, 1000, 0o400), "{name}");
+        assert_eq!(std::fs::read_to_string(format!("{root}/motd")).unwrap(), "open sesame", "{name}");
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        let line = mounts.lines().find(|line| line.contains(" /etc/pw ")).unwrap();
+        assert!(line.contains(" - tmpfs ") && line.contains(" ro,"), "{line}");
+    }
+    for host in rig.hosts() {
+        let found = Command::new("grep").args(["-rl", "open sesame"]).arg(host.data()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the payload lies open on {}", host.name());
+    }
+}
+
+#[test]
+fn a_broken_update_pauses_or_rolls_back_as_asked() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "3",
+        "--restart-delay",
+        "1s",
+        "--update-monitor",
+        "1s",
+        "skep/whoami",
+    ]);
+    host.await_replicas("web", "3/3");
+    host.ok(&["service", "update", "-d", "--args", "nonsense", "web"]);
+    host.await_update("web", "paused");
+    let healthy = host.running().len();
+    assert!(healthy >= 1, "the update stopped before it had taken every replica: {healthy}");
+    host.ok(&["service", "update", "-d", "--args", "", "--update-failure-action", "rollback", "web"]);
+    host.await_update("web", "completed");
+    host.await_replicas("web", "3/3");
+    host.ok(&["service", "update", "-d", "--args", "nonsense", "web"]);
+    host.await_update("web", "rollback_completed");
+    host.await_replicas("web", "3/3");
+    let args = host.ok(&["service", "inspect", "web"]);
+    assert!(!args.split("PreviousSpec").next().unwrap().contains("nonsense"), "{args}");
+}
+
+#[test]
+fn bad_input_is_refused_by_name_and_changes_nothing() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let refused = host.fails(&["service", "ls"]);
+    assert!(refused.contains("not a swarm manager"), "{refused}");
+    host.ok(&["swarm", "init"]);
+    fn create<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["service", "create", "-d", "--name", "web"], more, &["skep/whoami"]].concat()
+    }
+    host.ok(&create(&[]));
+    for (args, why) in [
+        (create(&[]), "already exists"),
+        (create(&["--replicas", "99999999"]), "too many"),
+        (create(&["--constraint", "zone==a"]), "not known"),
+        (create(&["--limit-memory", "1k"]), "4 MiB"),
+        (create(&["--publish", "80:80"]), "not supported yet"),
+        (create(&["--mode", "replicated-job"]), "not supported"),
+        (create(&["--secret", "nope"]), "not found"),
+        (create(&["--hostname", "{{.Node.ID}}"]), "template"),
+        (create(&["--mount", "type=bind,source=rel,target=/x"]), "absolute"),
+        (vec!["service", "scale", "-d", "web=-1"], "cannot be read"),
+        (vec!["service", "inspect", "nope"], "not found"),
+        (vec!["service", "rollback", "-d", "web"], "never updated"),
+        (vec!["node", "update", "--availability", "asleep", "n1"], "asleep"),
+        (vec!["node", "rm", "n1"], "demote"),
+        (vec!["swarm", "update", "--cert-expiry", "10m"], "1 hour"),
+        (vec!["swarm", "leave"], "--force"),
+    ] {
+        let refused = host.fails(&args);
+        assert!(refused.contains(why), "{args:?}: {refused}");
+    }
+    let big = host.dir().join("big");
+    std::fs::write(&big, vec![7; 512_000]).unwrap();
+    let refused = host.fails(&["secret", "create", "big", &big.display().to_string()]);
+    assert!(refused.contains("512000") && refused.contains("511999"), "{refused}");
+    let list = host.ok(&["service", "ls", "-q"]);
+    assert_eq!(list.lines().count(), 1, "{list}");
+    // An image nobody has: the task says why, the service stays.
+    host.ok(&["service", "create", "-d", "--name", "gone", "10.77.0.1:5000/nothing:1"]);
+    wait_until("the missing image is told", LIMIT, || {
+        let list = host.ok(&["service", "ps", "--no-trunc", "gone"]);
+        (list.contains("Rejected") && list.contains("nothing:1 cannot be pulled"), list)
+    });
+}
+
+#[test]
+fn limits_ports_health_and_output_are_as_declared() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--mode",
+        "global",
+        "--publish",
+        "mode=host,target=8000,published=8080",
+        "--limit-memory",
+        "64m",
+        "--limit-pids",
+        "50",
+        "--cap-drop",
+        "ALL",
+        "--read-only",
+        "--user",
+        "1000",
+        "--sysctl",
+        "net.ipv4.ip_unprivileged_port_start=80",
+        "--ulimit",
+        "nofile=100:200",
+        "skep/whoami",
+    ]);
+    host.await_replicas("web", "2/2");
+    for (host, from) in [(rig.host(1), rig.host(2)), (rig.host(2), rig.host(1))] {
+        let answer = from.exec("curl", &["-s", "-m", "5", &format!("http://{}:8080/", host.addr())]);
+        assert!(answer.stdout.contains("Hostname:") && answer.stdout.contains(from.addr()), "{answer:?}");
+    }
+    let (_, pid) = host.running().remove(0);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim().to_owned();
+    assert_eq!(field("CapBnd:"), "0000000000000000");
+    assert_eq!(field("Seccomp:"), "2", "the system-call filter is on");
+    assert!(field("Uid:").starts_with("1000"));
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let nofile = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(nofile.contains("100") && nofile.contains("200"), "{nofile}");
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = cgroup.lines().find_map(|line| line.split_once(":memory:").map(|(_, path)| path.to_owned()));
+    if let Some(path) = path {
+        let limit = std::fs::read_to_string(format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")).unwrap();
+        assert_eq!(limit.trim(), (64 << 20).to_string());
+    }
+    let logs = wait_for("output of both nodes", LIMIT, || {
+        let logs = host.ok(&["service", "logs", "web"]);
+        if logs.matches("whoami listens on port 8000").count() == 2 { Ok(logs) } else { Err(logs) }
+    });
+    assert!(logs.contains("web."), "{logs}");
+}
+
+#[test]
+fn an_unhealthy_task_is_replaced_and_says_why() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "ill",
+        "--health-cmd",
+        "true",
+        "--health-interval",
+        "200ms",
+        "--health-retries",
+        "2",
+        "skep/whoami",
+    ]);
+    wait_until("the ill task is replaced", LIMIT, || {
+        let list = host.ok(&["service", "ps", "--no-trunc", "ill"]);
+        (list.contains("unhealthy container"), list)
+    });
+}
+
+/// The stock client, where it is installed.
+#[test]
+fn the_docker_client_works_unchanged() {
+    take_turn!();
+    if Command::new("docker").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+        return;
+    }
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    let docker = |args: &[&str]| {
+        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let ok = |args: &[&str]| {
+        let (success, stdout, stderr) = docker(args);
+        assert!(success, "docker {args:?}: {stderr}");
+        stdout
+    };
+    assert!(ok(&["node", "ls"]).contains("Leader"));
+    let out = ok(&["service", "create", "--name", "web", "--replicas", "3", "--update-monitor", "1s", "skep/whoami"]);
+    assert!(out.contains("converged"), "{out}");
+    assert!(ok(&["service", "ls"]).contains("3/3"));
+    assert!(ok(&["service", "scale", "web=1"]).contains("converged"));
+    assert!(ok(&["service", "ps", "web"]).contains("Running"));
+    assert!(ok(&["service", "update", "--env-add", "A=1", "web"]).contains("converged"));
+    assert!(ok(&["service", "logs", "web"]).contains("whoami listens"));
+    assert!(ok(&["info", "-f", "{{.Swarm.LocalNodeState}}"]).contains("active"));
+    let (success, _, stderr) = docker(&["service", "create", "--name", "web", "skep/whoami"]);
+    assert!(!success && stderr.contains("already exists"), "{stderr}");
+    ok(&["service", "rm", "web"]);
+}
+
+/// A real registry, a real image, pulled by tag and pinned to its digest.
+#[test]
+fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
+    take_turn!();
+    for tool in ["docker-registry", "skopeo", "umoci", "busybox"] {
+        if Command::new("which").arg(tool).output().is_ok_and(|found| !found.status.success()) {
+            eprintln!("SKIPPED: {tool} is not installed (scripts/bootstrap installs it)");
+            return;
+        }
+    }
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    start_registry(host);
+    push_busybox(host, "v1");
+    let image = "10.77.0.1:5000/box:v1";
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "box",
+        "--mode",
+        "global",
+        "--init",
+        image,
+        "sh",
+        "-c",
+        "echo from $HOSTNAME; sleep 1000",
+    ]);
+    host.await_replicas("box", "2/2");
+    let pinned = host.ok(&["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Image}}", "box"]);
+    assert!(pinned.contains("box:v1@sha256:"), "{pinned}");
+    wait_until("output of both", LIMIT, || {
+        let logs = host.ok(&["service", "logs", "box"]);
+        (logs.matches("from ").count() == 2, logs)
+    });
+    for host in rig.hosts() {
+        assert!(host.ok(&["images"]).contains("10.77.0.1:5000/box") || host.ok(&["images"]).contains("<none>"));
+    }
+}
+
+fn start_registry(host: &Host) {
+    let dir = host.dir().join("registry");
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("config.yml");
+    let text = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 10.77.0.1:5000\n",
+        dir.join("data").display()
+    );
+    std::fs::write(&config, text).unwrap();
+    host.spawn("docker-registry", &["serve", &config.display().to_string()]);
+    wait_until("the registry answers", LIMIT, || {
+        let ran = host.exec("curl", &["-s", "-m", "2", "http://10.77.0.1:5000/v2/"]);
+        (ran.success, format!("{ran:?}"))
+    });
+}
+
+fn push_busybox(host: &Host, tag: &str) {
+    let layout = host.dir().join("layout").display().to_string();
+    let bundle = host.dir().join("bundle").display().to_string();
+    let image = format!("{layout}:{tag}");
+    let script = format!(
+        "set -e; umoci init --layout {layout}; umoci new --image {image}; umoci unpack --image {image} {bundle}; \
+         mkdir -p {bundle}/rootfs/bin {bundle}/rootfs/tmp; cp $(which busybox) {bundle}/rootfs/bin/busybox; \
+         for a in sh sleep echo cat ls true; do ln -s busybox {bundle}/rootfs/bin/$a; done; \
+         umoci repack --image {image} {bundle}; umoci config --image {image} --config.cmd sh; \
+         skopeo --insecure-policy copy --dest-tls-verify=false oci:{image} docker://10.77.0.1:5000/box:{tag}"
+    );
+    let ran = host.exec("sh", &["-c", &script]);
+    assert!(ran.success, "{ran:?}");
+}
