@@ -26,7 +26,7 @@ const PERIOD_MIN: Duration = Duration::from_secs(1);
 /// Workers per second of heartbeat period: the leader takes about this many beats a second.
 const BEATS_PER_SECOND: u32 = 200;
 /// How much longer a new leader waits for nodes to find it.
-const TAKEOVER_GRACE: Duration = Duration::from_secs(3);
+const TAKEOVER_GRACE: Duration = Duration::from_secs(4);
 const MESSAGES_AHEAD: usize = 64;
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 

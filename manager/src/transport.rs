@@ -22,11 +22,12 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 const ALPN: &[&[u8]] = &[b"h2"];
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-/// A dead connection is noticed within the sum of both.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
-const KEEPALIVE_LIMIT: Duration = Duration::from_secs(2);
+/// A dead connection is noticed within the sum of both: soon enough for a worker to find a new
+/// leader before that gives it up.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(1);
+const KEEPALIVE_LIMIT: Duration = Duration::from_millis(1500);
 const ACCEPTED_WAITING_MAX: usize = 256;
 
 /// Who is at the other end of an accepted connection.

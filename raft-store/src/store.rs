@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant as _, ReadPolicy, SnapshotPolicy};
 use skep_api::encoding;
 use tokio::sync::{broadcast, watch};
@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, watch};
 use crate::log::LogStore;
 use crate::machine::{Machine, Published};
 use crate::peers::{Peers, RpcKind};
-use crate::raft_types::{Proposal, Raft, RaftId, Snapshot};
+use crate::raft_types::{Proposal, Raft, RaftId, Snapshot, Types};
 use crate::rpc::{PeerFactory, SnapshotHeader};
 use crate::seal::DataKey;
 use crate::tables::Tables;
@@ -97,6 +97,8 @@ impl std::fmt::Debug for Store {
 
 /// How long a proposal may wait for a majority.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait while another change of the membership is under way.
+const CHANGE_PAUSE: Duration = Duration::from_millis(20);
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 
@@ -222,21 +224,17 @@ impl Store {
 
     /// Takes a manager into consensus: as a learner until it has caught up, then as a voter.
     pub async fn add_member(&self, id: RaftId, addr: &str) -> Result<(), ProposeError> {
-        self.raft.add_learner(id, BasicNode::new(addr), true).await.map_err(change_error)?;
-        self.raft
-            .change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), false)
-            .await
-            .map_err(change_error)?;
-        Ok(())
+        let node = BasicNode::new(addr);
+        // Returns once the learner has caught up.
+        when_unchanging(|| self.raft.add_learner(id, node.clone(), true)).await?;
+        let voter = || ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        when_unchanging(|| self.raft.change_membership(voter(), false)).await
     }
 
     /// Takes a manager out of consensus.
     pub async fn remove_member(&self, id: RaftId) -> Result<(), ProposeError> {
-        self.raft
-            .change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
-            .await
-            .map_err(change_error)?;
-        Ok(())
+        let gone = || ChangeMembers::RemoveVoters(BTreeSet::from([id]));
+        when_unchanging(|| self.raft.change_membership(gone(), false)).await
     }
 
     /// Hands leadership to the member that has the most of the log; returns once another leads,
@@ -304,9 +302,26 @@ fn reply<T: serde::Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Vec
     encoding::encode_serde(&result.map_err(|error| error.to_string()))
 }
 
-fn change_error(
-    error: RaftError<crate::raft_types::Types, ClientWriteError<crate::raft_types::Types>>,
-) -> ProposeError {
+/// Changes the membership; another change under way is waited for.
+async fn when_unchanging<F, T>(mut change: impl FnMut() -> F) -> Result<(), ProposeError>
+where
+    F: Future<Output = Result<T, RaftError<Types, ClientWriteError<Types>>>>,
+{
+    let deadline = tokio::time::Instant::now() + PROPOSE_LIMIT;
+    loop {
+        match change().await {
+            Ok(_) => return Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))))
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(CHANGE_PAUSE).await;
+            }
+            Err(error) => return Err(change_error(error)),
+        }
+    }
+}
+
+fn change_error(error: RaftError<Types, ClientWriteError<Types>>) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
             ProposeError::NotLeader { leader_addr: forward.leader_node.map(|node| node.addr) }
