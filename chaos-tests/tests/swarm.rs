@@ -243,6 +243,23 @@ fn a_tampered_store_is_found_at_start_and_never_served() {
 }
 
 #[test]
+fn snapshots_are_taken_as_often_as_asked_and_a_restart_begins_at_one() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&["swarm", "update", "--snapshot-interval", "10"]);
+    host.ok(&["service", "create", "-d", "--name", "web", "--replicas", "0", "skep/whoami"]);
+    for number in 0..30 {
+        host.ok(&["service", "update", "-d", "--label", &format!("n={number}"), "web"]);
+    }
+    assert!(host.log().matches("a snapshot is taken").count() >= 2, "{}", host.log());
+    host.kill_daemon();
+    host.start_daemon();
+    let label = host.ok(&["service", "inspect", "--format", "{{.Spec.Labels.n}}", "web"]);
+    assert_eq!(label.trim(), "29");
+}
+
+#[test]
 fn a_clean_stop_hands_leadership_over() {
     take_turn!();
     let rig = Rig::swarm(3, 3);

@@ -291,6 +291,30 @@ impl Shared {
         })
     }
 
+    /// Takes snapshots as often as the swarm's settings say, where that is more often than the store
+    /// does by itself.
+    async fn take_snapshots(self: Arc<Self>) {
+        let mut commits = self.store.watch();
+        let mut last = self.store.view().index;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                commit = commits.recv() => {
+                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = commit {
+                        return;
+                    }
+                }
+            }
+            let view = self.store.view();
+            let interval = view.cluster().map_or(u64::MAX, |cluster| cluster.spec.raft.snapshot_interval);
+            if view.index.saturating_sub(last) >= interval {
+                last = view.index;
+                self.store.take_snapshot().await;
+                tracing::info!(index = last, "a snapshot is taken");
+            }
+        }
+    }
+
     /// Does the leader's work whenever this manager leads.
     async fn follow_leadership(self: Arc<Self>) {
         let mut leadership = self.store.leadership();
@@ -380,6 +404,7 @@ impl Manager {
             }
         });
         shared.tasks.spawn(shared.clone().follow_leadership());
+        shared.tasks.spawn(shared.clone().take_snapshots());
         Ok(Self { shared, raft_id: config.raft_id })
     }
 
