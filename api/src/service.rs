@@ -254,9 +254,6 @@ pub struct Service {
     pub spec: ServiceSpec,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_spec: Option<ServiceSpec>,
-    /// The index at which `spec` became what it is; failures are counted per version of the spec.
-    #[serde(skip)]
-    pub spec_version: u64,
     pub endpoint: Endpoint,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_status: Option<UpdateStatus>,

@@ -223,9 +223,7 @@ impl Dispatcher {
         match message.kind {
             Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
             Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
-            Some(worker_message::Kind::Description(_) | worker_message::Kind::Hello(_)) | None => {
-                Err(Status::invalid_argument("unexpected message"))
-            }
+            Some(worker_message::Kind::Hello(_)) | None => Err(Status::invalid_argument("unexpected message")),
         }
     }
 

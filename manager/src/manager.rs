@@ -268,8 +268,7 @@ impl Shared {
         let leadership = self.store.leadership().borrow().clone();
         if !leadership.is_leader {
             let leader = leadership.leader_addr.ok_or_else(|| Status::unavailable(control::NO_LEADER))?;
-            let channel = self.channels.to(&leader).map_err(|error| Status::internal(error.to_string()))?;
-            let _ = channel;
+            // The caller goes to the leader itself.
             return Err(Status::failed_precondition(leader));
         }
         let wanted = self.store.view().nodes.get(id).map(|node| node.spec.role);

@@ -42,7 +42,6 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: ServiceSpec) -
         endpoint: endpoint(&spec),
         spec,
         previous_spec: None,
-        spec_version: 0,
         update_status: None,
         removed: false,
     });

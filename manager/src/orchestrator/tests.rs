@@ -45,7 +45,6 @@ impl World {
                 meta: skep_api::Meta::default(),
                 spec,
                 previous_spec: None,
-                spec_version: 0,
                 endpoint: skep_api::service::Endpoint::default(),
                 update_status: None,
                 removed: false,
