@@ -14,6 +14,7 @@ use crate::rig::{enter, signal_all};
 use crate::{LIMIT, processes, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
+const LOG_LINES_TOLD: usize = 60;
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where a host stands.
@@ -86,6 +87,14 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.placing.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Shows the end of the daemon's log, for whoever reads of a failed test.
+    pub(crate) fn tell_log(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = &lines[lines.len().saturating_sub(LOG_LINES_TOLD)..];
+        eprintln!("--- the end of {}'s log:\n{}", self.name(), end.join("\n"));
     }
 
     /// A command inside the host's namespaces.

@@ -169,6 +169,9 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.hosts().for_each(Host::tell_log);
+        }
         for pid in processes::naming(self.dir.path()) {
             // Gone already is just as well.
             let _ = kill(pid, Signal::SIGKILL);

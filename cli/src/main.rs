@@ -107,7 +107,7 @@ fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow
     args.hosts.extend(host);
     let config = skep_daemon::DaemonConfig::load(args)?;
     let filter = tracing_subscriber::EnvFilter::new(format!(
-        "warn,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_raft_store={level}",
+        "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_raft_store={level}",
         level = config.log_level
     ));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();

@@ -1,5 +1,6 @@
 //! One manager, assembled: store, services, and the leader's work while it leads.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -116,10 +117,28 @@ pub(crate) struct Shared {
 struct Wires {
     channels: Channels,
     bulk: Arc<dyn BulkTransport>,
+    /// Managers that did not answer when last called.
+    silent: Arc<Mutex<BTreeSet<String>>>,
 }
 
-impl Peers for Wires {
-    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
+impl Wires {
+    fn new(channels: Channels, bulk: Arc<dyn BulkTransport>) -> Self {
+        Self { channels, bulk, silent: Arc::default() }
+    }
+
+    /// Tells once when a manager falls silent and once when it answers again: calls are many.
+    fn note<T>(&self, addr: &str, called: &Result<T, PeerError>) {
+        let mut silent = self.silent.lock().expect("nobody panics while holding it");
+        match called {
+            Ok(_) if silent.remove(addr) => tracing::info!(manager = addr, "a manager answers again"),
+            Err(error) if silent.insert(addr.to_owned()) => {
+                tracing::warn!(manager = addr, reason = error.reason, "a manager does not answer");
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    async fn try_call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
         let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
         let channel = self.channels.to(addr).map_err(|e| error(e.to_string()))?;
         let mut client = RaftClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
@@ -137,6 +156,14 @@ impl Peers for Wires {
             Ok(Err(status)) => Err(error(status.to_string())),
             Err(_) => Err(error(format!("no answer within {limit:?}"))),
         }
+    }
+}
+
+impl Peers for Wires {
+    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
+        let called = self.try_call(addr, kind, body, limit).await;
+        self.note(addr, &called);
+        called
     }
 
     async fn send_snapshot(
@@ -379,7 +406,7 @@ impl Manager {
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|cause| ManagerError::Listen { addr: config.listen, cause })?;
-        let wires = Wires { channels: channels.clone(), bulk: config.bulk };
+        let wires = Wires::new(channels.clone(), config.bulk);
         let store = Store::open(store_config, wires).await?;
         let shared = Arc::new(Shared {
             store,

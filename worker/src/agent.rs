@@ -21,11 +21,12 @@ use crate::conversion::TASK_ID_LABEL;
 use crate::reporter::Reporter;
 use crate::runner::Runner;
 
-/// Pauses between attempts: the first, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Pauses between attempts: the first, and the longest. A new leader waits a few seconds for its
+/// workers before it gives them up: pauses and limits here must leave room for several attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 const MESSAGES_AHEAD: usize = 64;
 const MESSAGE_LEN_MAX: usize = 64 << 20;
-const WELCOME_LIMIT: Duration = Duration::from_secs(5);
+const WELCOME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Makes channels to managers; the daemon brings the node's certificate into it.
 pub trait Connect: Send + Sync + 'static {
@@ -107,7 +108,10 @@ impl Agent {
                 end = self.session(&target) => end,
             };
             match end {
-                SessionEnd::Redirect(leader) if !leader.is_empty() && leader != target => next = Some(leader),
+                SessionEnd::Redirect(leader) if !leader.is_empty() && leader != target => {
+                    next = Some(leader);
+                    pause = BACKOFF.0;
+                }
                 SessionEnd::Lost { welcomed: true } => pause = BACKOFF.0,
                 SessionEnd::Redirect(_) | SessionEnd::Lost { welcomed: false } => {}
                 SessionEnd::Refused(why) => {
