@@ -85,8 +85,9 @@ fn is_zero(value: &i64) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Privileges {
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub no_new_privileges: bool,
+    /// The node's default if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_new_privileges: Option<bool>,
 }
 
 /// A file system shown inside the container.

@@ -4,7 +4,7 @@ pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod logs;
 pub(crate) mod rootfs;
-mod seccomp;
+pub(crate) mod seccomp;
 pub(crate) mod shim;
 pub(crate) mod spec;
 pub(crate) mod state;

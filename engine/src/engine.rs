@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub program: PathBuf,
     /// Below which cgroup containers have theirs.
     pub cgroup_parent: String,
+    /// For containers that do not say: whether set-user-id bits and the like gain nothing.
+    pub no_new_privileges: bool,
     pub bridge: BridgeConfig,
     pub registries: RegistryConfig,
 }
@@ -49,6 +51,7 @@ impl EngineConfig {
             run_dir,
             program,
             cgroup_parent: "/skep".into(),
+            no_new_privileges: true,
             bridge: BridgeConfig::default(),
             registries: RegistryConfig::default(),
         }
@@ -260,6 +263,7 @@ impl Engine {
         let id = hex::encode(rand::random::<[u8; 32]>());
         config.image_id.clone_from(&image.id);
         merge_image(&mut config, &image, &id);
+        config.no_new_privileges.get_or_insert(self.config.no_new_privileges);
         let dirs = self.dirs(&id);
         make_dir(&dirs.data)?;
         make_dir(&dirs.run)?;

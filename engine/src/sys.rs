@@ -52,6 +52,38 @@ pub(crate) fn inherited_fd(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// A system-call filter, ready for the kernel.
+pub(crate) struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// Reads a program as libseccomp writes it; `None` if it cannot be one.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let (instructions, rest) = bytes.as_chunks::<8>();
+        // The kernel's own limit is BPF_MAXINSNS.
+        if instructions.is_empty() || instructions.len() > 4096 || !rest.is_empty() {
+            return None;
+        }
+        let instruction = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; 8]| libc::sock_filter {
+            code: u16::from_ne_bytes([c0, c1]),
+            jt,
+            jf,
+            k: u32::from_ne_bytes([k0, k1, k2, k3]),
+        };
+        Some(Self(instructions.iter().map(instruction).collect()))
+    }
+
+    /// Puts the filter on the calling thread, for good; its children inherit it. Needs
+    /// no-new-privileges, or CAP_SYS_ADMIN.
+    pub(crate) fn install(&self) -> io::Result<()> {
+        let len = u16::try_from(self.0.len()).map_err(io::Error::other)?;
+        let program = libc::sock_fprog { len, filter: self.0.as_ptr().cast_mut() };
+        // SAFETY: the program and its instructions live until the call is over, and the kernel only
+        // reads them.
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
 /// Lets go of the program's own code in memory; what is still needed is read again, page by page.
 ///
 /// For a process that has little left to do: code is never written to, so nothing is lost. Data,

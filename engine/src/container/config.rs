@@ -32,7 +32,8 @@ pub struct ContainerConfig {
     pub payloads: Vec<Payload>,
     pub init: bool,
     pub read_only: bool,
-    pub no_new_privileges: bool,
+    /// Whether programs may gain privileges from set-user-id bits; the engine's default if not said.
+    pub no_new_privileges: Option<bool>,
     /// Whether the default system-call filter is on.
     pub seccomp: bool,
     pub cap_add: Vec<String>,
@@ -57,6 +58,15 @@ impl ContainerConfig {
     #[must_use]
     pub fn command(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.args).cloned().collect()
+    }
+
+    pub(crate) fn has_no_new_privileges(&self) -> bool {
+        self.no_new_privileges == Some(true)
+    }
+
+    /// Whether the system-call filter comes compiled: where putting it on needs no privilege.
+    pub(crate) fn has_compiled_filter(&self) -> bool {
+        self.seccomp && self.has_no_new_privileges()
     }
 }
 

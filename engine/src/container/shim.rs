@@ -23,6 +23,7 @@ use skep_api::{Timestamp, with_causes};
 
 use crate::container::config::{LogConfig, LogDriver};
 use crate::container::logs::{LogWriter, Stream};
+use crate::container::seccomp::FilteredExecutor;
 use crate::container::state::ExitRecord;
 use crate::{disk, sys};
 
@@ -36,6 +37,8 @@ pub(crate) struct ShimConfig {
     pub(crate) bundle: PathBuf,
     pub(crate) log: LogConfig,
     pub(crate) log_path: PathBuf,
+    /// The system-call filter to put on, compiled; none if libcontainer does it, or if none is wanted.
+    pub(crate) filter: Option<PathBuf>,
     /// The cgroup file that counts kills for want of memory.
     pub(crate) oom_file: PathBuf,
 }
@@ -91,6 +94,7 @@ fn make_container(config: &ShimConfig, stdin: OwnedFd, out: OwnedFd, err: OwnedF
         .with_stdin(stdin)
         .with_stdout(out)
         .with_stderr(err)
+        .with_executor(FilteredExecutor::new(config.filter.as_deref())?)
         .as_init(&config.bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -228,6 +232,8 @@ pub(crate) struct ExecConfig {
     pub(crate) root: PathBuf,
     /// The OCI runtime-spec's `process`.
     pub(crate) process_path: PathBuf,
+    /// As [`ShimConfig::filter`].
+    pub(crate) filter: Option<PathBuf>,
     /// After this the process is killed.
     pub(crate) limit: Duration,
 }
@@ -249,6 +255,7 @@ fn exec(path: &Path) -> Result<i32, String> {
     let pid = ContainerBuilder::new(config.id, SyscallType::default())
         .with_root_path(config.root)
         .map_err(|error| with_causes(&error))?
+        .with_executor(FilteredExecutor::new(config.filter.as_deref())?)
         .as_tenant()
         .with_detach(true)
         .with_process(Some(config.process_path))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::container::config::{ContainerConfig, FileMount, MountSource};
-use crate::container::seccomp;
+use crate::container::seccomp::Profile;
 use crate::container::user::ResolvedUser;
 
 /// The capabilities a container has unless told otherwise: Docker's fourteen.
@@ -104,7 +104,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
             })).collect::<Vec<_>>(),
             // Said only if wanted: libcontainer takes any value here for "load the filter late", which
             // fails once the capabilities are gone.
-            "noNewPrivileges": config.no_new_privileges.then_some(true),
+            "noNewPrivileges": config.has_no_new_privileges().then_some(true),
             "oomScoreAdj": config.oom_score_adj,
         },
         "mounts": mounts(config, place),
@@ -195,8 +195,8 @@ fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<St
         "sysctl": config.sysctls,
         "resources": resources(config),
     });
-    if config.seccomp {
-        linux["seccomp"] = seccomp::default_profile(capabilities);
+    if config.seccomp && !config.has_compiled_filter() {
+        linux["seccomp"] = Profile::new(capabilities).to_oci();
     }
     linux
 }

@@ -15,9 +15,10 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::{Container, Engine, EngineError, Record, disk_error, now};
-use crate::container::config::{FileMount, MountSource};
+use crate::container::config::{ContainerConfig, FileMount, MountSource};
 use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::rootfs::ContainerDirs;
+use crate::container::seccomp::Profile;
 use crate::container::shim::{ExecConfig, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
@@ -71,7 +72,7 @@ impl Engine {
         let config = &container.config;
         let (address, ports) = self.bridge.connect(&container.id, &config.ports).await?;
         let layers: Vec<PathBuf> = container.layers.iter().map(|layer| self.images.layer_dir(layer)).collect();
-        let shim = self.shim_config(container);
+        let shim = self.shim_config(container)?;
         let prepared = {
             let (container, shim) = (container.clone(), shim_json(&shim)?);
             let netns = self.bridge.netns_path(&container.id);
@@ -95,7 +96,13 @@ impl Engine {
         })
     }
 
-    fn shim_config(&self, container: &Container) -> ShimConfig {
+    /// The compiled system-call filter of a container that takes one.
+    fn filter(&self, config: &ContainerConfig) -> io::Result<Option<PathBuf>> {
+        let profile = config.has_compiled_filter().then(|| Profile::new(&spec::capabilities(config)));
+        profile.map(|profile| profile.ensure_compiled(&self.config.run_dir.join("seccomp"))).transpose()
+    }
+
+    fn shim_config(&self, container: &Container) -> io::Result<ShimConfig> {
         let cgroup = self.cgroup(&container.id);
         let relative = cgroup.strip_prefix("/").unwrap_or(&cgroup);
         let v1 = Path::new("/sys/fs/cgroup/memory");
@@ -104,14 +111,15 @@ impl Engine {
         } else {
             Path::new("/sys/fs/cgroup").join(relative).join("memory.events")
         };
-        ShimConfig {
+        Ok(ShimConfig {
             id: container.id.clone(),
             root: self.config.run_dir.join("state"),
             bundle: container.dirs.data.clone(),
             log: container.config.log.clone(),
             log_path: container.dirs.log(),
+            filter: self.filter(&container.config)?,
             oom_file,
-        }
+        })
     }
 
     fn cgroup(&self, id: &str) -> PathBuf {
@@ -221,6 +229,7 @@ impl Engine {
             id: container.id.clone(),
             root: self.config.run_dir.join("state"),
             process_path: process_path.clone(),
+            filter: self.filter(&container.config).map_err(doing())?,
             limit,
         };
         let spec: serde_json::Value =
