@@ -1,5 +1,6 @@
 //! One host of a rig.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,11 +12,13 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::rig::{enter, signal_all};
-use crate::{LIMIT, processes, wait_until};
+use crate::{Api, LIMIT, processes, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const LOG_LINES_TOLD: usize = 60;
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Each host has a loopback of its own.
+const METRICS: &str = "127.0.0.1:9323";
 
 /// Where a host stands.
 pub(crate) struct Placing {
@@ -77,6 +80,12 @@ impl Host {
         format!("unix://{}", self.placing.dir.join("skep.sock").display())
     }
 
+    /// A connection to the daemon's API.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        Api::connect(&self.placing.dir.join("skep.sock")).expect("the daemon runs")
+    }
+
     /// A process whose namespaces are the host's.
     #[must_use]
     pub fn holder_pid(&self) -> u32 {
@@ -118,7 +127,7 @@ impl Host {
             .inside(&self.placing.program)
             .args(["daemon", "--log-level", "info", "--host", &self.socket()])
             .args(["--cgroup-parent", &self.placing.cgroup])
-            .args(["--insecure-registry", "10.77.0.1:5000"])
+            .args(["--insecure-registry", "10.77.0.1:5000", "--metrics-addr", METRICS])
             .arg("--data-root")
             .arg(self.data())
             .arg("--exec-root")
@@ -224,6 +233,15 @@ impl Host {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// The daemon's figures for Prometheus, by name and labels as they are printed.
+    #[must_use]
+    pub fn metrics(&self) -> BTreeMap<String, f64> {
+        let text = self.exec("busybox", &["wget", "-q", "-O", "-", &format!("http://{METRICS}/metrics")]).stdout;
+        let figure =
+            |line: &str| line.rsplit_once(' ').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(figure).collect()
     }
 
     /// Starts a program inside the host that is ended with the rig, if its arguments name the

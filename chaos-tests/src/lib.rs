@@ -2,12 +2,14 @@
 //! mounts, UTS) joined to the others by a bridge, with a cgroup of its own and the real binary in
 //! it. Hosts can be killed, paused, cut off and brought back; dropping a [`Rig`] removes it all.
 
+mod api;
 mod host;
 mod processes;
 mod rig;
 mod turn;
 mod wait;
 
+pub use api::{Answer, Api};
 pub use host::Host;
 pub use rig::{Rig, is_root, program};
 pub use turn::turn;

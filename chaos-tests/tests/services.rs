@@ -5,6 +5,7 @@
 
 use std::process::Command;
 
+use serde_json::json;
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_for, wait_until};
 
 #[test]
@@ -224,6 +225,32 @@ fn limits_ports_health_and_output_are_as_declared() {
         if logs.matches("whoami listens on port 8000").count() == 2 { Ok(logs) } else { Err(logs) }
     });
     assert!(logs.contains("web."), "{logs}");
+}
+
+#[test]
+fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    let mut api = host.api();
+    for (name, privileges, want) in [
+        ("plain", json!({}), "1"),
+        ("strict", json!({"NoNewPrivileges": true}), "1"),
+        ("free", json!({"NoNewPrivileges": false}), "0"),
+    ] {
+        let container = json!({"Image": "skep/whoami", "Privileges": privileges});
+        let spec = json!({"Name": name, "TaskTemplate": {"ContainerSpec": container}});
+        let created = api.post("/services/create", &spec).unwrap();
+        assert_eq!(created.status, 201, "{created:?}");
+        host.await_replicas(name, "1/1");
+        let (_, pid) = host.running().into_iter().find(|(task, _)| task.starts_with(name)).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim().to_owned();
+        assert_eq!(field("NoNewPrivs:"), want, "{name}");
+        assert_eq!((field("Seccomp:"), field("Seccomp_filters:")), ("2".into(), "1".into()), "{name}");
+        assert_eq!(field("CapBnd:"), "00000000a80425fb", "{name}: Docker's fourteen");
+    }
 }
 
 #[test]

@@ -273,3 +273,32 @@ fn a_clean_stop_hands_leadership_over() {
     let found = rig.host(leader).ok(&["service", "inspect", "--format", "{{.Spec.Labels.a}}", "web"]);
     assert_eq!(found.trim(), "1");
 }
+
+#[test]
+fn every_manager_tells_prometheus_of_the_swarm_and_a_worker_of_itself() {
+    take_turn!();
+    let rig = Rig::swarm(3, 2);
+    rig.host(1).ok(&["service", "create", "-d", "--name", "web", "--replicas", "3", "skep/whoami"]);
+    rig.host(1).await_replicas("web", "3/3");
+    wait_until("the other manager knows it too", LIMIT, || {
+        let metrics = rig.host(2).metrics();
+        (metrics.get("swarm_manager_tasks{state=\"running\"}") == Some(&3.0), format!("{metrics:?}"))
+    });
+    let leader = rig.host(1).metrics();
+    for (name, value) in [
+        ("swarm_manager_leader", 1.0),
+        ("swarm_manager_nodes{state=\"ready\"}", 3.0),
+        ("swarm_manager_services", 1.0),
+        ("swarm_raft_members", 2.0),
+        ("swarm_raft_reachable_members", 2.0),
+        ("engine_daemon_container_states_containers{state=\"running\"}", 1.0),
+    ] {
+        assert_eq!(leader.get(name), Some(&value), "{name}: {leader:?}");
+    }
+    assert!(leader["swarm_raft_log_entries_total"] >= leader["swarm_raft_applied_index"], "{leader:?}");
+    assert!(leader["swarm_raft_log_flushes_total"] > 0.0, "{leader:?}");
+    assert_eq!(rig.host(2).metrics()["swarm_manager_leader"], 0.0);
+    let worker = rig.host(3).metrics();
+    assert_eq!(worker["swarm_node_manager"], 0.0);
+    assert!(!worker.contains_key("swarm_manager_services"), "{worker:?}");
+}

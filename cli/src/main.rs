@@ -26,7 +26,7 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Run the daemon of this host
-    Daemon(DaemonCommand),
+    Daemon(Box<skep_daemon::DaemonArgs>),
     /// Make, join and change a swarm
     #[command(subcommand)]
     Swarm(commands::swarm::SwarmCommand),
@@ -58,12 +58,6 @@ enum Command {
     Completion { shell: clap_complete::Shell },
 }
 
-#[derive(clap::Args)]
-struct DaemonCommand {
-    #[command(flatten)]
-    args: skep_daemon::DaemonArgs,
-}
-
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     if let Some(code) = run_shim(&args) {
@@ -78,7 +72,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     let result = match cli.command {
         // The daemon's own --host says where it listens.
-        Command::Daemon(command) => run_daemon(command.args, cli.host),
+        Command::Daemon(args) => run_daemon(*args, cli.host),
         command => run_client(cli.host, command),
     };
     match result {

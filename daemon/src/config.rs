@@ -48,6 +48,12 @@ pub struct DaemonArgs {
     /// Cgroup below which containers have theirs [default: /skep]
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<String>,
+    /// Whether containers that do not say gain nothing from set-user-id programs [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub no_new_privileges: Option<bool>,
+    /// Address to serve Prometheus metrics on: HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_addr: Option<String>,
     /// Ask API clients on TCP for a certificate of this CA
     #[arg(long)]
     pub tlsverify: bool,
@@ -75,6 +81,8 @@ struct ConfigFile {
     storage_driver: Option<String>,
     live_restore: Option<bool>,
     cgroup_parent: Option<String>,
+    no_new_privileges: Option<bool>,
+    metrics_addr: Option<String>,
     tlsverify: bool,
     tlscacert: Option<PathBuf>,
     tlscert: Option<PathBuf>,
@@ -116,6 +124,8 @@ pub struct DaemonConfig {
     pub(crate) bridge: (Ipv4Addr, u8),
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) metrics_addr: Option<String>,
 }
 
 /// What is wrong with a configuration: everything, not only the first thing.
@@ -173,6 +183,8 @@ impl DaemonConfig {
             bridge: pools.first().copied().unwrap_or((Ipv4Addr::new(172, 17, 0, 1), 16)),
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
+            no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
+            metrics_addr: args.metrics_addr.or(file.metrics_addr),
         };
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
     }

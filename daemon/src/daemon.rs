@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{DaemonConfig, Listener};
 use crate::http::{self, tls_listener};
+use crate::metrics;
 use crate::swarm::Swarm;
 
 /// This build's version.
@@ -51,6 +52,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         std::env::current_exe().context("the daemon's own program is not found")?,
     );
     engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
+    engine_config.no_new_privileges = config.no_new_privileges;
     engine_config.set_bridge(config.bridge.0, config.bridge.1);
     engine_config.registries =
         RegistryConfig { mirrors: config.registry_mirrors.clone(), insecure: config.insecure_registries.clone() };
@@ -66,6 +68,11 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     let servers = TaskTracker::new();
     for listener in &daemon.config.listeners {
         serve(&daemon, listener, &servers).await?;
+    }
+    if let Some(addr) = &daemon.config.metrics_addr {
+        let server = axum::serve(bind_tcp(addr).await?, metrics::router(daemon.clone()));
+        let server = server.with_graceful_shutdown(daemon.stop.clone().cancelled_owned());
+        servers.spawn(async move { drop(server.await) });
     }
     tracing::info!(version = VERSION, "the daemon is ready");
     wait_for_signal().await?;
@@ -119,8 +126,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: &Listener, servers: &TaskTracker)
             servers.spawn(async move { drop(server.await) });
         }
         Listener::Tcp(addr) => {
-            let listener =
-                TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))?;
+            let listener = bind_tcp(addr).await?;
             match &daemon.config.tls {
                 None => {
                     let server = axum::serve(listener, http::service(daemon.clone()));
@@ -137,6 +143,10 @@ async fn serve(daemon: &Arc<Daemon>, listener: &Listener, servers: &TaskTracker)
         }
     }
     Ok(())
+}
+
+async fn bind_tcp(addr: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))
 }
 
 /// Root alone may use the socket, and the group `skep` or `docker` where there is one.

@@ -7,6 +7,7 @@ mod daemon;
 mod filters;
 mod http;
 mod logs;
+mod metrics;
 mod swarm;
 
 pub use config::{ConfigError, DaemonArgs, DaemonConfig};

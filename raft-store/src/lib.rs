@@ -14,6 +14,7 @@ mod watermark;
 pub mod tables;
 pub mod transaction;
 
+mod activity;
 mod log;
 mod machine;
 mod raft_types;
@@ -22,6 +23,7 @@ pub mod peers;
 mod rpc;
 mod store;
 
+pub use activity::ActivityCounts;
 pub use peers::{PeerError, Peers, RpcKind};
 pub use raft_types::RaftId;
 pub use rpc::SnapshotHeader;

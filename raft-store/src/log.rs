@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_api::encoding;
 
+use crate::activity::Activity;
 use crate::raft_types::{Entry, LogId, Types, Vote};
 use crate::seal::{DataKey, Sealer};
 use crate::watermark::Watermark;
@@ -39,6 +40,7 @@ pub(crate) struct LogStore {
     sealer: Sealer,
     watermark: Arc<Watermark>,
     flushes: mpsc::SyncSender<Flush>,
+    pub(crate) activity: Arc<Activity>,
 }
 
 /// Appends waiting for a flush at most; more wait in the caller.
@@ -64,9 +66,16 @@ impl LogStore {
             sealer: Sealer::new(key),
             watermark: watermark.clone(),
             flushes,
+            activity: Arc::default(),
         };
         store.verify()?;
-        std::thread::Builder::new().name("raft-flush".into()).spawn(move || flush_loop(&db, &watermark, &waiting))?;
+        let activity = store.activity.clone();
+        std::thread::Builder::new().name("raft-flush".into()).spawn(move || {
+            while let Ok(first) = waiting.recv() {
+                flush(&db, &watermark, std::iter::once(first).chain(waiting.try_iter()).collect());
+                activity.count_flush();
+            }
+        })?;
         Ok(store)
     }
 
@@ -168,22 +177,20 @@ fn damaged(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn flush_loop(db: &sled::Db, watermark: &Watermark, waiting: &mpsc::Receiver<Flush>) {
-    while let Ok(first) = waiting.recv() {
-        let batch: Vec<_> = std::iter::once(first).chain(waiting.try_iter()).collect();
-        let flushed = db.flush().map(drop).map_err(io::Error::other);
-        let last = batch.iter().filter_map(|flush| match flush {
-            Flush::Append { last, .. } => Some(*last),
-            Flush::Sync(_) => None,
-        });
-        let result = flushed.and_then(|()| last.max().map_or(Ok(()), |last| watermark.write(last + 1)));
-        for flush in batch {
-            let result = result.as_ref().map(|&()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
-            match flush {
-                Flush::Append { done, .. } => done.io_completed(result),
-                // A caller that went away needs no answer.
-                Flush::Sync(done) => drop(done.send(result)),
-            }
+/// Flushes once for all that wait, and tells them.
+fn flush(db: &sled::Db, watermark: &Watermark, batch: Vec<Flush>) {
+    let flushed = db.flush().map(drop).map_err(io::Error::other);
+    let last = batch.iter().filter_map(|flush| match flush {
+        Flush::Append { last, .. } => Some(*last),
+        Flush::Sync(_) => None,
+    });
+    let result = flushed.and_then(|()| last.max().map_or(Ok(()), |last| watermark.write(last + 1)));
+    for flush in batch {
+        let result = result.as_ref().map(|&()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
+        match flush {
+            Flush::Append { done, .. } => done.io_completed(result),
+            // A caller that went away needs no answer.
+            Flush::Sync(done) => drop(done.send(result)),
         }
     }
 }
@@ -243,13 +250,15 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut batch = sled::Batch::default();
-        let mut last = 0;
+        let (mut last, mut count) = (0, 0);
         for entry in entries {
             last = entry.log_id.index;
+            count += 1;
             let key = last.to_be_bytes();
             batch.insert(&key, self.sealer.seal(LOG, &key, &encoding::encode_serde(&entry)));
         }
         self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.activity.count_entries(count);
         self.flushes.send(Flush::Append { last, done: callback }).map_err(|_| io::Error::other("the log is closed"))
     }
 

@@ -12,6 +12,7 @@ use openraft::{BasicNode, ChangeMembers, Instant as _, ReadPolicy, SnapshotPolic
 use skep_api::encoding;
 use tokio::sync::{broadcast, watch};
 
+use crate::activity::{Activity, ActivityCounts};
 use crate::log::LogStore;
 use crate::machine::{Machine, Published};
 use crate::peers::{Peers, RpcKind};
@@ -87,6 +88,7 @@ pub struct Store {
     raft: Raft,
     published: Arc<Published>,
     leadership: watch::Receiver<Leadership>,
+    activity: Arc<Activity>,
 }
 
 impl std::fmt::Debug for Store {
@@ -121,11 +123,18 @@ impl Store {
         .flatten()
         .map_err(unusable)?;
         let raft_config = Arc::new(raft_config(&config).map_err(|error| OpenError::Raft(error.to_string()))?);
+        let activity = disk.activity.clone();
         let raft = Raft::new(config.raft_id, raft_config, PeerFactory(peers), disk, machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let leadership = follow_leadership(&raft);
-        Ok(Self { raft, published, leadership })
+        Ok(Self { raft, published, leadership, activity })
+    }
+
+    /// What this manager's log has done since it was opened.
+    #[must_use]
+    pub fn activity(&self) -> ActivityCounts {
+        self.activity.counts()
     }
 
     /// The state as this manager has applied it. For a linearizable read, wait for
