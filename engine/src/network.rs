@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 use futures::TryStreamExt as _;
 use nix::mount::{MntFlags, umount2};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
 use crate::container::config::PublishedPort;
@@ -19,6 +20,10 @@ use crate::sys;
 
 /// Ports that are picked when a container wants any.
 const PICKED_PORTS: std::ops::RangeInclusive<u16> = 32768..=60999;
+
+/// Every namespace begins with its loopback.
+const LOOPBACK_INDEX: u32 = 1;
+const ETH0_INDEX: u32 = 2;
 
 /// How the bridge is set up.
 #[derive(Clone, Debug)]
@@ -50,7 +55,8 @@ pub(crate) struct Bridge {
     config: BridgeConfig,
     netns_dir: PathBuf,
     leases: Mutex<BTreeMap<String, Lease>>,
-    ready: tokio::sync::OnceCell<()>,
+    /// The bridge's, once it is set up.
+    index: tokio::sync::OnceCell<u32>,
     rules: tokio::sync::Mutex<()>,
 }
 
@@ -62,7 +68,7 @@ impl Bridge {
             config,
             netns_dir,
             leases: Mutex::default(),
-            ready: tokio::sync::OnceCell::new(),
+            index: tokio::sync::OnceCell::new(),
             rules: tokio::sync::Mutex::default(),
         })
     }
@@ -118,9 +124,9 @@ impl Bridge {
         container: &str,
         ports: &[PublishedPort],
     ) -> io::Result<(Ipv4Addr, Vec<PublishedPort>)> {
-        self.ready.get_or_try_init(|| self.set_up()).await?;
+        let bridge = *self.index.get_or_try_init(|| self.set_up()).await?;
         let lease = self.lease(container, ports)?;
-        let joined = self.join(container, lease.address).await;
+        let joined = self.join(container, lease.address, bridge).await;
         let ruled = match joined {
             Ok(()) if !lease.ports.is_empty() => self.write_rules().await,
             other => other,
@@ -151,47 +157,46 @@ impl Bridge {
         }
     }
 
-    /// Makes the bridge and its rules, or takes up those that are there.
-    async fn set_up(&self) -> io::Result<()> {
-        let (connection, handle, _) = new_connection()?;
-        let driver = tokio::task::spawn(connection);
-        let made = self.make_bridge(&handle).await;
-        driver.abort();
-        made?;
+    /// Makes the bridge and its rules, or takes up those that are there; returns the bridge's index.
+    async fn set_up(&self) -> io::Result<u32> {
+        let index = with_netlink(async |handle| self.make_bridge(handle).await).await?;
         for (path, value) in [
             ("/proc/sys/net/ipv4/ip_forward".to_owned(), "1"),
             (format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.config.name), "1"),
         ] {
             fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
-        self.write_rules().await
+        self.write_rules().await?;
+        Ok(index)
     }
 
-    async fn make_bridge(&self, handle: &Handle) -> io::Result<()> {
-        if link_index(handle, &self.config.name).await.is_err() {
-            handle.link().add(LinkBridge::new(&self.config.name).build()).execute().await.map_err(io::Error::other)?;
+    async fn make_bridge(&self, handle: &Handle) -> Result<u32, rtnetlink::Error> {
+        let name = &self.config.name;
+        if link_index(handle, name).await.is_none() {
+            handle.link().add(LinkBridge::new(name).build()).execute().await?;
         }
-        let index = link_index(handle, &self.config.name).await?;
+        let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
         let added = handle.address().add(index, self.config.gateway.into(), self.config.prefix_len).execute().await;
         if let Err(error) = added
             && !error.to_string().contains("File exists")
         {
-            return Err(io::Error::other(error));
+            return Err(error);
         }
-        let up = LinkUnspec::new_with_index(index).up().build();
-        handle.link().set(up).execute().await.map_err(io::Error::other)
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+        Ok(index)
     }
 
-    async fn join(&self, container: &str, address: Ipv4Addr) -> io::Result<()> {
+    /// Makes the namespace, and a veth pair with one end on the bridge and the other inside as eth0.
+    ///
+    /// The pair is made where it belongs, in one step: a link that is moved to another namespace
+    /// holds up every other change of the host's network for some 15 ms.
+    async fn join(&self, container: &str, address: Ipv4Addr, bridge: u32) -> io::Result<()> {
         let netns = self.netns_path(container);
         let path = netns.clone();
         on_own_thread(move || sys::pin_new_netns(&path)).await?;
         let namespace = fs::File::open(&netns)?;
-        let (connection, handle, _) = new_connection()?;
-        let driver = tokio::task::spawn(connection);
-        let plugged = self.plug(&handle, container, &namespace).await;
-        driver.abort();
-        plugged?;
+        let pair = veth_pair(&format!("veth{}", &container[..container.len().min(8)]), bridge, &namespace);
+        with_netlink(async |handle| handle.link().add(pair).execute().await).await?;
         let (gateway, prefix_len) = (self.config.gateway, self.config.prefix_len);
         on_own_thread(move || {
             sys::enter_netns(&namespace)?;
@@ -199,19 +204,6 @@ impl Bridge {
             runtime.block_on(configure_inside(address, prefix_len, gateway))
         })
         .await
-    }
-
-    /// Makes the veth pair: one end on the bridge, the other in the namespace as eth0.
-    async fn plug(&self, handle: &Handle, container: &str, namespace: &fs::File) -> io::Result<()> {
-        let host = format!("veth{}", &container[..container.len().min(8)]);
-        let guest = format!("ceth{}", &container[..container.len().min(8)]);
-        handle.link().add(LinkVeth::new(&host, &guest).build()).execute().await.map_err(io::Error::other)?;
-        let bridge = link_index(handle, &self.config.name).await?;
-        let (host, guest) = (link_index(handle, &host).await?, link_index(handle, &guest).await?);
-        let up = LinkUnspec::new_with_index(host).controller(bridge).up().build();
-        handle.link().set(up).execute().await.map_err(io::Error::other)?;
-        let inside = LinkUnspec::new_with_index(guest).name("eth0").setns_by_fd(namespace.as_raw_fd()).build();
-        handle.link().set(inside).execute().await.map_err(io::Error::other)
     }
 
     async fn write_rules(&self) -> io::Result<()> {
@@ -229,30 +221,42 @@ async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> +
     result.await.map_err(io::Error::other)?
 }
 
-async fn configure_inside(address: Ipv4Addr, prefix_len: u8, gateway: Ipv4Addr) -> io::Result<()> {
+/// Talks to the kernel over a connection of its own, in the namespace of the calling thread.
+async fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T, rtnetlink::Error>) -> io::Result<T> {
     let (connection, handle, _) = new_connection()?;
     let driver = tokio::task::spawn(connection);
-    let work = async {
-        for name in ["lo", "eth0"] {
-            let index = link_index(&handle, name).await?;
-            if name == "eth0" {
-                handle.address().add(index, address.into(), prefix_len).execute().await.map_err(io::Error::other)?;
-            }
-            let up = LinkUnspec::new_with_index(index).up().build();
-            handle.link().set(up).execute().await.map_err(io::Error::other)?;
-        }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        handle.route().add(route).execute().await.map_err(io::Error::other)
-    };
-    let result = work.await;
+    let result = work(&handle).await;
     driver.abort();
-    result
+    result.map_err(io::Error::other)
 }
 
-async fn link_index(handle: &Handle, name: &str) -> io::Result<u32> {
+/// A pair of links: `host`, up and on `bridge`, and eth0 in `namespace`, which cannot be up before
+/// the other is there.
+fn veth_pair(host: &str, bridge: u32, namespace: &fs::File) -> LinkMessage {
+    let inside = LinkUnspec::new_with_index(ETH0_INDEX).name("eth0").setns_by_fd(namespace.as_raw_fd());
+    LinkVeth::new(host, "eth0")
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(inside.build())))
+        .controller(bridge)
+        .up()
+        .build()
+}
+
+async fn configure_inside(address: Ipv4Addr, prefix_len: u8, gateway: Ipv4Addr) -> io::Result<()> {
+    with_netlink(async |handle| {
+        handle.address().add(ETH0_INDEX, address.into(), prefix_len).execute().await?;
+        for index in [LOOPBACK_INDEX, ETH0_INDEX] {
+            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        handle.route().add(route).execute().await
+    })
+    .await
+}
+
+/// The index of a link; `None` if there is none of that name.
+async fn link_index(handle: &Handle, name: &str) -> Option<u32> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    let link = links.try_next().await.map_err(io::Error::other)?;
-    link.map(|link| link.header.index).ok_or_else(|| io::Error::other(format!("link {name} is not there")))
+    Some(links.try_next().await.ok()??.header.index)
 }
 
 /// The whole table, as `nft` reads it. Replacing a table is one step for the kernel.
