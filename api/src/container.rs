@@ -165,6 +165,14 @@ pub struct Driver {
     pub options: BTreeMap<String, String>,
 }
 
+impl Driver {
+    /// A driver without options.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), options: BTreeMap::new() }
+    }
+}
+
 /// How a container's health is asked for. Zero stands for the default, as in the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

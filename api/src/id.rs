@@ -116,6 +116,8 @@ ids! {
     SecretId,
     /// Names a config.
     ConfigId,
+    /// Names a network.
+    NetworkId,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod cause;
 pub mod encoding;
 pub mod id;
 pub mod secret_bytes;
+pub mod subnet;
 pub mod timestamp;
 pub mod units;
 
@@ -19,8 +20,10 @@ pub mod cluster;
 pub mod config;
 pub mod constraint;
 pub mod container;
+pub mod network;
 pub mod node;
 pub mod object;
+pub mod overlay;
 pub mod secret;
 pub mod service;
 pub mod task;
@@ -28,13 +31,15 @@ pub mod task;
 pub mod grpc;
 
 pub use cause::with_causes;
-pub use id::{ClusterId, ConfigId, NodeId, SecretId, ServiceId, TaskId};
+pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;
+pub use subnet::Subnet;
 pub use timestamp::Timestamp;
 
 pub use cluster::{Cluster, ClusterSpec};
 pub use config::{Config, ConfigSpec};
+pub use network::{Network, NetworkSpec};
 pub use node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
 pub use secret::{Secret, SecretSpec};
 pub use service::{Service, ServiceMode, ServiceSpec};

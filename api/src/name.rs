@@ -26,6 +26,17 @@ pub fn check_service_name(name: &str) -> Result<(), NameError> {
     )
 }
 
+/// Names of networks: `[a-zA-Z0-9-_.]`, up to 63 characters, a letter or digit at both ends.
+pub fn check_network_name(name: &str) -> Result<(), NameError> {
+    check(
+        "network",
+        name,
+        SERVICE_NAME_CHARS_MAX,
+        "letters, digits, -, _ and . are allowed, with a letter or digit at both ends",
+        |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'),
+    )
+}
+
 /// Names of secrets and configs: `[a-zA-Z0-9-_.]`, up to 64 characters, a letter or digit at both ends.
 pub fn check_payload_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     check(

@@ -105,6 +105,19 @@ pub struct NodeDescription {
     pub engine: EngineDescription,
     #[serde(rename = "TLSInfo")]
     pub tls: TlsInfo,
+    /// How other nodes reach its data path; absent while it has none.
+    #[serde(skip)]
+    pub data_path: Option<DataPath>,
+}
+
+/// A node's end of the encrypted tunnels between nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DataPath {
+    /// X25519.
+    pub public_key: [u8; 32],
+    /// Empty: the address that the node's session comes from.
+    pub addr: String,
+    pub port: u16,
 }
 
 impl NodeDescription {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::id::{ClusterId, ConfigId, NodeId, SecretId, ServiceId, TaskId};
+use crate::id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+use crate::network::Network;
 use crate::node::Node;
 use crate::secret::Secret;
 use crate::service::Service;
@@ -98,4 +99,5 @@ objects! {
     Task { id: TaskId, name: |_task| None },
     Secret { id: SecretId, name: |secret| Some(&secret.spec.name) },
     Config { id: ConfigId, name: |config| Some(&config.spec.name) },
+    Network { id: NetworkId, name: |network| Some(&network.spec.name) },
 }

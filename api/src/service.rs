@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::constraint::{Constraint, ParseConstraintError};
-use crate::id::ServiceId;
+use crate::id::{NetworkId, ServiceId};
 use crate::name::{NameError, check_service_name};
 use crate::object::Meta;
 use crate::task::{Resources, TaskSpec};
@@ -173,6 +173,9 @@ pub struct PortConfig {
     #[serde(skip_serializing_if = "is_zero")]
     pub published_port: u16,
     pub publish_mode: PublishMode,
+    /// The host's address that the port is opened on; all of them if absent. Not in Docker's API.
+    #[serde(rename = "HostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<std::net::Ipv4Addr>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
@@ -262,13 +265,38 @@ pub struct Service {
     pub removed: bool,
 }
 
-/// Where a service is reached. Filled from the spec until networks give it addresses.
+/// Where a service is reached.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Endpoint {
     pub spec: EndpointSpec,
+    /// As in the spec, with the numbers that were picked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortConfig>,
+    /// One address in each of its networks, unless the endpoint mode is dnsrr.
+    #[serde(rename = "VirtualIPs", skip_serializing_if = "Vec::is_empty")]
+    pub virtual_ips: Vec<VirtualIp>,
+}
+
+/// A service's address in one network, which stands for all of its tasks.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VirtualIp {
+    pub network: NetworkId,
+    pub address: std::net::Ipv4Addr,
+    pub prefix_len: u8,
+}
+
+impl Serialize for VirtualIp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Json {
+            #[serde(rename = "NetworkID")]
+            network: NetworkId,
+            #[serde(rename = "Addr")]
+            addr: String,
+        }
+        Json { network: self.network, addr: format!("{}/{}", self.address, self.prefix_len) }.serialize(serializer)
+    }
 }
 
 /// Why a service's spec is refused.
@@ -353,13 +381,15 @@ impl ServiceSpec {
             if port.target_port == 0 {
                 return Err(out_of_range("target port", 0, "a port from 1 to 65535"));
             }
-            match port.publish_mode {
-                PublishMode::Host => {}
-                PublishMode::Ingress => {
-                    return Err(ServiceSpecError::Unsupported(
-                        "publishing through the routing mesh (mode=ingress); publish with mode=host meanwhile, which",
+            match (port.publish_mode, endpoint.mode) {
+                (PublishMode::Ingress, EndpointMode::Dnsrr) => {
+                    return Err(ServiceSpecError::Invalid(
+                        "endpoint mode dnsrr has no virtual address to publish through: publish the port with \
+                         mode=host, or use endpoint mode vip"
+                            .into(),
                     ));
                 }
+                (PublishMode::Host, _) | (PublishMode::Ingress, EndpointMode::Vip) => {}
             }
             if port.published_port != 0 && !seen.insert((port.protocol, port.published_port)) {
                 return Err(ServiceSpecError::Invalid(format!(
@@ -374,10 +404,21 @@ impl ServiceSpec {
 
     /// The ports that each task's node publishes.
     pub fn host_ports(&self) -> impl Iterator<Item = &PortConfig> {
-        self.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports).filter(|port| match port.publish_mode {
-            PublishMode::Host => true,
-            PublishMode::Ingress => false,
-        })
+        self.ports().filter(|port| port.publish_mode == PublishMode::Host)
+    }
+
+    /// The ports that every node publishes.
+    pub fn ingress_ports(&self) -> impl Iterator<Item = &PortConfig> {
+        self.ports().filter(|port| port.publish_mode == PublishMode::Ingress)
+    }
+
+    fn ports(&self) -> impl Iterator<Item = &PortConfig> {
+        self.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports)
+    }
+
+    #[must_use]
+    pub fn endpoint_mode(&self) -> EndpointMode {
+        self.endpoint_spec.as_ref().map(|endpoint| endpoint.mode).unwrap_or_default()
     }
 }
 
@@ -501,8 +542,8 @@ mod tests {
         check(&with(r#","Resources":{"Limits":{"MemoryBytes":4096}}"#), "4 MiB");
         check(&with(r#","RestartPolicy":{"Delay":-1}"#), "not negative");
         check(
-            r#"{"Name":"w","TaskTemplate":{"ContainerSpec":{"Image":"a"}},"EndpointSpec":{"Ports":[{"TargetPort":80}]}}"#,
-            "not supported yet",
+            r#"{"Name":"w","TaskTemplate":{"ContainerSpec":{"Image":"a"}},"EndpointSpec":{"Mode":"dnsrr","Ports":[{"TargetPort":80}]}}"#,
+            "dnsrr",
         );
         check(
             r#"{"Name":"w","TaskTemplate":{"ContainerSpec":{"Image":"a"}},"Mode":{"Replicated":{"Replicas":10000000}}}"#,

@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::container::{ContainerSpec, Driver};
-use crate::id::{NodeId, ServiceId, TaskId};
+use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::object::Meta;
 use crate::timestamp::Timestamp;
 use crate::units::{ByteSize, NanoCpus, Nanos};
@@ -114,6 +114,29 @@ pub struct TaskSpec {
     pub runtime: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_driver: Option<Driver>,
+    /// The networks that the task joins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkAttachmentConfig>,
+}
+
+/// A network that the tasks of a service join.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkAttachmentConfig {
+    /// The network's id; its name until the manager has looked it up.
+    pub target: String,
+    /// Further names of the service in that network.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub driver_opts: BTreeMap<String, String>,
+}
+
+/// A task's place in a network: the address is its own until it has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Attachment {
+    pub network: NetworkId,
+    pub address: std::net::Ipv4Addr,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
@@ -258,6 +281,13 @@ pub struct Task {
     #[serde(skip)]
     pub ports: Vec<crate::service::PortConfig>,
     pub slot: Slot,
+    /// Whether connections come to it through the routing mesh.
+    #[serde(skip)]
+    pub ingress: bool,
+    /// Its addresses, the ingress network's first; empty until they are given out, and for a task
+    /// that joins no network of the swarm.
+    #[serde(skip)]
+    pub networks: Vec<Attachment>,
     #[serde(rename = "NodeID", skip_serializing_if = "Option::is_none")]
     pub node_id: Option<NodeId>,
     pub status: TaskStatus,
@@ -297,6 +327,11 @@ impl Task {
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}.{}", self.slot_name(), self.id)
+    }
+
+    /// The networks of the swarm that it joins by name, as the manager looked them up.
+    pub fn named_networks(&self) -> impl Iterator<Item = NetworkId> + '_ {
+        self.spec.networks.iter().filter_map(|wanted| wanted.target.parse().ok())
     }
 
     /// Whether the task should run and has not ended.

@@ -1,5 +1,6 @@
 //! The client's commands.
 
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod payload;
 pub(crate) mod service;

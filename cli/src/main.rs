@@ -36,6 +36,9 @@ enum Command {
     /// Create, change and look at services
     #[command(subcommand)]
     Service(commands::service::ServiceCommand),
+    /// Make and look at networks that tasks share
+    #[command(subcommand)]
+    Network(commands::network::NetworkCommand),
     /// Keep secrets for services
     #[command(subcommand)]
     Secret(commands::payload::SecretCommand),
@@ -84,7 +87,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The hidden commands by which the daemon starts its shims; before anything that costs memory.
+/// The hidden commands by which the daemon starts its helpers; before anything that costs memory.
 fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let text = |index: usize| args.get(index).and_then(|arg| arg.to_str());
     let number = |index: usize| text(index).and_then(|text| text.parse::<i32>().ok());
@@ -92,6 +95,7 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
         "shim" => skep_engine::shim_main(Path::new(args.get(2)?)),
         "shim-exec" => skep_engine::exec_main(Path::new(args.get(2)?)),
         "shim-watch" => skep_engine::watch_main(Path::new(args.get(2)?), number(3)?, number(4)?, number(5)?),
+        "datapath" => skep_overlay_net::path_main(Path::new(args.get(2)?)),
         _ => return None,
     };
     Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
@@ -101,7 +105,7 @@ fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow
     args.hosts.extend(host);
     let config = skep_daemon::DaemonConfig::load(args)?;
     let filter = tracing_subscriber::EnvFilter::new(format!(
-        "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_raft_store={level}",
+        "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_overlay_net={level},skep_raft_store={level}",
         level = config.log_level
     ));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -119,6 +123,7 @@ fn run_client(host: Option<String>, command: Command) -> anyhow::Result<ExitCode
             Command::Swarm(command) => commands::swarm::run(&client, command).await,
             Command::Node(command) => commands::node::run(&client, command).await,
             Command::Service(command) => commands::service::run(&client, command).await,
+            Command::Network(command) => commands::network::run(&client, command).await,
             Command::Secret(command) => commands::payload::run_secret(&client, command).await,
             Command::Config(command) => commands::payload::run_config(&client, command).await,
             Command::Ps(args) => commands::system::ps(&client, args).await,

@@ -57,7 +57,8 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     engine_config.registries =
         RegistryConfig { mirrors: config.registry_mirrors.clone(), insecure: config.insecure_registries.clone() };
     let engine = Engine::open(engine_config)?;
-    let swarm = Swarm::resume(config.data_root.join("swarm"), engine.clone(), config.labels.clone()).await?;
+    let (dir, run_dir) = (config.data_root.join("swarm"), config.exec_root.clone());
+    let swarm = Swarm::resume(dir, run_dir, engine.clone(), config.labels.clone()).await?;
     let daemon = Arc::new(Daemon {
         id: daemon_id(&config.data_root)?,
         engine: engine.clone(),

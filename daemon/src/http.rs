@@ -5,6 +5,7 @@ mod error;
 mod events;
 mod images;
 mod json;
+mod networks;
 mod nodes;
 mod payloads;
 mod services;
@@ -89,7 +90,12 @@ fn router() -> Router<Arc<Daemon>> {
         .route("/images/create", post(images::pull))
         .route("/images/{*rest}", get(images::get).delete(images::remove))
         .route("/distribution/{*rest}", get(images::distribution))
-        .route("/networks", get(system::networks))
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/networks/{id}/connect", post(networks::connect))
+        .route("/networks/{id}/disconnect", post(networks::connect))
         .route("/unsupported-api-version/{version}", any(system::unsupported_version))
         .fallback(unknown)
 }

@@ -44,6 +44,7 @@ pub(crate) struct InitRequest {
     pub(crate) spec: ClusterSpec,
     pub(crate) pools: Vec<String>,
     pub(crate) subnet_size: u8,
+    pub(crate) data_path_addr: String,
     pub(crate) data_path_port: u16,
 }
 
@@ -52,6 +53,7 @@ pub(crate) struct InitRequest {
 pub(crate) struct JoinRequest {
     pub(crate) listen: String,
     pub(crate) advertise: String,
+    pub(crate) data_path_addr: String,
     pub(crate) availability: String,
     pub(crate) token: String,
     pub(crate) managers: Vec<String>,
@@ -87,6 +89,8 @@ pub(crate) fn failed(doing: &'static str) -> impl Fn(&dyn std::fmt::Display) -> 
 /// The node's place in a swarm, or none.
 pub(crate) struct Swarm {
     dir: PathBuf,
+    /// What of the swarm does not outlive a start of the host.
+    run_dir: PathBuf,
     engine: Arc<Engine>,
     labels: std::collections::BTreeMap<String, String>,
     active: RwLock<Option<Arc<ActiveNode>>>,
@@ -98,10 +102,12 @@ impl Swarm {
     /// Takes the node's place up again, if it has one.
     pub(crate) async fn resume(
         dir: PathBuf,
+        run_dir: PathBuf,
         engine: Arc<Engine>,
         labels: std::collections::BTreeMap<String, String>,
     ) -> anyhow::Result<Arc<Self>> {
-        let swarm = Self { dir, engine, labels, active: RwLock::default(), change: tokio::sync::Mutex::default() };
+        let swarm =
+            Self { dir, run_dir, engine, labels, active: RwLock::default(), change: tokio::sync::Mutex::default() };
         if let Some(state) = NodeStateFile::load(&swarm.dir)? {
             let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
                 anyhow::anyhow!(
@@ -174,12 +180,13 @@ impl Swarm {
             root_ca: RootCa { certificate_pem: root.certificate_pem().to_owned(), key_pem: root_key },
             join_tokens: JoinTokens { worker: token(), manager: token() },
             removed_nodes: std::collections::BTreeSet::new(),
-            data_path_port: if request.data_path_port == 0 { DATA_PATH_PORT } else { request.data_path_port },
+            data_path_port: check_data_path_port(request.data_path_port)?,
             default_addr_pool: if request.pools.is_empty() { vec!["10.0.0.0/8".into()] } else { request.pools },
             subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
             spec,
         };
-        let state = NodeStateFile::new(node, listen, &advertise, vec![advertise.clone()]);
+        let data_path = data_path(&request.data_path_addr, cluster.data_path_port)?;
+        let state = NodeStateFile::new(node, listen, &advertise, vec![advertise.clone()], data_path);
         let first = Node {
             id: node,
             meta: Meta::default(),
@@ -237,9 +244,10 @@ impl Swarm {
         }
         let managers: Vec<String> = request.managers.iter().map(|addr| with_port(addr)).collect();
         let admitted = admission::join(&managers, &token, &request.token, &request.availability, JOIN_LIMIT).await?;
-        let node_id = admitted.peer.node();
-        let state = NodeStateFile::new(node_id, listen, &advertise, managers);
-        let started = self.enter(admitted, state).await;
+        let node_id = admitted.identity.peer.node();
+        let data_path = data_path(&request.data_path_addr, check_data_path_port(admitted.data_path_port)?)?;
+        let state = NodeStateFile::new(node_id, listen, &advertise, managers, data_path);
+        let started = self.enter(admitted.identity, state).await;
         if let Err(error) = started {
             self.wipe();
             return Err(failed("joining the swarm")(&format!("{error:#}")));
@@ -303,12 +311,29 @@ impl Swarm {
             },
             engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.labels.clone() },
             tls: TlsInfo { trust_root: root_pem.to_owned(), ..TlsInfo::default() },
+            // Known once the node has its place in the swarm.
+            data_path: None,
         }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
+}
+
+/// The tunnels' port: as dockerd takes it, 1024 to 49151; the usual one for zero.
+fn check_data_path_port(port: u16) -> Result<u16, SwarmError> {
+    match port {
+        0 => Ok(DATA_PATH_PORT),
+        1024..=49151 => Ok(port),
+        _ => Err(SwarmError::Invalid(format!("data-path-port {port} is not possible: 1024 to 49151 are"))),
+    }
+}
+
+/// Where other nodes reach this one's tunnels; an empty address stands for the advertised one.
+fn data_path(addr: &str, port: u16) -> Result<(String, u16), SwarmError> {
+    let addr = if addr.is_empty() { String::new() } else { address::resolve(addr, "data-path-addr")?.to_string() };
+    Ok((addr, port))
 }
 
 fn leave_warning(manager: &Manager) -> String {

@@ -22,7 +22,7 @@ use crate::disk;
 use crate::image::pull::{Credentials, PullError, PullProgress, Puller, RegistryConfig, Resolved};
 use crate::image::store::{Image, ImageStore, Removal};
 use crate::image::{builtin, familiar};
-use crate::network::{Bridge, BridgeConfig};
+use crate::network::{Bridge, BridgeConfig, NetworkKeeper};
 use crate::volume::{Volume, VolumeStore};
 
 /// How an engine is set up.
@@ -169,6 +169,7 @@ pub struct Engine {
     puller: Puller,
     volumes: VolumeStore,
     bridge: Bridge,
+    keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     events: broadcast::Sender<EngineEvent>,
     tasks: TaskTracker,
 }
@@ -203,6 +204,7 @@ impl Engine {
             puller: Puller::new(config.registries.clone(), images.clone()),
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,
             bridge: Bridge::new(config.bridge.clone(), &config.run_dir).map_err(disk_error("preparing the network"))?,
+            keeper: Mutex::default(),
             containers: Mutex::default(),
             images,
             events: broadcast::channel(EVENTS_KEPT).0,
@@ -382,6 +384,12 @@ impl Engine {
         drop(containers);
         self.tell("image", "delete", &image.id, BTreeMap::new());
         Ok(removal)
+    }
+
+    /// The program that is its own shim.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.config.program
     }
 
     /// Where data lies, for `info`.

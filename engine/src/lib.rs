@@ -14,8 +14,8 @@ mod sys;
 mod volume;
 
 pub use container::config::{
-    ContainerConfig, ContainerMount, HealthCheck, LogConfig, LogConfigError, LogDriver, MountSource, Payload,
-    PublishedPort, ResourceLimits, parse_size,
+    ContainerConfig, ContainerMount, HealthCheck, JoinedNetwork, LogConfig, LogConfigError, LogDriver, MountSource,
+    NetworkMode, Payload, PublishedPort, ResourceLimits, parse_size,
 };
 pub use container::health::HealthStatus;
 pub use container::logs::{LogLine, LogOptions, LogStream, Stream as LogSource};
@@ -28,3 +28,4 @@ pub use image::pull::{Credentials, CredentialsError, PullError, PullProgress, Re
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
+pub use network::{Joining, KeeperReply, NetworkKeeper};

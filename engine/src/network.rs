@@ -3,27 +3,46 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use futures::TryStreamExt as _;
-use nix::mount::{MntFlags, umount2};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
 
-use crate::container::config::PublishedPort;
-use crate::sys;
+use crate::container::config::{JoinedNetwork, PublishedPort};
 
 /// Ports that are picked when a container wants any.
 const PICKED_PORTS: std::ops::RangeInclusive<u16> = 32768..=60999;
 
-/// Every namespace begins with its loopback.
-const LOOPBACK_INDEX: u32 = 1;
+/// The first link of a container behind its loopback.
 const ETH0_INDEX: u32 = 2;
+
+/// Keeps networks that are not this host's alone; the engine hands it the containers that join them.
+pub trait NetworkKeeper: Send + Sync + 'static {
+    /// Gives a container its places; returns what the host's ports for it are to lead through.
+    fn join<'a>(&'a self, container: &'a str, joining: Joining) -> KeeperReply<'a, Ipv4Addr>;
+    /// Takes up a container that has its places from before the daemon's restart.
+    fn adopt(&self, container: &str, joining: Joining);
+    /// Takes a container out; one that is in none is no error.
+    fn leave<'a>(&'a self, container: &'a str) -> KeeperReply<'a, ()>;
+}
+
+/// What a [`NetworkKeeper`] promises.
+pub type KeeperReply<'a, T> = std::pin::Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+
+/// A container that joins networks.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    pub netns: PathBuf,
+    pub networks: Vec<JoinedNetwork>,
+    pub ports: Vec<PublishedPort>,
+    /// Whom to ask for names of others; empty: as the host does.
+    pub resolvers: Vec<String>,
+}
 
 /// How the bridge is set up.
 #[derive(Clone, Debug)]
@@ -43,8 +62,19 @@ impl Default for BridgeConfig {
 /// What one container has of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lease {
-    address: Ipv4Addr,
+    target: Target,
     ports: Vec<PublishedPort>,
+}
+
+/// Where a container's published ports lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// To its port, at its address on the bridge.
+    Bridge(Ipv4Addr),
+    /// To the same port there, where somebody knows how to go on.
+    Through(Ipv4Addr),
+    /// Nowhere yet, or the host's own.
+    Nowhere,
 }
 
 impl Eq for PublishedPort {}
@@ -81,41 +111,69 @@ impl Bridge {
         self.leases.lock().expect("nobody panics while holding it")
     }
 
-    /// Takes back what a running container had before the daemon's restart.
-    pub(crate) fn adopt(&self, container: &str, address: Ipv4Addr, ports: Vec<PublishedPort>) {
-        self.leases().insert(container.to_owned(), Lease { address, ports });
+    /// Takes back what a running container had before the daemon's restart: its address on the
+    /// bridge, or what its ports lead through.
+    pub(crate) fn adopt(
+        &self,
+        container: &str,
+        address: Ipv4Addr,
+        through: Option<Ipv4Addr>,
+        ports: Vec<PublishedPort>,
+    ) {
+        let target = through.map_or(Target::Bridge(address), Target::Through);
+        self.leases().insert(container.to_owned(), Lease { target, ports });
     }
 
-    /// Gives a container an address and its ports.
-    fn lease(&self, container: &str, ports: &[PublishedPort]) -> io::Result<Lease> {
+    /// Gives a container its ports.
+    fn lease(&self, container: &str, target: Target, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
         let mut leases = self.leases();
-        let used: BTreeSet<Ipv4Addr> = leases.values().map(|lease| lease.address).collect();
+        let leased = pick_ports(&leases, ports)?;
+        leases.insert(container.to_owned(), Lease { target, ports: leased.clone() });
+        Ok(leased)
+    }
+
+    /// Gives a container an address on the bridge and its ports.
+    fn lease_address(&self, container: &str, ports: &[PublishedPort]) -> io::Result<(Ipv4Addr, Vec<PublishedPort>)> {
+        let mut leases = self.leases();
+        let used: BTreeSet<Ipv4Addr> = leases.values().filter_map(|lease| lease.target.bridge_address()).collect();
         let base = u32::from(self.config.gateway);
         let hosts = (1u32 << (32 - u32::from(self.config.prefix_len))) - 2;
         let address = (1..hosts)
             .map(|offset| Ipv4Addr::from(base + offset))
             .find(|address| !used.contains(address))
             .ok_or_else(|| io::Error::other("the bridge network has no address left: remove containers"))?;
-        let mut taken: BTreeSet<_> =
-            leases.values().flat_map(|lease| &lease.ports).map(|port| (port.protocol, port.host_port)).collect();
-        let mut leased = Vec::new();
-        for port in ports {
-            let mut port = port.clone();
-            if port.host_port == 0 {
-                let free = PICKED_PORTS.into_iter().find(|&number| !taken.contains(&(port.protocol, number)));
-                port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
-            }
-            if !taken.insert((port.protocol, port.host_port)) {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!("port {}/{} is published by another container", port.host_port, port.protocol.as_str()),
-                ));
-            }
-            leased.push(port);
-        }
-        let lease = Lease { address, ports: leased };
-        leases.insert(container.to_owned(), lease.clone());
-        Ok(lease)
+        let leased = pick_ports(&leases, ports)?;
+        leases.insert(container.to_owned(), Lease { target: Target::Bridge(address), ports: leased.clone() });
+        Ok((address, leased))
+    }
+
+    /// Makes a namespace for a container that joins networks that are not this host's, and sets its
+    /// ports aside.
+    pub(crate) async fn prepare(&self, container: &str, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
+        let leased = self.lease(container, Target::Nowhere, ports)?;
+        Netns::create(&self.netns_path(container)).await?;
+        Ok(leased)
+    }
+
+    /// Opens the ports that were set aside: they lead through `through`.
+    pub(crate) async fn lead(&self, container: &str, through: Ipv4Addr) -> io::Result<()> {
+        let published = {
+            let mut leases = self.leases();
+            let lease = leases.get_mut(container);
+            lease.is_some_and(|lease| {
+                lease.target = Target::Through(through);
+                !lease.ports.is_empty()
+            })
+        };
+        if published { self.write_rules().await } else { Ok(()) }
+    }
+
+    /// Makes a namespace with nothing but its loopback.
+    pub(crate) async fn isolate(&self, container: &str) -> io::Result<()> {
+        let netns = Netns::create(&self.netns_path(container)).await?;
+        let netlink = Netlink::open_in(&netns).await?;
+        let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
+        netlink.handle().link().set(up).execute().await.map_err(io::Error::other)
     }
 
     /// Makes a container's namespace and joins it to the bridge.
@@ -125,17 +183,17 @@ impl Bridge {
         ports: &[PublishedPort],
     ) -> io::Result<(Ipv4Addr, Vec<PublishedPort>)> {
         let bridge = *self.index.get_or_try_init(|| self.set_up()).await?;
-        let lease = self.lease(container, ports)?;
-        let joined = self.join(container, lease.address, bridge).await;
+        let (address, leased) = self.lease_address(container, ports)?;
+        let joined = self.join(container, address, bridge).await;
         let ruled = match joined {
-            Ok(()) if !lease.ports.is_empty() => self.write_rules().await,
+            Ok(()) if !leased.is_empty() => self.write_rules().await,
             other => other,
         };
         if let Err(error) = ruled {
             self.disconnect(container).await?;
             return Err(error);
         }
-        Ok((lease.address, lease.ports))
+        Ok((address, leased))
     }
 
     /// Takes a container off the bridge; doing so twice is harmless.
@@ -145,21 +203,13 @@ impl Bridge {
             Some(lease) if !lease.ports.is_empty() => self.write_rules().await,
             _ => Ok(()),
         };
-        let path = self.netns_path(container);
         // The namespace's end of the veth pair takes the host's end with it.
-        match umount2(&path, MntFlags::MNT_DETACH) {
-            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-            Err(error) => return rules.and_then(|()| Err(error.into())),
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => rules.and(Err(error)),
-            _ => rules,
-        }
+        rules.and(Netns::remove(&self.netns_path(container)))
     }
 
     /// Makes the bridge and its rules, or takes up those that are there; returns the bridge's index.
     async fn set_up(&self) -> io::Result<u32> {
-        let index = with_netlink(async |handle| self.make_bridge(handle).await).await?;
+        let index = self.make_bridge(Netlink::open()?.handle()).await.map_err(io::Error::other)?;
         for (path, value) in [
             ("/proc/sys/net/ipv4/ip_forward".to_owned(), "1"),
             (format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.config.name), "1"),
@@ -176,12 +226,8 @@ impl Bridge {
             handle.link().add(LinkBridge::new(name).build()).execute().await?;
         }
         let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-        let added = handle.address().add(index, self.config.gateway.into(), self.config.prefix_len).execute().await;
-        if let Err(error) = added
-            && !error.to_string().contains("File exists")
-        {
-            return Err(error);
-        }
+        let (gateway, prefix_len) = (self.config.gateway, self.config.prefix_len);
+        add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
         handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
         Ok(index)
     }
@@ -191,72 +237,71 @@ impl Bridge {
     /// The pair is made where it belongs, in one step: a link that is moved to another namespace
     /// holds up every other change of the host's network for some 15 ms.
     async fn join(&self, container: &str, address: Ipv4Addr, bridge: u32) -> io::Result<()> {
-        let netns = self.netns_path(container);
-        let path = netns.clone();
-        on_own_thread(move || sys::pin_new_netns(&path)).await?;
-        let namespace = fs::File::open(&netns)?;
-        let pair = veth_pair(&format!("veth{}", &container[..container.len().min(8)]), bridge, &namespace);
-        with_netlink(async |handle| handle.link().add(pair).execute().await).await?;
-        let (gateway, prefix_len) = (self.config.gateway, self.config.prefix_len);
-        on_own_thread(move || {
-            sys::enter_netns(&namespace)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-            runtime.block_on(configure_inside(address, prefix_len, gateway))
-        })
-        .await
+        let netns = Netns::create(&self.netns_path(container)).await?;
+        let pair = veth_pair(&format!("veth{}", &container[..container.len().min(8)]), bridge, &netns);
+        Netlink::open()?.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
+        let inside = Netlink::open_in(&netns).await?;
+        self.configure(inside.handle(), address).await.map_err(io::Error::other)
+    }
+
+    /// Address and routes inside a container.
+    async fn configure(&self, handle: &Handle, address: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+        handle.address().add(ETH0_INDEX, address.into(), self.config.prefix_len).execute().await?;
+        for index in [LOOPBACK_INDEX, ETH0_INDEX] {
+            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(self.config.gateway).build();
+        handle.route().add(route).execute().await
     }
 
     async fn write_rules(&self) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
         let leases: Vec<_> = self.leases().values().cloned().collect();
         let rules = ruleset(&self.config, &leases);
-        tokio::task::spawn_blocking(move || apply_rules(&rules)).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
     }
 }
 
-/// Runs what changes the thread's namespace on a thread that ends with it.
-async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let (done, result) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("netns".into()).spawn(move || drop(done.send(work())))?;
-    result.await.map_err(io::Error::other)?
+impl Target {
+    fn bridge_address(self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Bridge(address) => Some(address),
+            Self::Through(_) | Self::Nowhere => None,
+        }
+    }
 }
 
-/// Talks to the kernel over a connection of its own, in the namespace of the calling thread.
-async fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T, rtnetlink::Error>) -> io::Result<T> {
-    let (connection, handle, _) = new_connection()?;
-    let driver = tokio::task::spawn(connection);
-    let result = work(&handle).await;
-    driver.abort();
-    result.map_err(io::Error::other)
+/// The host's ports that are asked for, and free ones where any will do.
+fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
+    let mut taken: BTreeSet<_> =
+        leases.values().flat_map(|lease| &lease.ports).map(|port| (port.protocol, port.host_port)).collect();
+    let mut leased = Vec::new();
+    for port in ports {
+        let mut port = port.clone();
+        if port.host_port == 0 {
+            let free = PICKED_PORTS.into_iter().find(|&number| !taken.contains(&(port.protocol, number)));
+            port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
+        }
+        if !taken.insert((port.protocol, port.host_port)) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("port {}/{} is published by another container", port.host_port, port.protocol.as_str()),
+            ));
+        }
+        leased.push(port);
+    }
+    Ok(leased)
 }
 
 /// A pair of links: `host`, up and on `bridge`, and eth0 in `namespace`, which cannot be up before
 /// the other is there.
-fn veth_pair(host: &str, bridge: u32, namespace: &fs::File) -> LinkMessage {
+fn veth_pair(host: &str, bridge: u32, namespace: &Netns) -> LinkMessage {
     let inside = LinkUnspec::new_with_index(ETH0_INDEX).name("eth0").setns_by_fd(namespace.as_raw_fd());
     LinkVeth::new(host, "eth0")
         .set_info_data(InfoData::Veth(InfoVeth::Peer(inside.build())))
         .controller(bridge)
         .up()
         .build()
-}
-
-async fn configure_inside(address: Ipv4Addr, prefix_len: u8, gateway: Ipv4Addr) -> io::Result<()> {
-    with_netlink(async |handle| {
-        handle.address().add(ETH0_INDEX, address.into(), prefix_len).execute().await?;
-        for index in [LOOPBACK_INDEX, ETH0_INDEX] {
-            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        handle.route().add(route).execute().await
-    })
-    .await
-}
-
-/// The index of a link; `None` if there is none of that name.
-async fn link_index(handle: &Handle, name: &str) -> Option<u32> {
-    let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    Some(links.try_next().await.ok()??.header.index)
 }
 
 /// The whole table, as `nft` reads it. Replacing a table is one step for the kernel.
@@ -267,9 +312,13 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
     let mut dnat = String::new();
     for lease in leases {
         for port in &lease.ports {
-            let protocol = port.protocol.as_str();
-            dnat +=
-                &format!("    {protocol} dport {} dnat to {}:{}\n", port.host_port, lease.address, port.container_port);
+            let to = match lease.target {
+                Target::Bridge(address) => format!("{address}:{}", port.container_port),
+                Target::Through(address) => address.to_string(),
+                Target::Nowhere => continue,
+            };
+            let (protocol, host_port) = (port.protocol.as_str(), port.host_port);
+            dnat += &format!("    {protocol} dport {host_port} dnat to {to}\n");
         }
     }
     format!(
@@ -286,26 +335,6 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
     )
 }
 
-fn apply_rules(rules: &str) -> io::Result<()> {
-    let spawned = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut nft = spawned.map_err(|error| {
-        io::Error::new(error.kind(), format!("nft cannot be run, install the nftables package: {error}"))
-    })?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(rules.as_bytes())?;
-    }
-    let output = nft.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr))))
-}
-
 #[cfg(test)]
 mod tests {
     use skep_api::service::Protocol;
@@ -320,19 +349,23 @@ mod tests {
     fn addresses_and_ports_are_given_once_and_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let bridge = Bridge::new(BridgeConfig::default(), dir.path()).unwrap();
-        let first = bridge.lease("a", &[port(8080)]).unwrap();
-        assert_eq!(first.address, Ipv4Addr::new(172, 17, 0, 2));
-        assert_eq!(bridge.lease("b", &[]).unwrap().address, Ipv4Addr::new(172, 17, 0, 3));
-        assert_eq!(bridge.lease("c", &[port(8080)]).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert_ne!(bridge.lease("d", &[port(0)]).unwrap().ports[0].host_port, 0);
+        let lease = |name: &str, ports: &[PublishedPort]| bridge.lease_address(name, ports);
+        let (first, _) = lease("a", &[port(8080)]).unwrap();
+        assert_eq!(first, Ipv4Addr::new(172, 17, 0, 2));
+        assert_eq!(lease("b", &[]).unwrap().0, Ipv4Addr::new(172, 17, 0, 3));
+        assert_eq!(lease("c", &[port(8080)]).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_ne!(lease("d", &[port(0)]).unwrap().1[0].host_port, 0);
+        assert!(bridge.lease("f", Target::Nowhere, &[port(8080)]).is_err(), "ports are one space");
         bridge.leases().remove("a");
-        assert_eq!(bridge.lease("e", &[port(8080)]).unwrap().address, first.address);
+        assert_eq!(lease("e", &[port(8080)]).unwrap().0, first);
     }
 
     #[test]
     fn the_ruleset_is_one_value() {
-        let lease = Lease { address: Ipv4Addr::new(172, 17, 0, 2), ports: vec![port(8080)] };
-        let rules = ruleset(&BridgeConfig::default(), &[lease]);
+        let lease = Lease { target: Target::Bridge(Ipv4Addr::new(172, 17, 0, 2)), ports: vec![port(8080)] };
+        let joined = Lease { target: Target::Through(Ipv4Addr::new(169, 254, 77, 2)), ports: vec![port(9090)] };
+        let rules = ruleset(&BridgeConfig::default(), &[lease, joined]);
+        assert!(rules.contains("tcp dport 9090 dnat to 169.254.77.2\n"), "{rules}");
         assert!(rules.contains("tcp dport 8080 dnat to 172.17.0.2:80"), "{rules}");
         assert!(rules.contains("ip saddr 172.17.0.0/16 oifname != \"skep0\" masquerade"), "{rules}");
     }

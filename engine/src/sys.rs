@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sched::{CloneFlags, setns, unshare};
 use tokio::io::unix::AsyncFd;
 
 /// Opens `path` inside `root` for reading: links and `..` are followed within the root, never out.
@@ -105,21 +104,5 @@ pub(crate) fn let_go_of_code() -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(())
-}
-
-/// Makes a network namespace and pins it to `path`; the calling thread alone moves into it, so
-/// call this on a thread of its own.
-pub(crate) fn pin_new_netns(path: &Path) -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET)?;
-    File::create(path)?;
-    let own = "/proc/thread-self/ns/net";
-    nix::mount::mount(Some(own), path, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)?;
-    Ok(())
-}
-
-/// Moves the calling thread into a network namespace.
-pub(crate) fn enter_netns(namespace: &impl AsFd) -> io::Result<()> {
-    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
     Ok(())
 }

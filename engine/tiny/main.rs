@@ -1,6 +1,7 @@
 //! The program inside Skep's built-in image, and the init of containers that want one.
 //!
-//! `whoami [PORT]` serves HTTP: it says which host and container answer. `check [PORT]` asks it
+//! `whoami [PORT]` serves HTTP: it says which host and container answer. Told to stop, it finishes what
+//! it has and tells each client to go, so that none sees a broken connection. `check [PORT]` asks it
 //! and is the image's health check. `init -- COMMAND…` runs a command as the first process of a
 //! container: passes signals on and reaps what is orphaned.
 
@@ -8,11 +9,15 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const PORT: u16 = 8000;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a server that is to stop looks whether it may.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a client may say nothing before a server that is to stop lets go of it.
+const IDLE_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -50,7 +55,21 @@ extern "C" fn pass_on(number: i32) {
     }
 }
 
+static STOPPING: AtomicBool = AtomicBool::new(false);
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
 extern "C" fn leave(_number: i32) {
+    STOPPING.store(true, Ordering::Relaxed);
+}
+
+/// Ends the process once it is to stop and nobody is connected any more.
+fn leave_when_idle() {
+    let mut idle = 0;
+    while idle < 2 {
+        std::thread::sleep(LOOK_EVERY);
+        let done = STOPPING.load(Ordering::Relaxed) && CONNECTIONS.load(Ordering::Relaxed) == 0;
+        idle = if done { idle + 1 } else { 0 };
+    }
     std::process::exit(0);
 }
 
@@ -82,7 +101,7 @@ fn init(command: Vec<String>) -> ExitCode {
 
 fn serve(port: u16) -> ExitCode {
     for number in [SIGINT, SIGTERM] {
-        // SAFETY: the handler only exits.
+        // SAFETY: the handler only stores a flag.
         unsafe { signal(number, leave as *const () as usize) };
     }
     let listener = match TcpListener::bind(("0.0.0.0", port)) {
@@ -93,22 +112,69 @@ fn serve(port: u16) -> ExitCode {
         }
     };
     println!("whoami listens on port {port}");
+    std::thread::spawn(leave_when_idle);
     for stream in listener.incoming().flatten() {
-        std::thread::spawn(move || drop(answer(stream)));
+        CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        std::thread::spawn(move || {
+            // A client that is gone needs no answer.
+            drop(converse(stream));
+            CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+        });
     }
     ExitCode::SUCCESS
 }
 
-fn answer(stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn converse(stream: TcpStream) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = String::new();
-    let mut reader = BufReader::new(stream.try_clone()?).take(16 << 10);
-    reader.read_line(&mut request)?;
-    let mut header = String::new();
-    while reader.read_line(&mut header)? > 2 {
-        header.clear();
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    loop {
+        if reader.buffer().is_empty() {
+            await_request(&stream)?;
+        }
+        let mut limited = (&mut reader).take(16 << 10);
+        let mut request = String::new();
+        if limited.read_line(&mut request)? == 0 {
+            return Ok(());
+        }
+        let mut keep = request.trim_end().ends_with("HTTP/1.1");
+        let mut header = String::new();
+        while limited.read_line(&mut header)? > 2 {
+            let lower = header.to_ascii_lowercase();
+            if let Some(wish) = lower.strip_prefix("connection:") {
+                keep = wish.contains("keep-alive") || (keep && !wish.contains("close"));
+            }
+            header.clear();
+        }
+        keep &= !STOPPING.load(Ordering::Relaxed);
+        answer(&stream, &request, keep)?;
+        if !keep {
+            return Ok(());
+        }
     }
+}
+
+/// Waits for a client's next word; gives up on one that says nothing for long.
+fn await_request(stream: &TcpStream) -> std::io::Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        stream.set_read_timeout(Some(LOOK_EVERY))?;
+        match stream.peek(&mut [0]) {
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                let limit = if STOPPING.load(Ordering::Relaxed) { IDLE_LIMIT } else { PATIENCE };
+                if begun.elapsed() > limit {
+                    return Err(error);
+                }
+            }
+            found => {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return found.map(drop);
+            }
+        }
+    }
+}
+
+fn answer(mut stream: &TcpStream, request: &str, keep: bool) -> std::io::Result<()> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let mut body = format!("Hostname: {}", read("/proc/sys/kernel/hostname"));
     body += &format!("RemoteAddr: {}\n", stream.peer_addr()?);
@@ -116,15 +182,19 @@ fn answer(stream: TcpStream) -> std::io::Result<()> {
     for (name, value) in std::env::vars().filter(|(name, _)| name != "PATH" && name != "HOME") {
         body += &format!("Env: {name}={value}\n");
     }
-    let mut stream = stream;
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    let connection = if keep { "keep-alive" } else { "close" };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes())
 }
 
 fn check(port: u16) -> ExitCode {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut reply = String::new();
         stream.take(64 << 10).read_to_string(&mut reply)?;
         Ok(reply)

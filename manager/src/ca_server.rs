@@ -82,5 +82,6 @@ pub(crate) fn sign(
     Ok(IssuedCertificate {
         certificate_pem: certificate.into_bytes(),
         root_certificate_pem: cluster.root_ca.certificate_pem.clone().into_bytes(),
+        data_path_port: u32::from(cluster.data_path_port),
     })
 }

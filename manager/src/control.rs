@@ -2,18 +2,20 @@
 
 mod cluster;
 mod execute;
+pub(crate) mod network;
 mod node;
 mod payload;
 mod service;
 
 use bincode::{Decode, Encode};
 use skep_api::{
-    Availability, ClusterSpec, ConfigId, ConfigSpec, NodeId, NodeRole, NodeSpec, SecretId, SecretSpec, ServiceId,
-    ServiceSpec,
+    Availability, ClusterSpec, ConfigId, ConfigSpec, NetworkId, NetworkSpec, NodeId, NodeRole, NodeSpec, SecretId,
+    SecretSpec, ServiceId, ServiceSpec,
 };
 use skep_raft_store::{ProposeError, Refusal, UpdateError};
 
 pub(crate) use execute::execute;
+pub use network::PREDEFINED as PREDEFINED_NETWORKS;
 
 /// A change that a client asks for. Any manager takes it; the leader carries it out.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -65,6 +67,12 @@ pub enum Command {
     },
     RemoveConfig {
         id: ConfigId,
+    },
+    CreateNetwork {
+        spec: NetworkSpec,
+    },
+    RemoveNetwork {
+        id: NetworkId,
     },
     /// From a manager's CA server: a node showed a valid token.
     AdmitNode {

@@ -1,6 +1,8 @@
 //! The workers' sessions, held by the leader: who is alive, who runs what, and what they say of it.
 
 mod assignments;
+mod facts;
+mod holders;
 mod statuses;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use assignments::Assigned;
+use facts::ToldFacts;
+use holders::Holders;
 pub(crate) use statuses::StatusWriter;
 
 /// Missed heartbeats after which a node counts as down.
@@ -50,6 +54,7 @@ pub(crate) fn heartbeat_period(tables: &Tables) -> Duration {
 pub(crate) struct Dispatcher {
     store: Store,
     statuses: StatusWriter,
+    holders: Holders,
     deadlines: Arc<Mutex<BTreeMap<NodeId, Deadline>>>,
     stop: CancellationToken,
 }
@@ -68,7 +73,7 @@ impl Dispatcher {
         let at = Instant::now() + grace;
         let deadlines = tables.nodes.iter().map(|node| (node.id, Deadline { at, session: 0 })).collect();
         let statuses = StatusWriter::spawn(store.clone(), stop.clone());
-        Self { store, statuses, deadlines: Arc::new(Mutex::new(deadlines)), stop }
+        Self { store, statuses, holders: Holders::default(), deadlines: Arc::new(Mutex::new(deadlines)), stop }
     }
 
     fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Deadline>> {
@@ -152,32 +157,87 @@ impl Dispatcher {
         let session: u64 = rand::random();
         self.register(id, addr, hello).await?;
         self.beat(id, session, true);
+        self.holders.join(id, session);
+        let ended = self.follow(id, session, from_worker, to_worker).await;
+        self.holders.leave(id, session);
+        ended
+    }
+
+    /// Tells the worker what changes and takes what it says, until one of both goes.
+    async fn follow(
+        &self,
+        id: NodeId,
+        session: u64,
+        from_worker: &mut Streaming<WorkerMessage>,
+        to_worker: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), Status> {
         let mut commits = self.store.watch();
-        let mut assigned = Assigned::default();
+        let mut lowest = self.holders.lowest();
         let period = heartbeat_period(&self.store.view());
         let welcome = Welcome {
             session_id: format!("{session:016x}"),
             heartbeat_period: Some(HeartbeatPeriod { milliseconds: millis(period) }),
         };
         send(to_worker, manager_message::Kind::Welcome(welcome)).await?;
-        let mut told = Told { period, managers: Vec::new(), role: None };
+        let mut told = Told { period, managers: Vec::new(), role: None, facts: ToldFacts::default(), unheld: None };
+        let mut assigned = Assigned::default();
+        self.tell_facts(id, session, &mut told, to_worker).await?;
         self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
         loop {
+            let waiting = assigned.waits_until();
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
                 message = from_worker.message() => match message? {
                     None => return Ok(()),
-                    Some(message) => self.handle(id, session, message).await?,
+                    Some(message) => self.handle(id, session, message, &mut told).await?,
                 },
-                commit = commits.recv() => match commit {
-                    Err(broadcast::error::RecvError::Closed) => return Err(Status::unavailable("shutting down")),
-                    Ok(commit) if !assignments::concerns(&commit, id) => {}
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                commit = commits.recv() => {
+                    let (mut tasks, mut facts) = match &commit {
+                        Err(broadcast::error::RecvError::Closed) => return Err(Status::unavailable("shutting down")),
+                        Err(broadcast::error::RecvError::Lagged(_)) => (true, true),
+                        Ok(commit) => (assignments::concerns(commit, id), facts::concerns(commit)),
+                    };
+                    // Whatever else is there is told in one go.
+                    while let Ok(commit) = commits.try_recv() {
+                        tasks |= assignments::concerns(&commit, id);
+                        facts |= facts::concerns(&commit);
+                    }
+                    if facts {
+                        self.tell_facts(id, session, &mut told, to_worker).await?;
+                    }
+                    if tasks || facts {
                         self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
                     }
-                },
+                }
+                // Tasks whose end waited for other nodes may end now, or have waited long enough.
+                _ = lowest.changed(), if waiting.is_some() => {
+                    self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                }
+                () = sleep_until(waiting) => {
+                    self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                }
             }
         }
+    }
+
+    /// Tells a worker what it does not know yet of the networks it takes part in.
+    async fn tell_facts(
+        &self,
+        id: NodeId,
+        session: u64,
+        told: &mut Told,
+        to_worker: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), Status> {
+        let tables = self.store.view();
+        for part in told.facts.update(&tables, id) {
+            told.unheld = Some(part.revision);
+            send(to_worker, manager_message::Kind::Facts(part)).await?;
+        }
+        if told.unheld.is_none() {
+            // Nothing of all that is new to it.
+            self.holders.hold(id, session, tables.index);
+        }
+        Ok(())
     }
 
     /// Writes down that the node is there, and what it says of itself.
@@ -212,7 +272,7 @@ impl Dispatcher {
         }
     }
 
-    async fn handle(&self, id: NodeId, session: u64, message: WorkerMessage) -> Result<(), Status> {
+    async fn handle(&self, id: NodeId, session: u64, message: WorkerMessage, told: &mut Told) -> Result<(), Status> {
         let current = self.deadlines().get(&id).map(|deadline| deadline.session);
         match current {
             Some(current) if current != session => return Err(Status::aborted("a newer session took over")),
@@ -223,6 +283,13 @@ impl Dispatcher {
         match message.kind {
             Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
             Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
+            Some(worker_message::Kind::FactsHeld(held)) => {
+                if told.unheld.is_some_and(|unheld| unheld <= held.revision) {
+                    told.unheld = None;
+                }
+                self.holders.hold(id, session, held.revision);
+                Ok(())
+            }
             Some(worker_message::Kind::Hello(_)) | None => Err(Status::invalid_argument("unexpected message")),
         }
     }
@@ -239,7 +306,9 @@ impl Dispatcher {
         let Some(node) = tables.nodes.get(id) else {
             return Err(Status::permission_denied(format!("node {id} was removed from the swarm")));
         };
-        for part in assigned.update(&tables, id) {
+        let lowest = *self.holders.lowest().borrow();
+        let now = Timestamp::from_system(SystemTime::now());
+        for part in assigned.update(&tables, id, |task| holders::must_wait(task, lowest, now)) {
             send(to_worker, manager_message::Kind::Assignments(part)).await?;
         }
         let managers: Vec<String> =
@@ -269,6 +338,17 @@ struct Told {
     period: Duration,
     managers: Vec<String>,
     role: Option<skep_api::NodeRole>,
+    facts: ToldFacts,
+    /// The newest revision that was sent and that the worker does not hold yet.
+    unheld: Option<u64>,
+}
+
+/// Waits for a time; for ever if there is none.
+async fn sleep_until(time: Option<Timestamp>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.since(Timestamp::from_system(SystemTime::now()))).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

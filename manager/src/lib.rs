@@ -9,6 +9,7 @@
 pub mod authority;
 pub mod control;
 
+mod allocator;
 mod ca_server;
 mod dispatcher;
 mod leader;

@@ -444,6 +444,8 @@ impl Manager {
             return Err(ManagerError::Bootstrap(ControlError::no_leader()));
         }
         let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+        let ingress = control::network::make(&[], &cluster, skep_api::NetworkSpec::ingress());
+        transaction.create(ingress.map_err(ManagerError::Bootstrap)?);
         transaction.create(cluster);
         let member = RaftMember { raft_id: self.raft_id, addr: addr.to_owned() };
         transaction.create(Node { raft: Some(member), ..node });

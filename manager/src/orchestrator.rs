@@ -3,8 +3,9 @@
 //!
 //! Level-triggered and without memory: everything it needs is in the store, so a new leader goes on
 //! where the old one stopped, and running it twice changes nothing the second time. Creating a
-//! service's tasks and placing them is one transaction.
+//! service's tasks, giving them addresses and placing them is one transaction.
 
+mod addressing;
 mod placement;
 mod reaper;
 mod restart;
@@ -112,6 +113,7 @@ pub(crate) fn plan(tables: &Tables, now: Timestamp, ids: TaskIds<'_>) -> Plan {
         write_service(&mut transaction, service, plan.service, plan.drafts.is_empty());
         drafts.extend(plan.drafts);
     }
+    addressing::give(&scene, &mut drafts, &mut transaction);
     placement::place(&scene, &mut drafts);
     for Draft { task, edit } in drafts {
         match edit {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use skep_api::object::Record;
-use skep_api::{Cluster, Config, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task, TaskId};
+use skep_api::{Cluster, Config, Network, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task, TaskId};
 
 use crate::transaction::{ACTIONS_MAX, Action, Change, Refusal, Transaction};
 
@@ -81,6 +81,7 @@ pub struct Tables {
     pub tasks: Table<Task>,
     pub secrets: Table<Secret>,
     pub configs: Table<Config>,
+    pub networks: Table<Network>,
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
 }
@@ -112,6 +113,10 @@ macro_rules! by_kind {
             $enum::Config($inner) => {
                 let $table = &$tables.configs;
                 $body.map(Object::Config)
+            }
+            $enum::Network($inner) => {
+                let $table = &$tables.networks;
+                $body.map(Object::Network)
             }
         }
     };
@@ -226,6 +231,10 @@ impl Tables {
                 check_name(&self.configs, &config, ObjectKey::Config)?;
                 self.configs.put(config);
             }
+            Object::Network(network) => {
+                check_name(&self.networks, &network, ObjectKey::Network)?;
+                self.networks.put(network);
+            }
         }
         Ok(())
     }
@@ -259,6 +268,7 @@ impl Tables {
             ObjectKey::Service(id) => drop(self.services.take(id)),
             ObjectKey::Secret(id) => drop(self.secrets.take(id)),
             ObjectKey::Config(id) => drop(self.configs.take(id)),
+            ObjectKey::Network(id) => drop(self.networks.take(id)),
             ObjectKey::Task(id) => {
                 if let Some(task) = self.tasks.take(id) {
                     self.tasks_by_service.remove(&(task.service_id, id));
@@ -281,6 +291,7 @@ impl Tables {
             .chain(self.tasks.iter().cloned().map(Object::Task))
             .chain(self.secrets.iter().cloned().map(Object::Secret))
             .chain(self.configs.iter().cloned().map(Object::Config))
+            .chain(self.networks.iter().cloned().map(Object::Network))
     }
 }
 
@@ -307,6 +318,7 @@ fn meta(object: &Object) -> skep_api::Meta {
         Object::Task(object) => object.meta,
         Object::Secret(object) => object.meta,
         Object::Config(object) => object.meta,
+        Object::Network(object) => object.meta,
     }
 }
 
@@ -318,6 +330,7 @@ fn stamp(mut object: Object, set: impl FnOnce(&mut skep_api::Meta)) -> Object {
         Object::Task(object) => set(Arc::make_mut(object).meta_mut()),
         Object::Secret(object) => set(Arc::make_mut(object).meta_mut()),
         Object::Config(object) => set(Arc::make_mut(object).meta_mut()),
+        Object::Network(object) => set(Arc::make_mut(object).meta_mut()),
     }
     object
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_api::grpc::dispatcher_client::DispatcherClient;
-use skep_api::grpc::{Heartbeat, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
+use skep_api::grpc::{FactsHeld, Heartbeat, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
 use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding};
 use skep_engine::Engine;
+use skep_overlay_net::Overlay;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use tonic::transport::Channel;
 
 use crate::assignments::{Inbox, Payloads, Update};
 use crate::conversion::TASK_ID_LABEL;
+use crate::networks::FactsInbox;
 use crate::reporter::Reporter;
 use crate::runner::Runner;
 
@@ -42,6 +44,7 @@ pub struct AgentConfig {
     pub bulk_port: u16,
     pub managers: Vec<String>,
     pub engine: Arc<Engine>,
+    pub overlay: Arc<Overlay>,
     pub connect: Arc<dyn Connect>,
 }
 
@@ -155,6 +158,9 @@ impl Agent {
         let session = tokio::time::timeout(WELCOME_LIMIT, client.session(ReceiverStream::new(outgoing)));
         let mut from_manager = session.await.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
         let mut inbox = Inbox::default();
+        let mut facts = FactsInbox::default();
+        let mut held = self.config.overlay.held();
+        held.mark_unchanged();
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         let mut heard = tokio::time::Instant::now();
         loop {
@@ -163,8 +169,18 @@ impl Agent {
                 message = from_manager.message() => {
                     let Some(message) = message? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
                     heard = tokio::time::Instant::now();
-                    if let Some(end) = self.handle(message, &mut inbox, &mut beat, welcomed).await? {
+                    if let Some(manager_message::Kind::Facts(part)) = message.kind {
+                        if let Some(update) = facts.take(part).map_err(|e| Status::invalid_argument(e.to_string()))? {
+                            self.config.overlay.take(update);
+                        }
+                    } else if let Some(end) = self.handle(message, &mut inbox, &mut beat, welcomed).await? {
                         return Ok(end);
+                    }
+                }
+                changed = held.changed(), if *welcomed => {
+                    if changed.is_ok() {
+                        let revision = *held.borrow_and_update();
+                        send(&to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision })).await?;
                     }
                 }
                 _ = beat.tick(), if *welcomed => {
@@ -215,7 +231,8 @@ impl Agent {
                     self.apply(update);
                 }
             }
-            None => return Err(Status::invalid_argument("an empty message")),
+            // Facts are taken before.
+            Some(manager_message::Kind::Facts(_)) | None => return Err(Status::invalid_argument("an empty message")),
         }
         Ok(None)
     }

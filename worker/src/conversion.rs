@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use skep_api::container::{HealthConfig, Mount, MountKind};
+use skep_api::task::Attachment;
 use skep_api::units::Nanos;
 use skep_api::{NodeId, Task};
 use skep_engine::{
-    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, LogConfig, LogConfigError, MountSource, Payload,
-    PublishedPort, ResourceLimits,
+    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, JoinedNetwork, LogConfig, LogConfigError, MountSource,
+    NetworkMode, Payload, PublishedPort, ResourceLimits,
 };
 
 /// The label by which a container's task is known.
@@ -58,9 +59,24 @@ pub(crate) fn container_config(
         dns: dns.nameservers,
         dns_search: dns.search,
         dns_options: dns.options,
+        network: network(task),
         ports: task.ports.iter().map(port).collect(),
         log,
     })
+}
+
+fn network(task: &Task) -> NetworkMode {
+    let named = |name: &str| task.spec.networks.iter().any(|wanted| wanted.target == name);
+    if !task.networks.is_empty() {
+        let joined = |place: &Attachment| JoinedNetwork { id: place.network.to_string(), address: place.address };
+        NetworkMode::Joined(task.networks.iter().map(joined).collect())
+    } else if named("host") {
+        NetworkMode::Host
+    } else if named("none") {
+        NetworkMode::None
+    } else {
+        NetworkMode::Bridge
+    }
 }
 
 fn port(port: &skep_api::service::PortConfig) -> PublishedPort {

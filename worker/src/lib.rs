@@ -6,9 +6,11 @@
 mod agent;
 mod assignments;
 mod conversion;
+mod networks;
 mod reporter;
 mod runner;
 pub mod step;
 
 pub use agent::{Agent, AgentConfig, AgentEvent, Connect};
 pub use conversion::TASK_ID_LABEL;
+pub use networks::SwarmNetworks;

@@ -89,6 +89,11 @@ pub(crate) struct UpdateArgs {
     constraint_rm: Vec<String>,
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
+    /// The target port of what is to be published no more
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    publish_rm: Vec<String>,
     /// Another command line
     #[arg(long, value_name = "COMMAND")]
     args: Option<String>,
@@ -296,6 +301,7 @@ async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<()> {
             spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(command.split_whitespace().collect::<Vec<_>>());
         }
         args.take_away(&mut spec);
+        args.take_networks_away(client, &mut spec).await?;
         args.spec.apply(client, &mut spec).await?;
         if args.force {
             let count = spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
@@ -325,9 +331,24 @@ impl UpdateArgs {
         without(&mut template["Placement"]["Constraints"], &|constraint| {
             named(&self.constraint_rm, constraint.as_str())
         });
+        without(&mut spec["EndpointSpec"]["Ports"], &|port| {
+            let protocol = port["Protocol"].as_str().unwrap_or("tcp");
+            let target = format!("{}/{protocol}", port["TargetPort"]);
+            self.publish_rm.iter().any(|gone| *gone == target || format!("{gone}/tcp") == target)
+        });
         if let Some(labels) = spec["Labels"].as_object_mut() {
             self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
         }
+    }
+
+    async fn take_networks_away(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
+        for name in &self.network_rm {
+            let found = client.get(&format!("/networks/{}?scope=swarm", escape(name))).await?;
+            if let Some(networks) = spec["TaskTemplate"]["Networks"].as_array_mut() {
+                networks.retain(|network| network["Target"] != found["Id"] && network["Target"] != found["Name"]);
+            }
+        }
+        Ok(())
     }
 }
 

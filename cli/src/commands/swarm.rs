@@ -25,6 +25,11 @@ pub(crate) enum SwarmCommand {
         #[arg(long, default_value_t = 24)]
         default_addr_pool_mask_length: u8,
         #[command(flatten)]
+        data_path: DataPathAddr,
+        /// UDP port of the tunnels between nodes [default: 4789]
+        #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+        data_path_port: u16,
+        #[command(flatten)]
         settings: Settings,
     },
     /// Join a swarm, as worker or manager: the token says which
@@ -37,6 +42,8 @@ pub(crate) enum SwarmCommand {
         listen_addr: Option<String>,
         #[arg(long, default_value = "active")]
         availability: String,
+        #[command(flatten)]
+        data_path: DataPathAddr,
         /// A manager of the swarm
         #[arg(value_name = "HOST:PORT")]
         manager: String,
@@ -64,6 +71,13 @@ pub(crate) enum SwarmCommand {
     Ca,
     /// Show the swarm
     Inspect(FormatArg),
+}
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct DataPathAddr {
+    /// Address or interface of the tunnels between nodes, if not the advertised one
+    #[arg(long, value_name = "ADDR")]
+    data_path_addr: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -109,6 +123,8 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
             availability,
             default_addr_pool,
             default_addr_pool_mask_length,
+            data_path,
+            data_path_port,
             settings,
         } => {
             let mut spec = json!({});
@@ -117,6 +133,7 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
                 "AdvertiseAddr": advertise_addr.unwrap_or_default(), "ListenAddr": listen_addr.unwrap_or_default(),
                 "Availability": availability, "DefaultAddrPool": default_addr_pool,
                 "SubnetSize": default_addr_pool_mask_length, "Spec": spec,
+                "DataPathAddr": data_path.data_path_addr.unwrap_or_default(), "DataPathPort": data_path_port,
             });
             let node = client.post("/swarm/init", &body).await?;
             line(&format!(
@@ -125,10 +142,11 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
             ))?;
             show_token(client, "worker", false).await
         }
-        SwarmCommand::Join { token, advertise_addr, listen_addr, availability, manager } => {
+        SwarmCommand::Join { token, advertise_addr, listen_addr, availability, data_path, manager } => {
             let body = json!({
                 "JoinToken": token, "RemoteAddrs": [manager], "Availability": availability,
                 "AdvertiseAddr": advertise_addr.unwrap_or_default(), "ListenAddr": listen_addr.unwrap_or_default(),
+                "DataPathAddr": data_path.data_path_addr.unwrap_or_default(),
             });
             client.post("/swarm/join", &body).await?;
             let info = client.get("/info").await?;

@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::Timestamp;
-use skep_engine::{ContainerState, HealthStatus, Inspection, PublishedPort, familiar};
+use skep_engine::{ContainerState, HealthStatus, Inspection, JoinedNetwork, NetworkMode, PublishedPort, familiar};
 
 use super::swarm::is_on;
 use super::{ApiError, State};
@@ -75,7 +75,7 @@ fn summary(container: &Inspection) -> Value {
         "ImageID": config.image_id, "Command": config.command().join(" "),
         "Created": container.created.as_nanos() / 1_000_000_000, "Ports": ports, "Labels": config.labels,
         "State": container.state.as_str(), "Status": status_text(&container.state),
-        "HostConfig": {"NetworkMode": "bridge"}, "NetworkSettings": {"Networks": {}}, "Mounts": [],
+        "HostConfig": {"NetworkMode": config.network.as_str()}, "NetworkSettings": {"Networks": {}}, "Mounts": [],
     })
 }
 
@@ -135,16 +135,31 @@ pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json
             "Labels": config.labels, "StopSignal": config.stop_signal, "Tty": false, "OpenStdin": false,
         },
         "HostConfig": {
-            "NetworkMode": "bridge", "ReadonlyRootfs": config.read_only, "Init": config.init,
+            "NetworkMode": config.network.as_str(), "ReadonlyRootfs": config.read_only, "Init": config.init,
             "CapAdd": config.cap_add, "CapDrop": config.cap_drop, "Memory": config.limits.memory_bytes,
             "NanoCpus": config.limits.nano_cpus, "PidsLimit": config.limits.pids, "Sysctls": config.sysctls,
             "Ulimits": config.ulimits, "LogConfig": {"Type": config.log.driver.as_str(), "Config": {}},
             "PortBindings": bindings, "RestartPolicy": {"Name": "", "MaximumRetryCount": 0},
         },
-        "NetworkSettings": {"IPAddress": address, "Ports": bindings, "Networks": {"bridge": {"IPAddress": address}}},
+        "NetworkSettings": {"IPAddress": address, "Ports": bindings, "Networks": networks(&container)},
         "Mounts": config.mounts.iter().map(|mount| json!({"Destination": mount.target, "RW": !mount.read_only}))
             .collect::<Vec<_>>(),
     })))
+}
+
+/// Its places in networks, by the networks' ids where they are the swarm's.
+fn networks(container: &Inspection) -> Value {
+    let ContainerState::Running(running) = &container.state else { return json!({}) };
+    match &container.config.network {
+        NetworkMode::Bridge => json!({"bridge": {"IPAddress": running.address}}),
+        NetworkMode::Host => json!({"host": {"IPAddress": ""}}),
+        NetworkMode::None => json!({"none": {"IPAddress": ""}}),
+        NetworkMode::Joined(joined) => {
+            let place =
+                |place: &JoinedNetwork| (place.id.clone(), json!({"NetworkID": place.id, "IPAddress": place.address}));
+            Value::Object(joined.iter().map(place).collect())
+        }
+    }
 }
 
 fn state_json(state: &ContainerState) -> Value {

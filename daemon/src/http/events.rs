@@ -24,7 +24,8 @@ pub(super) struct EventsQuery {
 }
 
 pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Result<Response, ApiError> {
-    let known = ["type", "scope", "event", "container", "image", "service", "node", "secret", "config", "label"];
+    let known =
+        ["type", "scope", "event", "container", "image", "service", "node", "secret", "config", "network", "label"];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
     let until = match query.until.as_deref().filter(|text| !text.is_empty()) {
         Some(text) => {
@@ -118,6 +119,13 @@ fn swarm_event(change: &Change, at: Timestamp) -> Option<Value> {
         Object::Node(node) => ("node", node.id.to_string(), node.description.hostname.clone()),
         Object::Secret(secret) => ("secret", secret.id.to_string(), secret.spec.name.clone()),
         Object::Config(config) => ("config", config.id.to_string(), config.spec.name.clone()),
+        Object::Network(network) => {
+            // Its hints change; the network does not.
+            if action == "update" {
+                return None;
+            }
+            ("network", network.id.to_string(), network.spec.name.clone())
+        }
         Object::Cluster(_) | Object::Task(_) => return None,
     };
     Some(event(kind, action, "swarm", &id, json!({"name": name}), at))
@@ -133,5 +141,5 @@ fn passes(event: &Value, filters: &Filters) -> bool {
     filters.any("type", |kind| text("/Type") == kind)
         && filters.any("scope", |scope| text("/scope") == scope)
         && filters.any("event", |action| text("/Action").split(':').next() == Some(action))
-        && ["container", "image", "service", "node", "secret", "config"].into_iter().all(names)
+        && ["container", "image", "service", "node", "secret", "config", "network"].into_iter().all(names)
 }

@@ -7,13 +7,11 @@ use serde_json::Value;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
-const UNSUPPORTED: [(&str, &str); 14] = [
+const UNSUPPORTED: [(&str, &str); 12] = [
     ("/Mode/ReplicatedJob", "mode replicated-job"),
     ("/Mode/GlobalJob", "mode global-job"),
     ("/TaskTemplate/PluginSpec", "a plugin as a service"),
     ("/TaskTemplate/NetworkAttachmentSpec", "an attachment as a service"),
-    ("/TaskTemplate/Networks", "attaching services to networks (--network)"),
-    ("/Networks", "attaching services to networks (--network)"),
     ("/TaskTemplate/Resources/Reservations/GenericResources", "generic resources"),
     ("/TaskTemplate/ContainerSpec/TTY", "a terminal (--tty) for services"),
     ("/TaskTemplate/ContainerSpec/OpenStdin", "standard input (OpenStdin) for services"),
@@ -42,7 +40,24 @@ pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiEr
             "the template {template:?} is not supported yet: write the value out"
         )));
     }
+    let mut value = value;
+    settle_networks(&mut value);
     from_value(value)
+}
+
+/// Old clients name networks beside the task's template; and what every host has is meant by name.
+fn settle_networks(spec: &mut Value) {
+    if let Some(networks) = spec.as_object_mut().and_then(|spec| spec.remove("Networks"))
+        && spec.pointer("/TaskTemplate/Networks").is_none()
+    {
+        spec["TaskTemplate"]["Networks"] = networks;
+    }
+    let networks = spec.pointer_mut("/TaskTemplate/Networks").and_then(Value::as_array_mut);
+    for network in networks.into_iter().flatten() {
+        if let Some(name) = network["Target"].as_str().and_then(super::networks::predefined_name) {
+            network["Target"] = Value::from(name);
+        }
+    }
 }
 
 fn read(body: &Bytes) -> Result<Value, ApiError> {
@@ -109,11 +124,20 @@ mod tests {
     }
 
     #[test]
+    fn networks_are_read_from_both_places() {
+        let read = |json: &str| {
+            let spec = parse_service(&Bytes::from(json.to_owned())).unwrap();
+            spec.task_template.networks.iter().map(|wanted| wanted.target.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(read(r#"{"TaskTemplate":{"Networks":[{"Target":"n"}]}}"#), ["n"]);
+        assert_eq!(read(r#"{"Networks":[{"Target":"old"}]}"#), ["old"]);
+        assert_eq!(read(r#"{"Networks":[{"Target":"a"}],"TaskTemplate":{"Networks":[{"Target":"b"}]}}"#), ["b"]);
+    }
+
+    #[test]
     fn nulls_are_absent_and_what_is_not_supported_is_refused_by_name() {
         check(r#"{"Name":"a","Labels":null,"TaskTemplate":{"ContainerSpec":{"Image":"i","Env":null}}}"#, Ok(()));
         check(r#"{"Mode":{"ReplicatedJob":{}}}"#, Err("replicated-job"));
-        check(r#"{"TaskTemplate":{"Networks":[{"Target":"n"}]}}"#, Err("--network"));
-        check(r#"{"TaskTemplate":{"Networks":[]}}"#, Ok(()));
         check(r#"{"TaskTemplate":{"ContainerSpec":{"Hostname":"{{.Node.ID}}"}}}"#, Err("template"));
     }
 }

@@ -1,6 +1,6 @@
 //! The swarm: inspect, init, join, leave, update.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -60,7 +60,6 @@ pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiE
     if body.auto_lock_managers {
         return Err(ApiError::unsupported("--autolock is not supported yet"));
     }
-    check_data_path(&body.data_path_addr)?;
     check_pools(&body.default_addr_pool, body.subnet_size)?;
     let request = InitRequest {
         listen: body.listen_addr,
@@ -69,19 +68,16 @@ pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiE
         spec: body.spec,
         pools: body.default_addr_pool,
         subnet_size: body.subnet_size,
+        data_path_addr: body.data_path_addr,
         data_path_port: body.data_path_port,
     };
     Ok(Json(state.swarm.init(request).await?))
 }
 
-fn check_data_path(addr: &str) -> Result<(), ApiError> {
-    if addr.is_empty() { Ok(()) } else { Err(ApiError::unsupported("--data-path-addr is not supported yet")) }
-}
-
 fn check_pools(pools: &[String], size: u8) -> Result<(), ApiError> {
     for pool in pools {
         let parsed = pool.split_once('/').and_then(|(addr, prefix)| {
-            Some((addr.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok().filter(|&prefix| prefix <= 32)?))
+            Some((addr.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok().filter(|&prefix| prefix <= 32)?))
         });
         match parsed {
             None => {
@@ -109,10 +105,10 @@ struct JoinBody {
 
 pub(super) async fn join(state: State, body: Bytes) -> Result<(), ApiError> {
     let body: JoinBody = parse(&body)?;
-    check_data_path(&body.data_path_addr)?;
     let request = JoinRequest {
         listen: body.listen_addr,
         advertise: body.advertise_addr,
+        data_path_addr: body.data_path_addr,
         availability: body.availability,
         token: body.join_token,
         managers: body.remote_addrs,

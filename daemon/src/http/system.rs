@@ -53,11 +53,6 @@ pub(super) async fn auth() -> ApiError {
     ApiError::unsupported("logging in through the daemon is not supported yet: give credentials with each request")
 }
 
-/// The networks there are: those that every host has.
-pub(super) async fn networks() -> Json<Value> {
-    Json(json!([{"Name": "bridge", "Id": "bridge", "Scope": "local", "Driver": "bridge", "Labels": {}, "Options": {}}]))
-}
-
 pub(super) async fn info(state: State) -> Json<Value> {
     let containers = state.engine.list();
     let running = containers.iter().filter(|c| matches!(c.state, ContainerState::Running(_))).count();
@@ -69,7 +64,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": 0,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "the data root's"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge"], "Authorization": null, "Log": ["json-file", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": ["json-file", "none"]},
         "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use skep_api::{Task, TaskState};
 use skep_raft_store::Tables;
 
@@ -45,7 +45,33 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
             && filters.any("runtime", |runtime| runtime == "container")
             && task.desired_state != TaskState::Remove
     });
-    Ok(Json(matching.map(|task| serde_json::to_value(&**task).unwrap_or_default()).collect()))
+    Ok(Json(matching.map(|task| task_json(task, &tables)).collect()))
+}
+
+/// A task with its places in networks, which are told with all there is to know of each.
+fn task_json(task: &Task, tables: &Tables) -> Value {
+    let mut value = serde_json::to_value(task).unwrap_or_default();
+    let attachments = task.networks.iter().filter_map(|place| {
+        let network = tables.networks.get(place.network)?;
+        Some(json!({
+            "Network": {
+                "ID": network.id, "Version": {"Index": network.meta.version}, "CreatedAt": network.meta.created_at,
+                "UpdatedAt": network.meta.updated_at,
+                "Spec": {"Name": network.spec.name, "Labels": network.spec.labels, "Ingress": network.spec.ingress,
+                    "Attachable": network.spec.attachable, "Internal": network.spec.internal, "Scope": "swarm",
+                    "DriverConfiguration": {"Name": "overlay"}},
+                "DriverState": {"Name": "overlay", "Options": network.spec.driver.options},
+                "IPAMOptions": {"Driver": {"Name": "default"},
+                    "Configs": [{"Subnet": network.subnet, "Gateway": network.gateway}]},
+            },
+            "Addresses": [format!("{}/{}", place.address, network.subnet.prefix_len())],
+        }))
+    });
+    let attachments: Vec<Value> = attachments.collect();
+    if !attachments.is_empty() {
+        value["NetworksAttachments"] = json!(attachments);
+    }
+    value
 }
 
 fn desired_matches(task: &Task, wish: &str) -> bool {
@@ -74,7 +100,7 @@ fn find<'a>(tables: &'a Tables, name: &str) -> Result<&'a std::sync::Arc<Task>, 
 
 pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let tables = state.swarm.manager().await?.read().await?;
-    Ok(Json(serde_json::to_value(&**find(&tables, &id)?).unwrap_or_default()))
+    Ok(Json(task_json(find(&tables, &id)?, &tables)))
 }
 
 pub(super) async fn logs(

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use skep_api::node::DataPath;
 use skep_api::{NodeDescription, NodeId, NodeRole};
 use skep_engine::Engine;
 use skep_manager::control::Command;
 use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
+use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{NodeIdentity, TlsIdentity};
-use skep_worker::{Agent, AgentConfig, AgentEvent, Connect, TASK_ID_LABEL};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Connect, SwarmNetworks, TASK_ID_LABEL};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -39,6 +41,7 @@ pub(crate) struct ActiveNode {
     state: Mutex<NodeStateFile>,
     manager: Mutex<Option<Manager>>,
     bulk: Bulk,
+    overlay: Arc<Overlay>,
     refused: Mutex<Option<String>>,
     stop: CancellationToken,
 }
@@ -57,7 +60,16 @@ impl Connect for Dialer {
 impl ActiveNode {
     /// Takes up the identity; opens the bulk endpoint, nothing else yet.
     pub(super) fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
-        let description = swarm.description(&identity.root_pem);
+        let overlay = Overlay::open(OverlayConfig {
+            node: state.node,
+            run_dir: swarm.run_dir.join("overlay"),
+            key: swarm.dir.join("overlay.key"),
+            program: swarm.engine().program().to_owned(),
+            port: state.data_path_port,
+        })?;
+        let mut description = swarm.description(&identity.root_pem);
+        description.data_path =
+            Some(DataPath { public_key: overlay.public_key(), addr: state.tunnel_addr(), port: overlay.port() });
         let tls = TlsIdentity::new(identity)?;
         let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);
         let bulk = Bulk::listen(bulk_addr, tls.clone(), swarm.engine().clone())?;
@@ -71,6 +83,7 @@ impl ActiveNode {
             state: Mutex::new(state),
             manager: Mutex::default(),
             bulk,
+            overlay,
             refused: Mutex::default(),
             stop: CancellationToken::new(),
         }))
@@ -86,6 +99,10 @@ impl ActiveNode {
 
     pub(crate) fn manager(&self) -> Option<Manager> {
         self.manager.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn overlay(&self) -> &Arc<Overlay> {
+        &self.overlay
     }
 
     pub(crate) fn bulk(&self) -> &Bulk {
@@ -165,8 +182,11 @@ impl ActiveNode {
             bulk_port: BULK_PORT,
             managers: self.known_managers(),
             engine: self.engine.clone(),
+            overlay: self.overlay.clone(),
             connect: Arc::new(Dialer(self.channels.clone())),
         };
+        self.engine.set_network_keeper(Some(Arc::new(SwarmNetworks(self.overlay.clone()))));
+        tokio::spawn(self.overlay.clone().run(self.stop.clone()));
         tokio::spawn(Agent::new(config, events).run(self.stop.clone()));
         tokio::spawn(Self::follow(Arc::clone(self), from_agent));
         tokio::spawn(Self::keep_certificate(Arc::clone(self)));
@@ -283,7 +303,7 @@ impl ActiveNode {
         }
     }
 
-    /// Removes the containers of the swarm's tasks from this node.
+    /// Removes the containers of the swarm's tasks from this node, and their networks.
     pub(super) async fn remove_containers(&self) {
         for container in self.engine.list() {
             if container.config.labels.contains_key(TASK_ID_LABEL)
@@ -291,6 +311,10 @@ impl ActiveNode {
             {
                 tracing::warn!(container = container.id, %error, "a task's container could not be removed");
             }
+        }
+        self.engine.set_network_keeper(None);
+        if let Err(error) = self.overlay.close().await {
+            tracing::warn!(%error, "the overlay network left something behind");
         }
     }
 

@@ -59,7 +59,7 @@ fn split(text: &str) -> Result<(String, u16), SwarmError> {
     }
 }
 
-fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
+pub(super) fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
     if let Ok(addr) = host.parse() {
         return Ok(addr);
     }

@@ -23,13 +23,13 @@ pub(super) async fn join(
     token_text: &str,
     availability: &str,
     limit: Duration,
-) -> Result<NodeIdentity, SwarmError> {
+) -> Result<Admitted, SwarmError> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         let mut last = String::new();
         for addr in managers {
             match try_join(addr, token, token_text, availability).await {
-                Ok(identity) => return Ok(identity),
+                Ok(admitted) => return Ok(admitted),
                 Err(Attempt::Final(error)) => return Err(error),
                 Err(Attempt::Retry(reason)) => last = format!("manager {addr}: {reason}"),
             }
@@ -44,17 +44,18 @@ pub(super) async fn join(
     }
 }
 
+/// What a new node gets.
+pub(super) struct Admitted {
+    pub(super) identity: NodeIdentity,
+    pub(super) data_path_port: u16,
+}
+
 enum Attempt {
     Final(SwarmError),
     Retry(String),
 }
 
-async fn try_join(
-    addr: &str,
-    token: &JoinToken,
-    token_text: &str,
-    availability: &str,
-) -> Result<NodeIdentity, Attempt> {
+async fn try_join(addr: &str, token: &JoinToken, token_text: &str, availability: &str) -> Result<Admitted, Attempt> {
     let fatal = |error: &dyn std::fmt::Display| Attempt::Final(failed("joining the swarm")(error));
     let (config, seen) = pinned_client_config(&[b"h2"]).map_err(|error| fatal(&error))?;
     let mut client = NodeCaClient::new(channel(addr, Arc::new(config)));
@@ -78,7 +79,9 @@ async fn try_join(
     };
     let issued = within(client.issue_certificate(request)).await?;
     let certificate = String::from_utf8_lossy(&issued.certificate_pem).into_owned();
-    pending.certified(&certificate, &root_pem).map_err(|error| fatal(&error))
+    let identity = pending.certified(&certificate, &root_pem).map_err(|error| fatal(&error))?;
+    let data_path_port = u16::try_from(issued.data_path_port).map_err(|error| fatal(&error))?;
+    Ok(Admitted { identity, data_path_port })
 }
 
 /// A call with a limit; what is refused for good is told apart from what may go better later.

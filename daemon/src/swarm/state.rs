@@ -23,12 +23,39 @@ pub(crate) struct NodeStateFile {
     pub(crate) raft_id: u64,
     /// Whether consensus has taken this node in.
     pub(crate) in_raft: bool,
+    /// Where other nodes reach this one's tunnels; empty: where it is advertised, or seen.
+    #[serde(default)]
+    pub(crate) data_path_addr: String,
+    pub(crate) data_path_port: u16,
 }
 
 impl NodeStateFile {
-    pub(crate) fn new(node: NodeId, listen: SocketAddr, advertise: &str, managers: Vec<String>) -> Self {
-        let advertise = advertise.to_owned();
-        Self { format: FORMAT, node, listen, advertise, managers, raft_id: rand::random(), in_raft: false }
+    pub(crate) fn new(
+        node: NodeId,
+        listen: SocketAddr,
+        advertise: &str,
+        managers: Vec<String>,
+        (data_path_addr, data_path_port): (String, u16),
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            node,
+            listen,
+            advertise: advertise.to_owned(),
+            managers,
+            raft_id: rand::random(),
+            in_raft: false,
+            data_path_addr,
+            data_path_port,
+        }
+    }
+
+    /// The address that other nodes reach this one's tunnels at; empty: where its session comes from.
+    pub(crate) fn tunnel_addr(&self) -> String {
+        if !self.data_path_addr.is_empty() {
+            return self.data_path_addr.clone();
+        }
+        self.advertise.parse::<SocketAddr>().map_or_else(|_| String::new(), |addr| addr.ip().to_string())
     }
 
     pub(crate) fn load(dir: &Path) -> anyhow::Result<Option<Self>> {

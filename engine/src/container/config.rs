@@ -49,8 +49,44 @@ pub struct ContainerConfig {
     pub dns: Vec<String>,
     pub dns_search: Vec<String>,
     pub dns_options: Vec<String>,
+    pub network: NetworkMode,
     pub ports: Vec<PublishedPort>,
     pub log: LogConfig,
+}
+
+/// What a container sees of networks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// A place on the host's bridge.
+    #[default]
+    Bridge,
+    /// All that the host sees.
+    Host,
+    /// Nothing but its loopback.
+    None,
+    /// Places in networks that are not this host's alone.
+    Joined(Vec<JoinedNetwork>),
+}
+
+impl NetworkMode {
+    /// The Engine API's word.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Host => "host",
+            Self::None => "none",
+            Self::Joined(_) => "default",
+        }
+    }
+}
+
+/// A place in a network that somebody else keeps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JoinedNetwork {
+    /// Its keeper's name for it.
+    pub id: String,
+    pub address: std::net::Ipv4Addr,
 }
 
 impl ContainerConfig {

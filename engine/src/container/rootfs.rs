@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::container::config::{ContainerConfig, FileMount, Payload};
+use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload};
 
 /// overlayfs takes its options in one page.
 const OPTIONS_LEN_MAX: usize = 4095;
@@ -139,20 +139,34 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
 }
 
+/// Where names of networks are served, inside each container that joins some.
+const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
 fn resolv_conf(config: &ContainerConfig) -> String {
     let mut text = String::new();
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if config.dns.is_empty() {
+    let mut options = config.dns_options.clone();
+    if let NetworkMode::Joined(_) = config.network {
+        // It asks the servers named by the configuration, or the host's, for what it does not know.
+        text += &format!("nameserver {NAME_SERVER}\n");
+        if !options.iter().any(|option| option.starts_with("ndots:")) {
+            options.push("ndots:0".into());
+        }
+    } else if config.network == NetworkMode::Host && config.dns.is_empty() {
+        text += &host;
+    } else if config.dns.is_empty() {
         // The host's loopback is not the container's.
         let servers = host.lines().filter(|line| line.starts_with("nameserver") && !line.contains(" 127."));
         servers.for_each(|line| text += &format!("{line}\n"));
     }
-    config.dns.iter().for_each(|server| text += &format!("nameserver {server}\n"));
+    if !matches!(config.network, NetworkMode::Joined(_)) {
+        config.dns.iter().for_each(|server| text += &format!("nameserver {server}\n"));
+    }
     if !config.dns_search.is_empty() {
         text += &format!("search {}\n", config.dns_search.join(" "));
     }
-    if !config.dns_options.is_empty() {
-        text += &format!("options {}\n", config.dns_options.join(" "));
+    if !options.is_empty() {
+        text += &format!("options {}\n", options.join(" "));
     }
     text
 }

@@ -48,7 +48,8 @@ const CPU_PERIOD_MICROS: i64 = 100_000;
 /// What the spec needs beside the configuration.
 pub(crate) struct Place<'a> {
     pub(crate) rootfs: &'a Path,
-    pub(crate) netns: &'a Path,
+    /// None: the host's.
+    pub(crate) netns: Option<&'a Path>,
     pub(crate) cgroup: &'a Path,
     /// Host files shown as /etc/hosts, /etc/hostname, /etc/resolv.conf, and the asked-for payloads.
     pub(crate) files: &'a [FileMount],
@@ -188,13 +189,16 @@ fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<St
         "cgroupsPath": place.cgroup,
         "namespaces": [
             {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
-            {"type": "cgroup"}, {"type": "network", "path": place.netns},
+            {"type": "cgroup"},
         ],
         "maskedPaths": masked,
         "readonlyPaths": READ_ONLY.iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>(),
         "sysctl": config.sysctls,
         "resources": resources(config),
     });
+    if let (Some(netns), Some(namespaces)) = (place.netns, linux["namespaces"].as_array_mut()) {
+        namespaces.push(json!({"type": "network", "path": netns}));
+    }
     if config.seccomp && !config.has_compiled_filter() {
         linux["seccomp"] = Profile::new(capabilities).to_oci();
     }

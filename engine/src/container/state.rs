@@ -21,7 +21,11 @@ pub struct Running {
     /// The shim's start, in the kernel's ticks: tells it from a later process of the same number.
     pub shim_start_ticks: u64,
     pub started_at: Timestamp,
+    /// Its first; the loopback's if it has none of its own.
     pub address: std::net::Ipv4Addr,
+    /// What its ports lead through, if it is not on the bridge.
+    #[serde(default)]
+    pub through: Option<std::net::Ipv4Addr>,
     /// The ports in force, with those that were picked.
     pub ports: Vec<crate::container::config::PublishedPort>,
     pub health: HealthStatus,

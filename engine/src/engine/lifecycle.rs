@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +16,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::{Container, Engine, EngineError, Record, disk_error, now};
-use crate::container::config::{ContainerConfig, FileMount, MountSource};
+use crate::container::config::{ContainerConfig, FileMount, JoinedNetwork, MountSource, NetworkMode, PublishedPort};
 use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::rootfs::ContainerDirs;
 use crate::container::seccomp::Profile;
@@ -23,6 +24,7 @@ use crate::container::shim::{ExecConfig, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
 use crate::container::user;
+use crate::network::{Joining, NetworkKeeper};
 use crate::{disk, sys};
 
 /// How long a container may take to be made.
@@ -70,12 +72,12 @@ impl Engine {
 
     async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
         let config = &container.config;
-        let (address, ports) = self.bridge.connect(&container.id, &config.ports).await?;
+        let Connected { address, through, ports } = self.connect(container).await?;
         let layers: Vec<PathBuf> = container.layers.iter().map(|layer| self.images.layer_dir(layer)).collect();
         let shim = self.shim_config(container)?;
         let prepared = {
             let (container, shim) = (container.clone(), shim_json(&shim)?);
-            let netns = self.bridge.netns_path(&container.id);
+            let netns = (config.network != NetworkMode::Host).then(|| self.bridge.netns_path(&container.id));
             let cgroup = self.cgroup(&container.id);
             let init = self.config.data_dir.join("bin/skep-init");
             let volumes = self.volume_dirs(&container);
@@ -91,9 +93,56 @@ impl Engine {
             shim_start_ticks: start_ticks(shim_pid).unwrap_or(0),
             started_at,
             address,
+            through,
             ports,
             health,
         })
+    }
+
+    /// Gives a container what it is to see of networks.
+    async fn connect(&self, container: &Container) -> io::Result<Connected> {
+        let (id, config) = (&container.id, &container.config);
+        let alone = |ports| Connected { address: Ipv4Addr::LOCALHOST, through: None, ports };
+        match &config.network {
+            NetworkMode::Bridge => {
+                let (address, ports) = self.bridge.connect(id, &config.ports).await?;
+                Ok(Connected { address, through: None, ports })
+            }
+            NetworkMode::Host => Ok(alone(Vec::new())),
+            NetworkMode::None => self.bridge.isolate(id).await.map(|()| alone(Vec::new())),
+            NetworkMode::Joined(networks) => {
+                let keeper = self.network_keeper().ok_or_else(|| io::Error::other("this host is in no swarm"))?;
+                let ports = self.bridge.prepare(id, &config.ports).await?;
+                let through = keeper.join(id, self.joining(container, networks, ports.clone())).await?;
+                self.bridge.lead(id, through).await?;
+                let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
+                Ok(Connected { address, through: Some(through), ports })
+            }
+        }
+    }
+
+    fn joining(&self, container: &Container, networks: &[JoinedNetwork], ports: Vec<PublishedPort>) -> Joining {
+        let netns = self.bridge.netns_path(&container.id);
+        Joining { netns, networks: networks.to_vec(), ports, resolvers: container.config.dns.clone() }
+    }
+
+    /// Names who keeps the networks that are not this host's alone, and tells it of the containers
+    /// that are in them already.
+    pub fn set_network_keeper(&self, keeper: Option<Arc<dyn NetworkKeeper>>) {
+        if let Some(keeper) = &keeper {
+            for container in self.lock().values() {
+                if let NetworkMode::Joined(networks) = &container.config.network
+                    && let ContainerState::Running(running) = &*container.state.borrow()
+                {
+                    keeper.adopt(&container.id, self.joining(container, networks, running.ports.clone()));
+                }
+            }
+        }
+        *self.keeper.lock().expect("nobody panics while holding it") = keeper;
+    }
+
+    fn network_keeper(&self) -> Option<Arc<dyn NetworkKeeper>> {
+        self.keeper.lock().expect("nobody panics while holding it").clone()
     }
 
     /// The compiled system-call filter of a container that takes one.
@@ -288,6 +337,11 @@ impl Engine {
         if let Err(error) = result.await.map_err(io::Error::other).flatten() {
             tracing::warn!(container = %container.id, %error, "a container left something behind");
         }
+        if let Some(keeper) = self.network_keeper()
+            && let Err(error) = keeper.leave(&container.id).await
+        {
+            tracing::warn!(container = %container.id, %error, "a container was not taken off its networks");
+        }
         if let Err(error) = self.bridge.disconnect(&container.id).await {
             tracing::warn!(container = %container.id, %error, "a container's network was not taken down");
         }
@@ -386,7 +440,7 @@ impl Engine {
         });
         self.lock().insert(id.clone(), container.clone());
         if let ContainerState::Running(running) = record.state {
-            self.bridge.adopt(&id, running.address, running.ports.clone());
+            self.bridge.adopt(&id, running.address, running.through, running.ports.clone());
             let alive = start_ticks(running.shim_pid) == Some(running.shim_start_ticks);
             if !alive {
                 // Supervision finds it gone at once and reads what the shim left.
@@ -401,9 +455,17 @@ impl Engine {
     }
 }
 
+/// What a container has of networks once it is connected.
+struct Connected {
+    address: Ipv4Addr,
+    through: Option<Ipv4Addr>,
+    ports: Vec<PublishedPort>,
+}
+
 /// What a container needs from outside its own directories.
 struct Outside {
-    netns: PathBuf,
+    /// None: the host's.
+    netns: Option<PathBuf>,
     cgroup: PathBuf,
     init: PathBuf,
     volumes: BTreeMap<String, PathBuf>,
@@ -415,12 +477,7 @@ fn shim_json(config: &ShimConfig) -> io::Result<Vec<u8>> {
 }
 
 /// Puts everything in place on disk that the shim reads.
-fn prepare(
-    container: &Container,
-    layers: &[PathBuf],
-    address: std::net::Ipv4Addr,
-    outside: &Outside,
-) -> io::Result<()> {
+fn prepare(container: &Container, layers: &[PathBuf], address: Ipv4Addr, outside: &Outside) -> io::Result<()> {
     let (config, dirs) = (&container.config, &container.dirs);
     fs::create_dir_all(&dirs.run)?;
     fs::set_permissions(&dirs.data, fs::Permissions::from_mode(0o710))?;
@@ -433,7 +490,7 @@ fn prepare(
     }
     let place = Place {
         rootfs: &dirs.rootfs(),
-        netns: &outside.netns,
+        netns: outside.netns.as_deref(),
         cgroup: &outside.cgroup,
         files: &files,
         volumes: &outside.volumes,

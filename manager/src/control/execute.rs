@@ -3,7 +3,7 @@
 use skep_api::Timestamp;
 use skep_raft_store::{Store, Tables, Transaction};
 
-use super::{Command, ControlError, Outcome, cluster, node, payload, service};
+use super::{Command, ControlError, Outcome, cluster, network, node, payload, service};
 
 /// A change made from the tables as they are; made anew if they change meanwhile.
 pub(super) type Change = Result<(Transaction, Outcome), ControlError>;
@@ -33,6 +33,8 @@ fn change(tables: &Tables, command: Command, now: Timestamp) -> Change {
         Command::CreateConfig { spec } => payload::create_config(tx, spec),
         Command::UpdateConfig { id, version, spec } => payload::update_config(tables, tx, id, version, spec),
         Command::RemoveConfig { id } => payload::remove_config(tables, tx, id),
+        Command::CreateNetwork { spec } => network::create(tables, tx, spec),
+        Command::RemoveNetwork { id } => network::remove(tables, tx, id),
     }?;
     Ok((transaction, outcome))
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use skep_api::service::{Endpoint, ServiceSpecError, UpdateState, UpdateStatus};
+use skep_api::service::{Endpoint, EndpointMode, ServiceSpecError, UpdateState, UpdateStatus, VirtualIp};
 use skep_api::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
 use skep_raft_store::{Tables, Transaction};
 
-use super::{ControlError, Outcome, Reason, ServiceChange};
+use super::{ControlError, Outcome, Reason, ServiceChange, network};
+use crate::allocator::{self, Addresses};
 
 impl From<ServiceSpecError> for ControlError {
     fn from(error: ServiceSpecError) -> Self {
@@ -23,9 +24,10 @@ impl From<ServiceSpecError> for ControlError {
     }
 }
 
-pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: ServiceSpec) -> Result<Outcome, ControlError> {
+pub(super) fn create(tables: &Tables, tx: &mut Transaction, mut spec: ServiceSpec) -> Result<Outcome, ControlError> {
     spec.validate()?;
     check_references(tables, &spec)?;
+    network::resolve(tables, &mut spec)?;
     if let Some(other) = tables.services.by_name(&spec.name) {
         return Err(ControlError::new(
             Reason::Conflict,
@@ -36,10 +38,11 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: ServiceSpec) -
         ));
     }
     let id = ServiceId::random();
+    let endpoint = endpoint(tables, tx, id, &Endpoint::default(), &spec)?;
     tx.create(Service {
         id,
         meta: Meta::default(),
-        endpoint: endpoint(&spec),
+        endpoint,
         spec,
         previous_spec: None,
         update_status: None,
@@ -48,9 +51,35 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: ServiceSpec) -
     Ok(Outcome::Created(id.to_string()))
 }
 
-fn endpoint(spec: &ServiceSpec) -> Endpoint {
-    let spec = spec.endpoint_spec.clone().unwrap_or_default();
-    Endpoint { ports: spec.ports.clone(), spec }
+/// Where the service is reached from now on; addresses and ports it has stay with it.
+fn endpoint(
+    tables: &Tables,
+    tx: &mut Transaction,
+    id: ServiceId,
+    before: &Endpoint,
+    spec: &ServiceSpec,
+) -> Result<Endpoint, ControlError> {
+    let wanted = spec.endpoint_spec.clone().unwrap_or_default();
+    let ports = allocator::ports(tables, id, &before.ports, &wanted.ports)?;
+    let mut addresses = Addresses::read(tables, tables.tasks.iter().map(AsRef::as_ref));
+    let mut virtual_ips = Vec::new();
+    match spec.endpoint_mode() {
+        EndpointMode::Dnsrr => {}
+        EndpointMode::Vip => {
+            for network in network::wanted(tables, spec) {
+                // Ports are given out with the ingress network, kept address or not.
+                addresses.touch(network);
+                let kept = before.virtual_ips.iter().find(|vip| vip.network == network.id);
+                let address = kept.map(|vip| vip.address).or_else(|| addresses.take(network));
+                let address =
+                    address.ok_or_else(|| ControlError::new(Reason::Conflict, allocator::is_full(network)))?;
+                let prefix_len = network.subnet.prefix_len();
+                virtual_ips.push(VirtualIp { network: network.id, address, prefix_len });
+            }
+        }
+    }
+    addresses.write(tables, tx);
+    Ok(Endpoint { spec: wanted, ports, virtual_ips })
 }
 
 /// What a spec refers to must be there.
@@ -97,12 +126,15 @@ pub(super) fn update(
             }
             crate::orchestrator::roll_back(&mut service, tx.at, "manually requested rollback");
         }
-        ServiceChange::Spec(spec) => {
+        ServiceChange::Spec(mut spec) => {
             spec.validate()?;
             check_references(tables, &spec)?;
             check_unchangeable(&service.spec, &spec)?;
-            let renews =
-                *spec.task_template != *service.spec.task_template || spec.host_ports().ne(service.spec.host_ports());
+            network::resolve(tables, &mut spec)?;
+            let opens = |spec: &ServiceSpec| spec.ingress_ports().next().is_some();
+            let renews = *spec.task_template != *service.spec.task_template
+                || spec.host_ports().ne(service.spec.host_ports())
+                || (opens(&spec) && !opens(&service.spec));
             service.previous_spec = Some(std::mem::replace(&mut service.spec, *spec));
             // The tasks' own spec keeps its identity where it did not change.
             if !renews && let Some(previous) = &service.previous_spec {
@@ -116,7 +148,7 @@ pub(super) fn update(
             });
         }
     }
-    service.endpoint = endpoint(&service.spec);
+    service.endpoint = endpoint(tables, tx, id, &before.endpoint, &service.spec)?;
     tx.update(service);
     Ok(Outcome::Done)
 }

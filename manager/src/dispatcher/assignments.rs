@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skep_api::grpc::Assignments;
-use skep_api::{ConfigId, NodeId, Object, ObjectKey, SecretId, Task, TaskId, TaskState, encoding};
+use skep_api::{ConfigId, NodeId, Object, ObjectKey, SecretId, Task, TaskId, TaskState, Timestamp, encoding};
 use skep_raft_store::{Commit, Tables};
 
 /// A message is closed once it holds about this many bytes.
@@ -23,7 +23,7 @@ pub(super) fn concerns(commit: &Commit, node: NodeId) -> bool {
             of_node(&change.before) || of_node(&change.after)
         }
         ObjectKey::Node(_) | ObjectKey::Cluster(_) => true,
-        ObjectKey::Service(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) => false,
+        ObjectKey::Service(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) | ObjectKey::Network(_) => false,
     })
 }
 
@@ -34,11 +34,23 @@ pub(super) struct Assigned {
     tasks: BTreeMap<TaskId, TaskState>,
     secrets: BTreeSet<SecretId>,
     configs: BTreeSet<ConfigId>,
+    waits_until: Option<Timestamp>,
 }
 
 impl Assigned {
-    /// The messages that are missing; empty if nothing is.
-    pub(super) fn update(&mut self, tables: &Tables, node: NodeId) -> Vec<Assignments> {
+    /// When a task's end that waits is told at the latest; none if none waits.
+    pub(super) fn waits_until(&self) -> Option<Timestamp> {
+        self.waits_until
+    }
+
+    /// The messages that are missing; empty if nothing is. `must_wait` says of a task that is to end
+    /// until when that is to be kept back.
+    pub(super) fn update(
+        &mut self,
+        tables: &Tables,
+        node: NodeId,
+        must_wait: impl Fn(&Task) -> Option<Timestamp>,
+    ) -> Vec<Assignments> {
         let complete = !self.begun;
         self.begun = true;
         let mut parts = Parts::new(complete);
@@ -52,7 +64,16 @@ impl Assigned {
             parts.push(|part| &mut part.configs, encoding::encode(&**config));
         }
         let mut tasks = BTreeMap::new();
+        self.waits_until = None;
         for task in mine {
+            if let Some(&told) = self.tasks.get(&task.id)
+                && told <= TaskState::Running
+                && let Some(until) = must_wait(task)
+            {
+                self.waits_until = Some(self.waits_until.map_or(until, |earliest| earliest.min(until)));
+                tasks.insert(task.id, told);
+                continue;
+            }
             if self.tasks.get(&task.id) != Some(&task.desired_state) {
                 parts.push(|part| &mut part.tasks, encoding::encode(&**task));
             }

@@ -15,7 +15,7 @@ const FAILING_WINDOW: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// Places all tasks that wait for a node.
 pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
-    let waits = |draft: &Draft| draft.is_live() && draft.task.status.state < TaskState::Assigned;
+    let waits = |draft: &Draft| draft.is_live() && draft.task.status.state == TaskState::Pending;
     if !drafts.iter().any(waits) {
         return;
     }

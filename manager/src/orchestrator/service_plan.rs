@@ -155,11 +155,13 @@ impl ServicePlan {
             service_name: self.service.spec.name.clone(),
             ports: self.service.spec.host_ports().cloned().collect(),
             slot,
+            ingress: self.opens_ports(),
+            networks: Vec::new(),
             node_id: None,
             status: TaskStatus {
                 timestamp: scene.now,
-                state: TaskState::Pending,
-                message: "pending task scheduling".into(),
+                state: TaskState::New,
+                message: "created".into(),
                 ..TaskStatus::default()
             },
             desired_state,
@@ -168,8 +170,17 @@ impl ServicePlan {
         Draft { task: Arc::new(task), edit: Edit::Create }
     }
 
+    /// Whether connections come to the service's tasks through the routing mesh.
+    fn opens_ports(&self) -> bool {
+        self.service.spec.ingress_ports().next().is_some()
+    }
+
     /// Whether the task is not what the service's spec asks for now.
     pub(crate) fn is_dirty(&self, task: &Task) -> bool {
+        // A port less takes nothing from a task; the first one needs a place in the ingress network.
+        if self.opens_ports() && !task.ingress {
+            return true;
+        }
         let wanted = &self.service.spec.task_template;
         let ports: Vec<_> = self.service.spec.host_ports().cloned().collect();
         if Arc::ptr_eq(&task.spec, wanted) && task.ports == ports {

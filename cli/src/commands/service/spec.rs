@@ -46,9 +46,15 @@ pub(crate) struct SpecArgs {
     /// type=bind|volume|tmpfs,source=…,target=…[,readonly]
     #[arg(long = "mount", visible_alias = "mount-add", value_name = "MOUNT")]
     mount: Vec<String>,
-    /// mode=host,target=PORT[,published=PORT][,protocol=tcp|udp]
+    /// [[IP:]PUBLISHED:]PORT[/udp] on every node, or target=PORT[,published=[IP:]PORT][,protocol=tcp|udp][,mode=host]
     #[arg(short, long = "publish", visible_alias = "publish-add", value_name = "PORT")]
     publish: Vec<String>,
+    /// NAME, or name=NAME[,alias=NAME]
+    #[arg(long = "network", visible_alias = "network-add", value_name = "NETWORK")]
+    network: Vec<String>,
+    /// vip (one address for the service) or dnsrr (its tasks' addresses)
+    #[arg(long, value_name = "MODE")]
+    endpoint_mode: Option<String>,
     /// Such as node.labels.zone==a
     #[arg(long = "constraint", visible_alias = "constraint-add", value_name = "CONSTRAINT")]
     constraint: Vec<String>,
@@ -217,6 +223,13 @@ impl SpecArgs {
         for text in &self.publish {
             let port = publish(text)?;
             push(&mut spec["EndpointSpec"]["Ports"], port);
+        }
+        if let Some(mode) = &self.endpoint_mode {
+            spec["EndpointSpec"]["Mode"] = json!(mode);
+        }
+        for text in &self.network {
+            let network = attachment(client, text).await?;
+            push(&mut spec["TaskTemplate"]["Networks"], network);
         }
         self.apply_task(&mut spec["TaskTemplate"])?;
         for (flag, kind, list) in [("secret", "secrets", &self.secret), ("config", "configs", &self.config)] {
@@ -427,23 +440,59 @@ fn fields(text: &str) -> std::collections::BTreeMap<&str, &str> {
 }
 
 fn publish(text: &str) -> anyhow::Result<Value> {
-    let wrong = || anyhow::anyhow!("publish {text:?} cannot be read: write mode=host,target=80,published=8080");
+    let wrong =
+        || anyhow::anyhow!("publish {text:?} cannot be read: write 8080:80, or target=80,published=8080,mode=host");
+    let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
     if !text.contains('=') {
-        // 8080:80/tcp, the short form, publishes through the routing mesh.
+        // The short form publishes through the routing mesh.
         let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let (published, target) = ports.split_once(':').unwrap_or(("0", ports));
-        let (published, target): (u16, u16) =
-            (published.parse().map_err(|_| wrong())?, target.parse().map_err(|_| wrong())?);
-        return Ok(
-            json!({"Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress"}),
-        );
+        let (published, target) = ports.rsplit_once(':').unwrap_or(("0", ports));
+        let mut port = json!({"Protocol": protocol, "TargetPort": number(target)?, "PublishMode": "ingress"});
+        set_published(&mut port, published).ok_or_else(wrong)?;
+        return Ok(port);
     }
     let fields = fields(text);
-    let port = |name: &str| fields.get(name).map(|port| port.parse::<u16>()).transpose().map_err(|_| wrong());
-    Ok(json!({
-        "Protocol": fields.get("protocol").unwrap_or(&"tcp"), "TargetPort": port("target")?.ok_or_else(wrong)?,
-        "PublishedPort": port("published")?.unwrap_or(0), "PublishMode": fields.get("mode").unwrap_or(&"ingress"),
-    }))
+    let target = number(fields.get("target").ok_or_else(wrong)?)?;
+    let mut port = json!({
+        "Protocol": fields.get("protocol").unwrap_or(&"tcp"), "TargetPort": target,
+        "PublishMode": fields.get("mode").unwrap_or(&"ingress"),
+    });
+    set_published(&mut port, fields.get("published").unwrap_or(&"0")).ok_or_else(wrong)?;
+    Ok(port)
+}
+
+/// Reads `8080` or `127.0.0.1:8080`.
+fn set_published(port: &mut Value, text: &str) -> Option<()> {
+    let number = match text.rsplit_once(':') {
+        Some((address, number)) => {
+            port["HostIP"] = json!(address.parse::<std::net::Ipv4Addr>().ok()?);
+            number
+        }
+        None => text,
+    };
+    port["PublishedPort"] = json!(number.parse::<u16>().ok()?);
+    Some(())
+}
+
+/// A network by its name; the daemon knows ids.
+async fn attachment(client: &Client, text: &str) -> anyhow::Result<Value> {
+    let mut network = json!({});
+    let mut name = text;
+    if text.contains('=') {
+        name = "";
+        for (key, value) in text.split(',').filter_map(|part| part.split_once('=')) {
+            match key {
+                "name" => name = value,
+                "alias" => push(&mut network["Aliases"], json!(value)),
+                "driver-opt" => add_pairs(&mut network["DriverOpts"], &[value.to_owned()]),
+                other => anyhow::bail!("network {text:?}: {other:?} is not known; use name, alias or driver-opt"),
+            }
+        }
+        anyhow::ensure!(!name.is_empty(), "network {text:?} names none: write name=NETWORK,alias=NAME");
+    }
+    let found = client.get(&format!("/networks/{}?scope=swarm", crate::client::escape(name))).await?;
+    network["Target"] = found["Id"].clone();
+    Ok(network)
 }
 
 fn parse_mount(text: &str) -> anyhow::Result<Value> {
@@ -514,7 +563,12 @@ mod tests {
     fn ports_and_mounts_are_read() {
         assert_eq!(publish("mode=host,target=80,published=8080").unwrap()["PublishMode"], "host");
         assert_eq!(publish("8080:80/udp").unwrap()["Protocol"], "udp");
-        assert!(publish("web").is_err());
+        let local = publish("127.0.0.1:8080:80").unwrap();
+        assert_eq!((local["HostIP"].as_str(), local["PublishedPort"].as_u64()), (Some("127.0.0.1"), Some(8080)));
+        assert_eq!(publish("target=80,published=127.0.0.1:8080").unwrap()["HostIP"], "127.0.0.1");
+        for wrong in ["web", "x:80", "1.2.3:80:80", "published=80"] {
+            assert!(publish(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(parse_mount("type=tmpfs,dst=/t,tmpfs-size=1m").unwrap()["TmpfsOptions"]["SizeBytes"], 1 << 20);
         assert!(parse_mount("type=volume").is_err());
     }

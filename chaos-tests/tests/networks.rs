@@ -1,0 +1,217 @@
+//! The swarm's networks on real hosts: names, virtual addresses, the routing mesh, and what must not
+//! pass.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
+
+/// Asks a host's port; what it answers.
+fn curl(from: &Host, url: &str) -> String {
+    from.exec("curl", &["-s", "-m", "3", url]).stdout
+}
+
+#[test]
+fn every_node_serves_a_published_port_and_the_client_is_seen_as_it_is() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    manager.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "2",
+        "--publish",
+        "8080:8000",
+        "--constraint",
+        "node.hostname!=n1",
+        "--replicas-max-per-node",
+        "1",
+        "skep/whoami",
+    ]);
+    manager.await_replicas("web", "2/2");
+    // From outside the swarm's containers, through a node with a task and one without.
+    for (asked, from) in [(1, 2), (2, 3), (3, 1), (1, 3)] {
+        let url = format!("http://{}:8080/", rig.host(asked).addr());
+        wait_until("the port answers", LIMIT, || {
+            let answer = curl(rig.host(from), &url);
+            (
+                answer.contains(&format!("RemoteAddr: {}:", rig.host(from).addr())),
+                format!("{url} from n{from}: {answer}"),
+            )
+        });
+    }
+    // Both replicas take their turns.
+    let answers: std::collections::BTreeSet<String> = (0..8)
+        .map(|_| curl(rig.host(2), &format!("http://{}:8080/", manager.addr())))
+        .filter_map(|answer| answer.lines().next().map(str::to_owned))
+        .collect();
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    // A process of the node itself, by either address.
+    for url in ["http://127.0.0.1:8080/".to_owned(), format!("http://{}:8080/", manager.addr())] {
+        assert!(curl(manager, &url).contains("Hostname:"), "{url}");
+    }
+    manager.ok(&["service", "rm", "web"]);
+    rig.await_no_container();
+    wait_until("nothing is left of the mesh", LIMIT, || {
+        let links = rig.host(2).exec("ip", &["-br", "link"]).stdout;
+        (!links.contains("skep-mesh"), links)
+    });
+}
+
+/// Runs a program of the host inside the network of a task's container.
+fn inside(host: &Host, task: &str, command: &[&str]) -> String {
+    let running = host.running();
+    let found = running.iter().find(|(name, _)| name.starts_with(task));
+    let pid = found.unwrap_or_else(|| panic!("{task} is not on {}: {running:?}", host.name())).1.to_string();
+    let ran = host.exec("nsenter", &[&["-t", &pid, "-n"], command].concat());
+    ran.stdout + &ran.stderr
+}
+
+/// The addresses that a task's own name server gives for a name.
+fn look_up(host: &Host, task: &str, name: &str) -> std::collections::BTreeSet<String> {
+    let answer = inside(host, task, &["busybox", "nslookup", "-type=a", name, "127.0.0.11"]);
+    // What stands before the first name is the server's own address.
+    let behind = answer.split("Name:").skip(1).collect::<String>();
+    behind.lines().filter_map(|line| line.strip_prefix("Address:")).map(|text| text.trim().to_owned()).collect()
+}
+
+/// Two services in a network, one in another, each with one task on n1 and one on n2.
+fn three_services(rig: &Rig) {
+    let host = rig.host(1);
+    for network in ["green", "blue"] {
+        host.ok(&["network", "create", network]);
+    }
+    for (name, network) in [("a", "name=green,alias=first"), ("b", "green"), ("c", "blue")] {
+        host.ok(&["service", "create", "-d", "--name", name, "--mode", "global", "--network", network, "skep/whoami"]);
+    }
+    for name in ["a", "b", "c"] {
+        host.await_replicas(name, "2/2");
+    }
+}
+
+#[test]
+fn services_reach_each_other_by_name_and_nobody_reaches_into_other_networks() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    three_services(&rig);
+    let (first, second) = (rig.host(1), rig.host(2));
+    let vip = look_up(first, "a.", "b");
+    assert_eq!(vip.len(), 1, "{vip:?}");
+    assert_eq!(vip, look_up(second, "a.", "b"), "the address is the same everywhere");
+    assert_eq!(look_up(first, "b.", "first"), look_up(first, "b.", "a"), "an alias is another name for it");
+    let tasks = look_up(first, "a.", "tasks.b");
+    assert_eq!(tasks.len(), 2, "{tasks:?}");
+    assert!(look_up(first, "a.", "c").is_empty() && look_up(first, "c.", "b").is_empty(), "names stay in networks");
+    let nothing = inside(first, "a.", &["busybox", "nslookup", "nobody", "127.0.0.11"]);
+    assert!(nothing.contains("NXDOMAIN"), "{nothing}");
+
+    // By its virtual address, both tasks of b answer, and see who asks.
+    let vip = vip.first().unwrap();
+    let own = look_up(first, "b.", "tasks.a");
+    let answers: Vec<_> =
+        (0..6).map(|_| inside(first, "a.", &["curl", "-s", "-m", "3", &format!("http://{vip}:8000/")])).collect();
+    let hosts: std::collections::BTreeSet<_> = answers.iter().filter_map(|answer| answer.lines().next()).collect();
+    assert_eq!(hosts.len(), 2, "{answers:?}");
+    for answer in &answers {
+        assert!(own.iter().any(|address| answer.contains(&format!("RemoteAddr: {address}:"))), "{answer} {own:?}");
+    }
+    // A task reaches itself by its service's address.
+    let own_vip = look_up(first, "b.", "b");
+    for _ in 0..4 {
+        let url = format!("http://{}:8000/", own_vip.first().unwrap());
+        let answer = inside(first, "b.", &["curl", "-s", "-m", "3", &url]);
+        assert!(answer.contains("Hostname:"), "{answer}");
+    }
+    // From another network neither a task, near or far, nor a virtual address is reached.
+    for address in tasks.iter().chain([vip]) {
+        let url = format!("http://{address}:8000/");
+        let answer = inside(first, "c.", &["curl", "-sS", "-m", "1", &url]);
+        assert!(!answer.contains("Hostname:"), "{address} is reached from another network: {answer}");
+    }
+    // A container does not get far with an address that is not its own.
+    let spoofed = "10.0.1.77";
+    inside(first, "a.", &["ip", "addr", "add", &format!("{spoofed}/32"), "dev", "eth0"]);
+    for address in &tasks {
+        let url = format!("http://{address}:8000/");
+        let answer = inside(first, "a.", &["curl", "-sS", "-m", "1", "--interface", spoofed, &url]);
+        assert!(!answer.contains("Hostname:"), "{address} answers {spoofed}: {answer}");
+    }
+}
+
+/// A load on a host's port, new connections or kept ones, until it is told to end.
+struct Load(std::process::Child);
+
+impl Load {
+    fn on(rig: &Rig, from: usize, port: u16, kept: bool) -> Self {
+        let url = format!("http://{}:{port}/", rig.host(1).addr());
+        let pid = rig.host(from).holder_pid().to_string();
+        let close: &[&str] = if kept { &[] } else { &["-H", "Connection: close"] };
+        let child = std::process::Command::new("nsenter")
+            .args(["-t", &pid, "-n", "wrk", "-t1", "-c8", "-d60s", "--timeout", "5s"])
+            .args(close)
+            .arg(url)
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        Self(child.expect("wrk is installed (scripts/bootstrap installs it)"))
+    }
+
+    /// Ends the load; fails if any request did.
+    fn end(mut self, what: &str) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        let mut output = String::new();
+        std::io::Read::read_to_string(&mut self.0.stdout.take().unwrap(), &mut output).unwrap();
+        self.0.wait().unwrap();
+        eprintln!("{what}: {}", output.lines().find(|line| line.contains("requests in")).unwrap_or(&output));
+        assert!(output.contains("requests in"), "{output}");
+        assert!(!output.contains("Socket errors") && !output.contains("Non-2xx"), "{what}: {output}");
+    }
+}
+
+#[test]
+fn no_request_fails_while_tasks_come_and_go() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    manager.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "4",
+        "--publish",
+        "8080:8000",
+        "--update-parallelism",
+        "2",
+        "--update-monitor",
+        "500ms",
+        "skep/whoami",
+    ]);
+    manager.await_replicas("web", "4/4");
+    for kept in [false, true] {
+        let load = Load::on(&rig, 3, 8080, kept);
+        for (order, value) in [("stop-first", "1"), ("start-first", "2")] {
+            let env = format!("ROUND={kept}{value}");
+            manager.ok(&["service", "update", "-d", "--update-order", order, "--env", &env, "web"]);
+            manager.await_update("web", "completed");
+        }
+        manager.ok(&["service", "scale", "-d", "web=10"]);
+        manager.await_replicas("web", "10/10");
+        manager.ok(&["service", "scale", "-d", "web=2"]);
+        manager.await_replicas("web", "2/2");
+        manager.ok(&["service", "scale", "-d", "web=4"]);
+        manager.await_replicas("web", "4/4");
+        manager.ok(&["node", "update", "--availability", "drain", "n2"]);
+        wait_until("n2 gives up its tasks", LIMIT, || {
+            (rig.host(2).running().is_empty(), format!("{:?}", rig.host(2).running()))
+        });
+        manager.await_replicas("web", "4/4");
+        load.end(if kept { "kept connections" } else { "new connections" });
+        manager.ok(&["node", "update", "--availability", "active", "n2"]);
+    }
+}

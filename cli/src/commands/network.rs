@@ -1,0 +1,141 @@
+//! `skep network …`
+
+use serde_json::{Value, json};
+
+use crate::client::{Client, escape};
+use crate::output::{FormatArg, ListArgs, line};
+
+#[derive(clap::Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Make a network that tasks on any node can share
+    Create(CreateArgs),
+    /// List the networks
+    Ls(ListArgs),
+    /// Show networks in full
+    Inspect {
+        #[arg(required = true)]
+        networks: Vec<String>,
+        /// Show the services in them and their tasks, too
+        #[arg(short, long)]
+        verbose: bool,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Remove networks that nobody uses
+    Rm {
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove every network that nobody uses
+    Prune {
+        /// Ask no questions
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Kind of network
+    #[arg(short, long, default_value = "overlay")]
+    driver: String,
+    /// Its addresses, such as 10.5.0.0/24; picked from the swarm's pools if absent
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<String>,
+    #[arg(long, value_name = "IP")]
+    gateway: Option<String>,
+    /// The part of the subnet that tasks get addresses of
+    #[arg(long, value_name = "CIDR")]
+    ip_range: Option<String>,
+    /// An address that is somebody else's: NAME=IP (repeatable)
+    #[arg(long = "aux-address", value_name = "NAME=IP")]
+    aux_addresses: Vec<String>,
+    /// Option of the driver: encrypted[=false], com.docker.network.driver.mtu=BYTES (repeatable)
+    #[arg(short, long = "opt", value_name = "NAME[=VALUE]")]
+    options: Vec<String>,
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// Let single containers join it
+    #[arg(long)]
+    attachable: bool,
+    /// Let nothing out of it
+    #[arg(long)]
+    internal: bool,
+    /// Make it the network that published ports come in through
+    #[arg(long)]
+    ingress: bool,
+    #[arg(long)]
+    ipv6: bool,
+    name: String,
+}
+
+pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Result<()> {
+    match command {
+        NetworkCommand::Create(args) => {
+            let created = client.post("/networks/create", &args.body()?).await?;
+            line(created["Id"].as_str().unwrap_or_default())
+        }
+        NetworkCommand::Ls(args) => list(client, &args).await,
+        NetworkCommand::Inspect { networks, verbose, format } => {
+            let mut values = Vec::new();
+            for network in networks {
+                values.push(client.get(&format!("/networks/{}?verbose={verbose}", escape(&network))).await?);
+            }
+            format.print_all(&values)
+        }
+        NetworkCommand::Rm { networks } => {
+            for network in networks {
+                client.delete(&format!("/networks/{}", escape(&network))).await?;
+                line(&network)?;
+            }
+            Ok(())
+        }
+        NetworkCommand::Prune { force } => {
+            anyhow::ensure!(force, "this removes every network that no service uses: say so with --force");
+            let pruned = client.post("/networks/prune", &json!({})).await?;
+            for network in pruned["NetworksDeleted"].as_array().into_iter().flatten() {
+                line(network.as_str().unwrap_or_default())?;
+            }
+            Ok(())
+        }
+    }
+}
+
+impl CreateArgs {
+    fn body(&self) -> anyhow::Result<Value> {
+        let pairs = |list: &[String]| {
+            let pair = |text: &String| {
+                let (key, value) = text.split_once('=').unwrap_or((text, ""));
+                (key.to_owned(), json!(value))
+            };
+            Value::Object(list.iter().map(pair).collect())
+        };
+        for text in &self.aux_addresses {
+            anyhow::ensure!(text.contains('='), "aux-address {text:?} cannot be read: write NAME=IP");
+        }
+        let config = json!({
+            "Subnet": self.subnet, "Gateway": self.gateway, "IPRange": self.ip_range,
+            "AuxiliaryAddresses": pairs(&self.aux_addresses),
+        });
+        Ok(json!({
+            "Name": self.name, "Driver": self.driver, "Attachable": self.attachable, "Internal": self.internal,
+            "Ingress": self.ingress, "EnableIPv6": self.ipv6, "Options": pairs(&self.options),
+            "Labels": pairs(&self.labels), "IPAM": {"Config": [config]},
+        }))
+    }
+}
+
+async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+    let networks = client.get(&format!("/networks?{}", args.query()?)).await?;
+    let row = |network: &Value| {
+        let id = network["Id"].as_str().unwrap_or_default();
+        json!({
+            "ID": &id[..id.len().min(12)], "Name": network["Name"], "Driver": network["Driver"],
+            "Scope": network["Scope"], "Subnet": network["IPAM"]["Config"][0]["Subnet"],
+        })
+    };
+    let mut rows: Vec<_> = networks.as_array().into_iter().flatten().map(row).collect();
+    rows.sort_by_key(|row| row["Name"].as_str().unwrap_or_default().to_owned());
+    let columns = [("ID", "ID"), ("Name", "NAME"), ("Driver", "DRIVER"), ("Scope", "SCOPE"), ("Subnet", "SUBNET")];
+    args.print(&columns, &rows)
+}

@@ -1,0 +1,394 @@
+//! Networks: the swarm's, and those that every host has of its own.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_api::container::Driver;
+use skep_api::network::Ipam;
+use skep_api::overlay::OverlayNetwork;
+use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
+use skep_manager::control::Command;
+use skep_raft_store::Tables;
+
+use super::services::created;
+use super::swarm::is_on;
+use super::{ApiError, State, json::parse};
+use crate::filters::Filters;
+
+/// Networks that every host has: name, id, driver.
+const PREDEFINED: [(&str, &str, &str); 3] = [
+    ("bridge", "5b2c9e0f6a1d4c7b8e3f0a9d2c5b7e1f4a6d8c0b3e9f2a5d7c1b4e8f0a3d6c9b", "bridge"),
+    ("host", "9d4f1b7c2e8a5d0f3b6c9e1a4d7f0b2c5e8a1d3f6b9c0e2a4d7f1b5c8e0a3d6f", "host"),
+    ("none", "1e7a3c9f5b0d8e2a6c4f1b7d3e9a5c0f8b2d6e4a1c7f3b9d5e0a8c2f6b4d1e7a", "null"),
+];
+
+/// The name of a predefined network that a service refers to by the id we gave it.
+pub(super) fn predefined_name(target: &str) -> Option<&'static str> {
+    PREDEFINED.iter().find(|(name, id, _)| *name == target || *id == target).map(|(name, ..)| *name)
+}
+
+/// A network, wherever this host knows it from.
+enum Known {
+    Predefined(usize),
+    /// From the managers' own tables.
+    Stored(Arc<Network>),
+    /// From what the managers told this worker.
+    Told(OverlayNetwork),
+}
+
+impl Known {
+    fn id(&self) -> String {
+        match self {
+            Self::Predefined(index) => PREDEFINED[*index].1.to_owned(),
+            Self::Stored(network) => network.id.to_string(),
+            Self::Told(network) => network.id.to_string(),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Predefined(index) => PREDEFINED[*index].0,
+            Self::Stored(network) => &network.spec.name,
+            Self::Told(network) => &network.name,
+        }
+    }
+
+    const fn scope(&self) -> &'static str {
+        match self {
+            Self::Predefined(_) => "local",
+            Self::Stored(_) | Self::Told(_) => "swarm",
+        }
+    }
+
+    fn driver(&self) -> &str {
+        match self {
+            Self::Predefined(index) => PREDEFINED[*index].2,
+            Self::Stored(network) => &network.spec.driver.name,
+            Self::Told(_) => "overlay",
+        }
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Stored(network) => network.spec.labels.clone(),
+            Self::Predefined(_) | Self::Told(_) => BTreeMap::new(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let mut value = json!({
+            "Name": self.name(), "Id": self.id(), "Created": Timestamp::NEVER, "Scope": self.scope(),
+            "Driver": self.driver(), "EnableIPv4": true, "EnableIPv6": false,
+            "IPAM": {"Driver": "default", "Options": null, "Config": []}, "Internal": false, "Attachable": false,
+            "Ingress": false, "ConfigFrom": {"Network": ""}, "ConfigOnly": false, "Containers": {}, "Options": {},
+            "Labels": self.labels(),
+        });
+        let details = match self {
+            Self::Predefined(_) => json!({}),
+            Self::Stored(network) => json!({
+                "Created": network.meta.created_at, "IPAM": ipam_json(network), "Internal": network.spec.internal,
+                "Attachable": network.spec.attachable, "Ingress": network.spec.ingress,
+                "Options": network.spec.driver.options,
+            }),
+            Self::Told(network) => json!({
+                "IPAM": {"Driver": "default", "Options": null,
+                    "Config": [{"Subnet": network.subnet, "Gateway": network.gateway}]},
+                "Internal": network.internal, "Ingress": network.ingress,
+            }),
+        };
+        if let (Value::Object(value), Value::Object(details)) = (&mut value, details) {
+            value.extend(details);
+        }
+        value
+    }
+}
+
+fn ipam_json(network: &Network) -> Value {
+    let mut config = json!({"Subnet": network.subnet, "Gateway": network.gateway});
+    if let Some(range) = network.spec.ipam.range {
+        config["IPRange"] = json!(range);
+    }
+    if !network.spec.ipam.reserved.is_empty() {
+        config["AuxiliaryAddresses"] = json!(network.spec.ipam.reserved);
+    }
+    json!({"Driver": "default", "Options": null, "Config": [config]})
+}
+
+/// Everything this host knows; the swarm's networks as a linearizable read has them, on a manager.
+async fn known(state: &State) -> Result<Vec<Known>, ApiError> {
+    let mut known: Vec<Known> = (0..PREDEFINED.len()).map(Known::Predefined).collect();
+    match state.swarm.manager().await {
+        Ok(manager) => known.extend(manager.read().await?.networks.iter().cloned().map(Known::Stored)),
+        Err(_) => {
+            if let Some(node) = state.swarm.active().await {
+                known.extend(node.overlay().networks().into_iter().map(Known::Told));
+            }
+        }
+    }
+    Ok(known)
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+}
+
+pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result<Json<Vec<Value>>, ApiError> {
+    let names = ["driver", "id", "label", "name", "scope", "type", "dangling"];
+    let filters = Filters::parse(query.filters.as_deref(), &names).map_err(ApiError::bad_request)?;
+    let matching = |network: &&Known| {
+        let kind = if matches!(network, Known::Predefined(_)) { "builtin" } else { "custom" };
+        filters.any("driver", |driver| driver == network.driver())
+            && filters.any("id", |id| network.id().starts_with(id))
+            && filters.any("name", |name| network.name().contains(name))
+            && filters.any("scope", |scope| scope == network.scope())
+            && filters.any("type", |wanted| wanted == kind)
+            && filters.labels("label", &network.labels())
+    };
+    Ok(Json(known(&state).await?.iter().filter(matching).map(Known::json).collect()))
+}
+
+/// Finds a network by id, name, or the beginning of its id.
+async fn find(state: &State, name: &str) -> Result<Known, ApiError> {
+    let mut networks = known(state).await?;
+    let position = networks
+        .iter()
+        .position(|network| network.id() == name)
+        .or_else(|| networks.iter().position(|network| network.name() == name));
+    if let Some(position) = position {
+        return Ok(networks.swap_remove(position));
+    }
+    let mut matching: Vec<usize> = (0..networks.len()).filter(|&n| networks[n].id().starts_with(name)).collect();
+    match (matching.pop(), matching.is_empty()) {
+        (Some(position), true) => Ok(networks.swap_remove(position)),
+        (None, _) => Err(ApiError::not_found(format!("network {name} not found"))),
+        (Some(_), false) => Err(ApiError::bad_request(format!("network {name} is ambiguous: use more of its id"))),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct InspectQuery {
+    #[serde(default)]
+    verbose: String,
+    #[serde(default)]
+    scope: String,
+}
+
+pub(super) async fn inspect(
+    state: State,
+    Path(name): Path<String>,
+    Query(query): Query<InspectQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let network = find(&state, &name).await?;
+    // What every host has, services may ask for: clients look for it among the swarm's.
+    let fits = query.scope.is_empty() || query.scope == network.scope() || matches!(network, Known::Predefined(_));
+    if !fits {
+        return Err(ApiError::not_found(format!("network {name} not found in scope {}", query.scope)));
+    }
+    let mut value = network.json();
+    let id = match &network {
+        Known::Predefined(_) => return Ok(Json(value)),
+        Known::Stored(network) => network.id,
+        Known::Told(network) => network.id,
+    };
+    value["Containers"] = containers(&state, id);
+    if let Ok(manager) = state.swarm.manager().await {
+        let tables = manager.view();
+        value["Peers"] = peers(&tables, id);
+        if is_on(&query.verbose) {
+            value["Services"] = services(&tables, id);
+        }
+    }
+    Ok(Json(value))
+}
+
+/// This host's containers in the network.
+fn containers(state: &State, network: NetworkId) -> Value {
+    let id = network.to_string();
+    let mut found = serde_json::Map::new();
+    for container in state.engine.list() {
+        let skep_engine::NetworkMode::Joined(joined) = &container.config.network else { continue };
+        let running = matches!(container.state, skep_engine::ContainerState::Running(_));
+        if let Some(place) = joined.iter().find(|place| place.id == id).filter(|_| running) {
+            let value = json!({"Name": container.config.name, "EndpointID": "", "MacAddress": "",
+                "IPv4Address": format!("{}/32", place.address), "IPv6Address": ""});
+            found.insert(container.id, value);
+        }
+    }
+    Value::Object(found)
+}
+
+/// The nodes that have tasks in the network.
+fn peers(tables: &Tables, network: NetworkId) -> Value {
+    let joined = |task: &&Arc<skep_api::Task>| {
+        !task.status.state.is_terminal() && task.networks.iter().any(|place| place.network == network)
+    };
+    let nodes: std::collections::BTreeSet<_> = tables.tasks.iter().filter(joined).filter_map(|t| t.node_id).collect();
+    let nodes = nodes.into_iter().filter_map(|id| tables.nodes.get(id));
+    nodes.map(|node| json!({"Name": node.description.hostname, "IP": node.status.addr})).collect()
+}
+
+/// The services in the network, with their tasks.
+fn services(tables: &Tables, network: NetworkId) -> Value {
+    let mut found = serde_json::Map::new();
+    for service in tables.services.iter().filter(|service| !service.removed) {
+        let vip = service.endpoint.virtual_ips.iter().find(|vip| vip.network == network);
+        let tasks: Vec<Value> = tables
+            .tasks_of_service(service.id)
+            .filter(|task| !task.status.state.is_terminal())
+            .filter_map(|task| {
+                let place = task.networks.iter().find(|place| place.network == network)?;
+                let host = task.node_id.and_then(|id| tables.nodes.get(id)).map(|node| node.status.addr.clone());
+                Some(json!({"Name": task.name(), "EndpointID": task.id, "EndpointIP": place.address,
+                    "Info": {"Host IP": host}, "State": task.status.state}))
+            })
+            .collect();
+        if vip.is_some() || !tasks.is_empty() {
+            let ports: Vec<String> = service
+                .endpoint
+                .ports
+                .iter()
+                .map(|port| format!("Target: {}, Publish: {}", port.target_port, port.published_port))
+                .collect();
+            let value = json!({"VIP": vip.map(|vip| vip.address), "Ports": ports, "LocalLBIndex": 0, "Tasks": tasks});
+            found.insert(service.spec.name.clone(), value);
+        }
+    }
+    Value::Object(found)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct CreateBody {
+    name: String,
+    driver: String,
+    scope: String,
+    internal: bool,
+    attachable: bool,
+    ingress: bool,
+    config_only: bool,
+    config_from: Option<Value>,
+    #[serde(rename = "IPAM")]
+    ipam: IpamBody,
+    #[serde(rename = "EnableIPv6")]
+    enable_ipv6: bool,
+    options: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct IpamBody {
+    driver: String,
+    options: BTreeMap<String, String>,
+    config: Vec<IpamConfigBody>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct IpamConfigBody {
+    subnet: String,
+    #[serde(rename = "IPRange")]
+    ip_range: String,
+    gateway: String,
+    auxiliary_addresses: BTreeMap<String, Ipv4Addr>,
+    #[serde(rename = "AuxAddress")]
+    aux_address: BTreeMap<String, Ipv4Addr>,
+}
+
+impl CreateBody {
+    fn spec(self) -> Result<NetworkSpec, ApiError> {
+        if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
+            return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
+        }
+        let mut configs = self.ipam.config.into_iter();
+        let config = configs.next().unwrap_or_default();
+        if configs.next().is_some() {
+            return Err(ApiError::unsupported("more than one subnet for a network is not supported yet: name one"));
+        }
+        Ok(NetworkSpec {
+            name: self.name,
+            labels: self.labels,
+            driver: Driver { name: self.driver, options: self.options },
+            ipam: Ipam {
+                driver: self.ipam.driver,
+                options: self.ipam.options,
+                subnet: read::<Subnet>(&config.subnet)?,
+                range: read::<Subnet>(&config.ip_range)?,
+                gateway: match config.gateway.as_str() {
+                    "" => None,
+                    text => Some(
+                        text.parse()
+                            .map_err(|_| ApiError::bad_request(format!("gateway {text:?} is no IPv4 address")))?,
+                    ),
+                },
+                reserved: config.auxiliary_addresses.into_iter().chain(config.aux_address).collect(),
+            },
+            ipv6: self.enable_ipv6,
+            internal: self.internal,
+            attachable: self.attachable,
+            ingress: self.ingress,
+        })
+    }
+}
+
+fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(ApiError::bad_request)
+}
+
+pub(super) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body: CreateBody = parse(&body)?;
+    if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
+        let driver = if body.driver.is_empty() { "bridge" } else { &body.driver };
+        return Err(ApiError::unsupported(format!(
+            "networks of driver {driver:?} are not supported yet: use the driver overlay in a swarm"
+        )));
+    }
+    let spec = body.spec()?;
+    let outcome = state.swarm.manager().await?.execute(Command::CreateNetwork { spec }).await?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": created(outcome), "Warning": ""}))))
+}
+
+pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let id = match find(&state, &name).await? {
+        Known::Predefined(_) => {
+            return Err(ApiError::forbidden(format!("{name} is a pre-defined network and cannot be removed")));
+        }
+        Known::Stored(network) => network.id,
+        Known::Told(network) => network.id,
+    };
+    state.swarm.manager().await?.execute(Command::RemoveNetwork { id }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes the networks that nobody uses.
+pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
+    let filters = Filters::parse(query.filters.as_deref(), &["label", "until"]).map_err(ApiError::bad_request)?;
+    let mut deleted = Vec::new();
+    if let Ok(manager) = state.swarm.manager().await {
+        let networks: Vec<_> = manager.read().await?.networks.iter().cloned().collect();
+        for network in networks {
+            let spared = network.spec.ingress || !filters.labels("label", &network.spec.labels);
+            // One that is in use stays, as the manager decides.
+            if !spared && manager.execute(Command::RemoveNetwork { id: network.id }).await.is_ok() {
+                deleted.push(network.spec.name.clone());
+            }
+        }
+    }
+    Ok(Json(json!({"NetworksDeleted": deleted})))
+}
+
+pub(super) async fn connect(state: State, Path(name): Path<String>) -> Result<(), ApiError> {
+    find(&state, &name).await?;
+    Err(ApiError::unsupported("joining single containers to networks is not supported yet: use a service"))
+}

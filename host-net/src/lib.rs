@@ -1,0 +1,12 @@
+//! What Skep asks of a host's kernel for networks: namespaces, links and routes over netlink, and
+//! rules through `nft`. Each call says in which namespace it means it.
+//!
+//! It decides nothing: which links and rules there should be is its callers' to know.
+
+mod netlink;
+mod netns;
+mod nft;
+
+pub use netlink::{LOOPBACK_INDEX, Netlink, add_existing_is_fine, link_index};
+pub use netns::{Netns, on_own_thread};
+pub use nft::apply;

@@ -1,0 +1,227 @@
+//! Serves names to containers: in the namespace of each, at 127.0.0.11, over UDP and TCP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use skep_api::NetworkId;
+use skep_host_net::Netns;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Transport, Zone, answer, refuse};
+use crate::path::message::{PathState, ServedContainer};
+
+/// Where containers find it.
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+const PORT: u16 = 53;
+/// How long another resolver has.
+const UPSTREAM_LIMIT: Duration = Duration::from_secs(2);
+/// Resolvers that are asked before it is given up.
+const UPSTREAMS_MAX: usize = 3;
+/// Questions of one container that are on their way to others; further ones wait.
+const FORWARDS_MAX: usize = 64;
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+const MESSAGE_LEN_MAX: usize = 65_535;
+
+/// The names of all networks, shared by all servers.
+type Zones = Arc<RwLock<BTreeMap<NetworkId, Arc<Zone>>>>;
+
+/// The servers of all containers.
+#[derive(Default)]
+pub(crate) struct NameServers {
+    zones: Zones,
+    running: BTreeMap<String, (ServedContainer, CancellationToken)>,
+}
+
+impl NameServers {
+    /// Brings names and servers in line with `state`.
+    pub(crate) async fn update(&mut self, state: &PathState) {
+        {
+            let mut zones = self.zones.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            zones.retain(|id, _| state.zones.contains_key(id));
+            for (&id, zone) in &state.zones {
+                if zones.get(&id).is_none_or(|held| **held != *zone) {
+                    zones.insert(id, Arc::new(zone.clone()));
+                }
+            }
+        }
+        let wanted: BTreeSet<&String> = state.served.keys().collect();
+        self.running.retain(|id, (served, stop)| {
+            let same = wanted.contains(id) && state.served.get(id) == Some(served);
+            if !same {
+                stop.cancel();
+            }
+            same
+        });
+        for (id, served) in &state.served {
+            if self.running.contains_key(id) {
+                continue;
+            }
+            let stop = CancellationToken::new();
+            match Server::start(served.clone(), self.zones.clone(), stop.clone()).await {
+                Ok(()) => drop(self.running.insert(id.clone(), (served.clone(), stop))),
+                // Its container may just have ended.
+                Err(error) => eprintln!("names cannot be served to container {id}: {error}"),
+            }
+        }
+    }
+}
+
+/// The server of one container.
+struct Server {
+    served: ServedContainer,
+    zones: Zones,
+    turn: AtomicUsize,
+    forwards: Semaphore,
+}
+
+impl Server {
+    async fn start(served: ServedContainer, zones: Zones, stop: CancellationToken) -> io::Result<()> {
+        let netns = Netns::open(&served.netns)?;
+        let (udp, tcp) = netns
+            .run(|| {
+                let udp = std::net::UdpSocket::bind((ADDRESS, PORT))?;
+                let tcp = std::net::TcpListener::bind((ADDRESS, PORT))?;
+                udp.set_nonblocking(true)?;
+                tcp.set_nonblocking(true)?;
+                Ok((udp, tcp))
+            })
+            .await?;
+        let (udp, tcp) = (Arc::new(UdpSocket::from_std(udp)?), TcpListener::from_std(tcp)?);
+        let server =
+            Arc::new(Self { served, zones, turn: AtomicUsize::new(0), forwards: Semaphore::new(FORWARDS_MAX) });
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = server.clone().serve_udp(udp) => {}
+                () = server.serve_tcp(tcp) => {}
+            }
+        });
+        Ok(())
+    }
+
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+        let mut buffer = vec![0; MESSAGE_LEN_MAX];
+        loop {
+            let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
+            let question = buffer[..len].to_vec();
+            match self.answer(&question, Transport::Udp) {
+                // Who asks again is answered again: a lost reply is no loss.
+                Answer::Reply(reply) => drop(socket.try_send_to(&reply, from)),
+                Answer::Ignore => {}
+                Answer::AskOthers => {
+                    let (server, socket) = (self.clone(), socket.clone());
+                    tokio::spawn(async move {
+                        if let Some(reply) = server.ask_others(&question, Transport::Udp).await {
+                            drop(socket.send_to(&reply, from).await);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let server = self.clone();
+            tokio::spawn(async move { drop(tokio::time::timeout(CONNECTION_LIMIT, server.converse(stream)).await) });
+        }
+    }
+
+    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let Ok(len) = stream.read_u16().await else { return Ok(()) };
+            let mut question = vec![0; usize::from(len)];
+            stream.read_exact(&mut question).await?;
+            let reply = match self.answer(&question, Transport::Tcp) {
+                Answer::Reply(reply) => Some(reply),
+                Answer::Ignore => None,
+                Answer::AskOthers => self.ask_others(&question, Transport::Tcp).await,
+            };
+            let Some(reply) = reply else { return Ok(()) };
+            write_message(&mut stream, &reply).await?;
+        }
+    }
+
+    fn answer(&self, question: &[u8], transport: Transport) -> Answer {
+        let zones: Vec<Arc<Zone>> = {
+            let zones = self.zones.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            self.served.networks.iter().filter_map(|network| zones.get(network).cloned()).collect()
+        };
+        let zones: Vec<&Zone> = zones.iter().map(AsRef::as_ref).collect();
+        answer(question, &zones, transport, self.turn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Asks the resolvers of the host, or those the container was given.
+    async fn ask_others(&self, question: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let refusal = |code| match refuse(question, code, transport) {
+            Answer::Reply(reply) => Some(reply),
+            Answer::AskOthers | Answer::Ignore => None,
+        };
+        if !self.served.forward {
+            // Nothing of an internal network gets out, not even a question.
+            return refusal(ResponseCode::NXDomain);
+        }
+        let _permit = self.forwards.acquire().await.ok()?;
+        let resolvers = if self.served.resolvers.is_empty() { host_resolvers() } else { self.served.resolvers.clone() };
+        for resolver in resolvers.into_iter().take(UPSTREAMS_MAX) {
+            let to = SocketAddr::new(resolver, PORT);
+            let asked = async {
+                match transport {
+                    Transport::Udp => ask_udp(to, question).await,
+                    Transport::Tcp => ask_tcp(to, question).await,
+                }
+            };
+            if let Ok(Ok(reply)) = tokio::time::timeout(UPSTREAM_LIMIT, asked).await {
+                return Some(reply);
+            }
+        }
+        refusal(ResponseCode::ServFail)
+    }
+}
+
+async fn ask_udp(to: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(to).await?;
+    socket.send(question).await?;
+    let mut reply = vec![0; MESSAGE_LEN_MAX];
+    loop {
+        let len = socket.recv(&mut reply).await?;
+        // A reply to another question is none to this one.
+        if len >= 2 && reply[..2] == question[..2] {
+            reply.truncate(len);
+            return Ok(reply);
+        }
+    }
+}
+
+async fn ask_tcp(to: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(to).await?;
+    write_message(&mut stream, question).await?;
+    let len = stream.read_u16().await?;
+    let mut reply = vec![0; usize::from(len)];
+    stream.read_exact(&mut reply).await?;
+    Ok(reply)
+}
+
+async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let len = u16::try_from(message.len()).map_err(io::Error::other)?;
+    let whole = [&len.to_be_bytes()[..], message].concat();
+    stream.write_all(&whole).await
+}
+
+/// The host's own resolvers, as they are now.
+fn host_resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
+    servers.filter(|&server| server != IpAddr::from(ADDRESS)).collect()
+}

@@ -1,0 +1,294 @@
+//! Links, addresses and routes of the overlay: a namespace of its own, which a pair of links joins to
+//! the host's, and one more pair for each place of a container in a network.
+//!
+//! Being apart from the host's, its addresses and rules clash with nothing the host has. Everything
+//! is routed: a container reaches even its neighbours through its gateway, which every node has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::rule::RuleAction;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use skep_api::Subnet;
+use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
+
+use crate::path::DEVICE;
+use crate::path::message::PeerIndex;
+use crate::path::peers::{BY_ADDRESS, OWN, mac};
+
+/// The pair that joins the overlay's namespace to the host's: in the host's, and inside.
+pub(crate) const MESH_DEVICE: &str = "skep-mesh";
+pub(crate) const UPLINK: &str = "uplink";
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 1);
+/// Where published ports of the host lead to.
+pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
+const UPLINK_PREFIX_LEN: u8 = 30;
+/// The node's own address on the device to other nodes.
+const WIRE: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 1);
+/// Return routes of what came in through a peer: a table for each.
+const TABLE_BASE: u32 = 20_000;
+
+/// The name of a container's link in the overlay's namespace.
+pub(crate) fn link_name(container: &str, number: usize) -> String {
+    format!("skv{}{number}", &container[..container.len().min(9)])
+}
+
+/// The next hop that stands for a peer; of this node's own making.
+fn next_hop(index: PeerIndex) -> Ipv4Addr {
+    if index == BY_ADDRESS {
+        return Ipv4Addr::new(169, 254, 79, 1);
+    }
+    let [high, low] = index.to_be_bytes();
+    Ipv4Addr::new(169, 254, 128 + (high & 0x7f), low)
+}
+
+/// A container's place in a network, as the kernel needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) subnet: Subnet,
+    pub(crate) gateway: Ipv4Addr,
+    /// Whether what leads nowhere else goes this way.
+    pub(crate) default_route: bool,
+}
+
+/// The overlay's part of the kernel.
+pub(crate) struct Kernel {
+    netns: Netns,
+    inside: Netlink,
+    uplink: u32,
+    wire: Option<u32>,
+    mtu_bytes: u32,
+    /// What was set up since this daemon took it over.
+    peers: BTreeSet<PeerIndex>,
+    subnets: BTreeSet<Subnet>,
+}
+
+impl Kernel {
+    /// Makes the namespace and its link to the host's, or takes up those that are there.
+    pub(crate) async fn open(netns: &Path, mtu_bytes: u32) -> io::Result<Self> {
+        let (netns, new) = Netns::ensure(netns).await?;
+        let (inside, outside) = (Netlink::open_in(&netns).await?, Netlink::open()?);
+        if new || link_index(inside.handle(), UPLINK).await.is_none() {
+            join(&outside, &inside, &netns).await.map_err(io::Error::other)?;
+        }
+        netns.run(|| set_all(&INSIDE_SYSCTLS)).await?;
+        set_all(&OUTSIDE_SYSCTLS)?;
+        let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
+        Ok(Self { netns, inside, uplink, wire: None, mtu_bytes, peers: BTreeSet::new(), subnets: BTreeSet::new() })
+    }
+
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Takes all of it away; what is gone already is no error.
+    pub(crate) async fn remove(netns: &Path) -> io::Result<()> {
+        let outside = Netlink::open()?;
+        if let Some(index) = link_index(outside.handle(), MESH_DEVICE).await {
+            outside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+        }
+        Netns::remove(netns)
+    }
+
+    /// Sets the device to other nodes up, once the data path has made it.
+    pub(crate) async fn set_up_wire(&mut self) -> io::Result<()> {
+        let handle = self.inside.handle();
+        let wire = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the data path made no device"))?;
+        self.configure_wire(handle, wire).await.map_err(io::Error::other)?;
+        self.wire = Some(wire);
+        // They went with the device, if it is new.
+        self.peers.clear();
+        self.subnets.clear();
+        Ok(())
+    }
+
+    async fn configure_wire(&self, handle: &Handle, wire: u32) -> Result<(), rtnetlink::Error> {
+        let link = LinkUnspec::new_with_index(wire).address(mac(OWN).to_vec()).mtu(self.mtu_bytes).up();
+        handle.link().set(link.build()).execute().await?;
+        add_existing_is_fine(handle.address().add(wire, WIRE.into(), 32).execute().await)?;
+        neighbour(handle, wire, BY_ADDRESS).await
+    }
+
+    /// Brings the ways to peers and networks in line.
+    pub(crate) async fn set_routes(&mut self, peers: BTreeSet<PeerIndex>, subnets: BTreeSet<Subnet>) -> io::Result<()> {
+        let Some(wire) = self.wire else { return Err(io::Error::other("the device to other nodes is not there")) };
+        let handle = self.inside.handle();
+        for &index in peers.difference(&self.peers) {
+            return_route(handle, wire, index).await.map_err(io::Error::other)?;
+        }
+        for &subnet in subnets.difference(&self.subnets) {
+            let route = subnet_route(wire, subnet);
+            handle.route().add(route.build()).replace().execute().await.map_err(io::Error::other)?;
+        }
+        for &subnet in self.subnets.difference(&subnets) {
+            // Gone with the device at the latest.
+            drop(handle.route().del(subnet_route(wire, subnet).build()).execute().await);
+        }
+        // A peer that is gone keeps its number: its way leads nowhere and costs nothing.
+        self.peers.extend(peers);
+        self.subnets = subnets;
+        Ok(())
+    }
+
+    /// Gives a container its places: one link each, `eth0` first.
+    pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
+        for (number, place) in places.iter().enumerate() {
+            self.plug(container, netns, number, place).await.map_err(io::Error::other)?;
+        }
+        let within = Netlink::open_in(netns).await?;
+        configure_container(within.handle(), places, self.mtu_bytes).await.map_err(io::Error::other)
+    }
+
+    async fn plug(&self, container: &str, netns: &Netns, number: usize, place: &Place) -> Result<(), rtnetlink::Error> {
+        let handle = self.inside.handle();
+        let (name, eth) = (link_name(container, number), format!("eth{number}"));
+        if let Some(left_over) = link_index(handle, &name).await {
+            handle.link().del(left_over).execute().await?;
+        }
+        let peer = LinkUnspec::new_with_name(&eth).mtu(self.mtu_bytes).setns_by_fd(netns.as_raw_fd());
+        let pair = LinkVeth::new(&name, &eth)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
+            .mtu(self.mtu_bytes)
+            .up();
+        handle.link().add(pair.build()).execute().await?;
+        let index = link_index(handle, &name).await.ok_or(rtnetlink::Error::RequestFailed)?;
+        handle.address().add(index, place.gateway.into(), 32).execute().await?;
+        let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(place.address, 32).output_interface(index);
+        handle.route().add(to.scope(rtnetlink::packet_route::route::RouteScope::Link).build()).replace().execute().await
+    }
+
+    /// Takes a container's links away; those that are gone are no error.
+    pub(crate) async fn detach(&self, container: &str, places: usize) -> io::Result<()> {
+        let handle = self.inside.handle();
+        for number in 0..places {
+            if let Some(index) = link_index(handle, &link_name(container, number)).await {
+                // It may go with its namespace at this moment.
+                drop(handle.link().del(index).execute().await);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn uplink(&self) -> u32 {
+        self.uplink
+    }
+}
+
+/// Joins the overlay's namespace to the host's.
+async fn join(outside: &Netlink, inside: &Netlink, netns: &Netns) -> Result<(), rtnetlink::Error> {
+    if let Some(left_over) = link_index(outside.handle(), MESH_DEVICE).await {
+        outside.handle().link().del(left_over).execute().await?;
+    }
+    let peer = LinkUnspec::new_with_name(UPLINK).setns_by_fd(netns.as_raw_fd());
+    let pair = LinkVeth::new(MESH_DEVICE, UPLINK).set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).up();
+    outside.handle().link().add(pair.build()).execute().await?;
+    let index = link_index(outside.handle(), MESH_DEVICE).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    outside.handle().address().add(index, OUTSIDE.into(), UPLINK_PREFIX_LEN).execute().await?;
+    let handle = inside.handle();
+    let uplink = link_index(handle, UPLINK).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    for index in [LOOPBACK_INDEX, uplink] {
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+    }
+    handle.address().add(uplink, INSIDE.into(), UPLINK_PREFIX_LEN).execute().await?;
+    handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(OUTSIDE).build()).execute().await
+}
+
+/// What leads to a network: its addresses are told apart by the data path.
+fn subnet_route(wire: u32, subnet: Subnet) -> RouteMessageBuilder<Ipv4Addr> {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(subnet.base(), subnet.prefix_len())
+        .gateway(next_hop(BY_ADDRESS))
+        .output_interface(wire)
+        .onlink()
+}
+
+/// The way back to a peer, for what came in through it.
+async fn return_route(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), rtnetlink::Error> {
+    neighbour(handle, wire, index).await?;
+    let table = TABLE_BASE + u32::from(index);
+    let back =
+        RouteMessageBuilder::<Ipv4Addr>::new().gateway(next_hop(index)).output_interface(wire).onlink().table_id(table);
+    handle.route().add(back.build()).replace().execute().await?;
+    let rule = handle.rule().add().v4().fw_mark(u32::from(index)).table_id(table).priority(table);
+    add_existing_is_fine(rule.action(RuleAction::ToTable).execute().await)
+}
+
+async fn neighbour(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), rtnetlink::Error> {
+    let add = handle.neighbours().add(wire, next_hop(index).into()).link_layer_address(&mac(index));
+    add.state(NeighbourState::Permanent).replace().execute().await
+}
+
+/// Addresses and routes inside a container.
+async fn configure_container(handle: &Handle, places: &[Place], mtu_bytes: u32) -> Result<(), rtnetlink::Error> {
+    handle.link().set(LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build()).execute().await?;
+    for (number, place) in places.iter().enumerate() {
+        let index = link_index(handle, &format!("eth{number}")).await.ok_or(rtnetlink::Error::RequestFailed)?;
+        handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu_bytes).up().build()).execute().await?;
+        // Shown with its network's size, yet everything goes by the gateway.
+        let mut add = handle.address().add(index, place.address.into(), place.subnet.prefix_len());
+        add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+        add.execute().await?;
+        let gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(place.gateway, 32)
+            .output_interface(index)
+            .scope(rtnetlink::packet_route::route::RouteScope::Link);
+        handle.route().add(gateway.build()).execute().await?;
+        let network = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(place.subnet.base(), place.subnet.prefix_len())
+            .gateway(place.gateway)
+            .output_interface(index)
+            .pref_source(place.address);
+        handle.route().add(network.build()).execute().await?;
+        if place.default_route {
+            let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).output_interface(index);
+            handle.route().add(default.build()).execute().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Packets pass from one link to another, and come back by other ways than they went.
+const INSIDE_SYSCTLS: [(&str, &str); 3] =
+    [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0"), ("net/ipv4/conf/default/rp_filter", "0")];
+const OUTSIDE_SYSCTLS: [(&str, &str); 3] = [
+    ("net/ipv4/ip_forward", "1"),
+    // What a process of the host sends to its own published port leaves as 127.0.0.1.
+    ("net/ipv4/conf/skep-mesh/route_localnet", "1"),
+    ("net/ipv4/conf/skep-mesh/rp_filter", "2"),
+];
+
+fn set_all(sysctls: &[(&str, &str)]) -> io::Result<()> {
+    for (name, value) in sysctls {
+        let path = format!("/proc/sys/{name}");
+        let held = std::fs::read_to_string(&path).unwrap_or_default();
+        if held.trim() != *value {
+            std::fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// The largest packet that the host's links take, less what a tunnel adds: 80 bytes cover IPv6, UDP
+/// and the seal.
+pub(crate) fn tunnel_mtu_bytes() -> u32 {
+    const TUNNEL_LEN: u32 = 80;
+    const USUAL: u32 = 1500;
+    let mut mtus: BTreeMap<String, u32> = BTreeMap::new();
+    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Bridges and pairs of containers lead to no other node.
+        let foreign = ["lo", "skep", "docker", "veth", "br-", "skv"].iter().any(|prefix| name.starts_with(prefix));
+        let mtu = std::fs::read_to_string(entry.path().join("mtu")).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(mtu) = mtu.filter(|_| !foreign) {
+            mtus.insert(name, mtu);
+        }
+    }
+    mtus.values().copied().min().unwrap_or(USUAL).max(576 + TUNNEL_LEN) - TUNNEL_LEN
+}

@@ -1,0 +1,445 @@
+//! The overlay of one node: takes facts and containers in, and keeps kernel and data path in line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use skep_api::overlay::{Fact, FactKey, OverlayNetwork};
+use skep_api::{NetworkId, NodeId};
+use skep_host_net::Netns;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::conntrack;
+use crate::kernel::{INSIDE, Kernel, Place, tunnel_mtu_bytes};
+use crate::path::client::{PathClient, public_key};
+use crate::path::message::PeerIndex;
+use crate::path::{PathConfig, PeerReport};
+use crate::plan::{Desired, LocalContainer, LocalPort, Scene, plan};
+
+/// How long a container's start may wait for the facts of its networks.
+const FACTS_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after what went wrong.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How an overlay is set up.
+#[derive(Clone, Debug)]
+pub struct OverlayConfig {
+    pub node: NodeId,
+    /// What does not outlive a start of the host.
+    pub run_dir: PathBuf,
+    /// The node's private key; made if it is not there.
+    pub key: PathBuf,
+    /// The program that is its own data path.
+    pub program: PathBuf,
+    /// UDP, for the tunnels.
+    pub port: u16,
+}
+
+/// A container's place in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkAddress {
+    pub network: NetworkId,
+    pub address: Ipv4Addr,
+}
+
+/// What a container joins.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    pub netns: PathBuf,
+    pub addresses: Vec<NetworkAddress>,
+    pub ports: Vec<LocalPort>,
+    /// Whom to ask for names outside; the host's resolvers if empty.
+    pub resolvers: Vec<IpAddr>,
+}
+
+impl Joining {
+    fn local(&self) -> LocalContainer {
+        LocalContainer {
+            netns: self.netns.clone(),
+            addresses: self.addresses.iter().map(|place| (place.network, place.address)).collect(),
+            ports: self.ports.clone(),
+            resolvers: self.resolvers.clone(),
+        }
+    }
+}
+
+/// New facts from the managers.
+#[derive(Clone, Debug, Default)]
+pub struct FactsUpdate {
+    pub revision: u64,
+    /// It names everything: what it does not name is to go.
+    pub complete: bool,
+    pub facts: Vec<Fact>,
+    pub removed: Vec<FactKey>,
+}
+
+#[derive(Default)]
+struct Inputs {
+    facts: BTreeMap<FactKey, Fact>,
+    revision: u64,
+    locals: BTreeMap<String, LocalContainer>,
+}
+
+/// What is in force while there is any network here.
+struct Carrier {
+    kernel: Kernel,
+    path: PathClient,
+    applied: Desired,
+    indexes: BTreeMap<NodeId, PeerIndex>,
+}
+
+/// The overlay of this node.
+pub struct Overlay {
+    config: OverlayConfig,
+    public_key: [u8; 32],
+    inputs: Mutex<Inputs>,
+    news: Notify,
+    /// The revision that kernel and data path hold.
+    held: watch::Sender<u64>,
+    carrier: tokio::sync::Mutex<Option<Carrier>>,
+}
+
+impl std::fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Overlay").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Overlay {
+    /// Reads the node's key, or makes it. Nothing else is made before a network is needed.
+    pub fn open(config: OverlayConfig) -> io::Result<Arc<Self>> {
+        let public_key = public_key(load_or_create_key(&config.key)?);
+        Ok(Arc::new(Self {
+            config,
+            public_key,
+            inputs: Mutex::default(),
+            news: Notify::new(),
+            held: watch::channel(0).0,
+            carrier: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// What other nodes know this one's tunnels by.
+    #[must_use]
+    pub const fn public_key(&self) -> [u8; 32] {
+        self.public_key
+    }
+
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.config.port
+    }
+
+    /// The revision of the facts that kernel and data path hold.
+    #[must_use]
+    pub fn held(&self) -> watch::Receiver<u64> {
+        self.held.subscribe()
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, Inputs> {
+        self.inputs.lock().expect("nobody panics while holding it")
+    }
+
+    /// The networks that this node takes part in, as far as it was told.
+    #[must_use]
+    pub fn networks(&self) -> Vec<OverlayNetwork> {
+        let inputs = self.inputs();
+        let networks = inputs.facts.values().filter_map(|fact| match fact {
+            Fact::Network(network) => Some(network.clone()),
+            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+        });
+        networks.collect()
+    }
+
+    /// Takes facts in; they are in force once [`held`](Self::held) says so.
+    pub fn take(&self, update: FactsUpdate) {
+        let mut inputs = self.inputs();
+        if update.complete {
+            inputs.facts.clear();
+        }
+        for key in &update.removed {
+            inputs.facts.remove(key);
+        }
+        inputs.facts.extend(update.facts.into_iter().map(|fact| (fact.key(), fact)));
+        inputs.revision = update.revision;
+        drop(inputs);
+        self.news.notify_one();
+    }
+
+    /// Keeps everything in line until `stop`; what is in force then stays.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.news.notified() => {}
+            }
+            while let Err(error) = self.bring_in_line().await {
+                tracing::error!(%error, "the overlay network is not as it should be");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RETRY_PAUSE) => {}
+                }
+            }
+        }
+    }
+
+    async fn bring_in_line(&self) -> io::Result<()> {
+        let mut carrier = self.carrier.lock().await;
+        let revision = self.apply(&mut carrier).await?;
+        drop(carrier);
+        self.held.send_replace(revision);
+        Ok(())
+    }
+
+    /// Puts the newest inputs in force; returns their revision.
+    async fn apply(&self, carrier: &mut Option<Carrier>) -> io::Result<u64> {
+        let (facts, locals, revision) = {
+            let inputs = self.inputs();
+            (inputs.facts.clone(), inputs.locals.clone(), inputs.revision)
+        };
+        let needed = facts.keys().any(|key| matches!(key, FactKey::Network(_)));
+        if !needed {
+            if revision > 0 && locals.is_empty() {
+                self.take_down(carrier).await?;
+            }
+            return Ok(revision);
+        }
+        let applied = self.apply_to(carrier, &facts, &locals).await;
+        if applied.is_err() {
+            // Whatever is half done: the next try begins from what is really there.
+            *carrier = None;
+        }
+        applied.map(|()| revision)
+    }
+
+    async fn apply_to(
+        &self,
+        carrier: &mut Option<Carrier>,
+        facts: &BTreeMap<FactKey, Fact>,
+        locals: &BTreeMap<String, LocalContainer>,
+    ) -> io::Result<()> {
+        let fresh = carrier.is_none();
+        let carrier = match carrier {
+            Some(carrier) => carrier,
+            None => carrier.insert(self.set_up().await?),
+        };
+        number_peers(&mut carrier.indexes, facts, self.config.node);
+        save_indexes(&self.indexes_file(), &carrier.indexes)?;
+        let desired = plan(&Scene { own: self.config.node, facts, locals, indexes: &carrier.indexes });
+        carrier.put_in_force(desired, fresh).await
+    }
+
+    async fn set_up(&self) -> io::Result<Carrier> {
+        fs::create_dir_all(&self.config.run_dir)?;
+        let netns = self.netns_path();
+        let mut kernel = Kernel::open(&netns, tunnel_mtu_bytes()).await?;
+        let config = PathConfig {
+            netns,
+            socket: self.config.run_dir.join("datapath.sock"),
+            key: self.config.key.clone(),
+            port: self.config.port,
+        };
+        let (path, new) = PathClient::open(&self.config.program, &self.config.run_dir, &config).await?;
+        kernel.set_up_wire().await?;
+        tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
+        let indexes = load_indexes(&self.indexes_file());
+        Ok(Carrier { kernel, path, applied: Desired::default(), indexes })
+    }
+
+    /// Takes away all there is: no network is needed here.
+    async fn take_down(&self, carrier: &mut Option<Carrier>) -> io::Result<()> {
+        let there = carrier.take().is_some() || self.netns_path().exists();
+        if !there {
+            return Ok(());
+        }
+        let socket = self.config.run_dir.join("datapath.sock");
+        end_process(&socket);
+        Kernel::remove(&self.netns_path()).await?;
+        tokio::task::spawn_blocking(|| skep_host_net::apply("table ip skep_mesh {}\ndelete table ip skep_mesh\n"))
+            .await
+            .map_err(io::Error::other)??;
+        for file in [socket, self.indexes_file()] {
+            // Gone already is just as well.
+            drop(fs::remove_file(file));
+        }
+        tracing::info!("no network of the swarm is needed here any more");
+        Ok(())
+    }
+
+    fn netns_path(&self) -> PathBuf {
+        self.config.run_dir.join("netns")
+    }
+
+    fn indexes_file(&self) -> PathBuf {
+        self.config.run_dir.join("peers.json")
+    }
+
+    /// Joins a container to its networks; returns where the host's ports for it lead to.
+    pub async fn attach(&self, container: &str, joining: &Joining) -> io::Result<Ipv4Addr> {
+        let places = tokio::time::timeout(FACTS_LIMIT, self.places(joining)).await.map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the managers told nothing of the container's networks within {FACTS_LIMIT:?}"),
+            )
+        })?;
+        let mut carrier = self.carrier.lock().await;
+        self.apply(&mut carrier).await?;
+        let Some(held) = carrier.as_mut() else { return Err(io::Error::other("the networks are gone")) };
+        let netns = Netns::open(&joining.netns)?;
+        held.kernel.attach(container, &netns, &places).await?;
+        self.inputs().locals.insert(container.to_owned(), joining.local());
+        self.apply(&mut carrier).await?;
+        Ok(INSIDE)
+    }
+
+    /// Waits until the container's networks are known.
+    async fn places(&self, joining: &Joining) -> Vec<Place> {
+        let mut held = self.held();
+        loop {
+            if let Some(places) = places(&self.inputs().facts, &joining.addresses) {
+                return places;
+            }
+            if held.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes up a container that was joined before the daemon's restart.
+    pub fn adopt(&self, container: &str, joining: &Joining) {
+        self.inputs().locals.insert(container.to_owned(), joining.local());
+        self.news.notify_one();
+    }
+
+    /// Takes a container off its networks; doing so twice is harmless.
+    pub async fn detach(&self, container: &str) -> io::Result<()> {
+        let Some(local) = self.inputs().locals.remove(container) else { return Ok(()) };
+        let carrier = self.carrier.lock().await;
+        if let Some(carrier) = carrier.as_ref() {
+            carrier.kernel.detach(container, local.addresses.len()).await?;
+        }
+        drop(carrier);
+        self.news.notify_one();
+        Ok(())
+    }
+
+    /// How the tunnels to other nodes do; none while no network is needed here.
+    pub async fn report(&self) -> io::Result<Vec<PeerReport>> {
+        match self.carrier.lock().await.as_mut() {
+            Some(carrier) => carrier.path.report().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes everything away, whatever is needed: the node leaves its swarm.
+    pub async fn close(&self) -> io::Result<()> {
+        let mut carrier = self.carrier.lock().await;
+        *self.inputs() = Inputs::default();
+        self.take_down(&mut carrier).await
+    }
+}
+
+impl Carrier {
+    async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
+        if fresh {
+            // What a data path that ran before holds is not known.
+            self.path.replace(desired.path.clone()).await?;
+        } else {
+            self.path.update(desired.path.clone()).await?;
+        }
+        let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
+        self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
+        let script = |now: &crate::ruleset::Ruleset, before: &crate::ruleset::Ruleset| {
+            if fresh { now.script() } else { now.script_from(before) }
+        };
+        let inside = script(&desired.inside, &self.applied.inside);
+        if !inside.is_empty() {
+            self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+        }
+        let outside = script(&desired.outside, &self.applied.outside);
+        if !outside.is_empty() {
+            let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
+            applied.await.map_err(io::Error::other)??;
+        }
+        let dead: BTreeSet<Ipv4Addr> = self.applied.living.difference(&desired.living).copied().collect();
+        if !dead.is_empty() {
+            // Or packets of old connections would be sent to nobody, or to a newcomer.
+            self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
+        }
+        self.applied = desired;
+        Ok(())
+    }
+}
+
+/// The container's places, once all its networks are known.
+fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress]) -> Option<Vec<Place>> {
+    let mut default_given = false;
+    let place = |at: &NetworkAddress| {
+        let Some(Fact::Network(network)) = facts.get(&FactKey::Network(at.network)) else { return None };
+        let default_route = !default_given && !network.internal;
+        default_given |= default_route;
+        Some(Place { address: at.address, subnet: network.subnet, gateway: network.gateway, default_route })
+    };
+    addresses.iter().map(place).collect()
+}
+
+/// Gives every new peer a number of its own; a number is never given to another.
+fn number_peers(indexes: &mut BTreeMap<NodeId, PeerIndex>, facts: &BTreeMap<FactKey, Fact>, own: NodeId) {
+    for key in facts.keys() {
+        let FactKey::Peer(node) = key else { continue };
+        if *node == own || indexes.contains_key(node) {
+            continue;
+        }
+        let taken: BTreeSet<PeerIndex> = indexes.values().copied().collect();
+        if let Some(free) = (1..PeerIndex::MAX / 2).find(|index| !taken.contains(index)) {
+            indexes.insert(*node, free);
+        }
+    }
+}
+
+fn load_indexes(path: &Path) -> BTreeMap<NodeId, PeerIndex> {
+    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// Connections that are open know peers by their numbers: a restart must not mix them up.
+fn save_indexes(path: &Path, indexes: &BTreeMap<NodeId, PeerIndex>) -> io::Result<()> {
+    if load_indexes(path) == *indexes {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(indexes)?)?;
+    fs::rename(&new, path)
+}
+
+fn load_or_create_key(path: &Path) -> io::Result<[u8; 32]> {
+    match fs::read(path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged: remove it", path.display()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key: [u8; 32] = rand::random();
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            io::Write::write_all(&mut file, &key)?;
+            Ok(key)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends the data path's process, which whoever listens on the socket is.
+fn end_process(socket: &Path) {
+    let Ok(stream) = std::os::unix::net::UnixStream::connect(socket) else { return };
+    if let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) {
+        // Gone already is just as well.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(peer.pid()), nix::sys::signal::Signal::SIGTERM);
+    }
+}

@@ -1,0 +1,123 @@
+//! The data path's process: it owns the device and the tunnels, and serves names. It outlives the
+//! daemon, so that packets go on while that is away; the daemon tells it what to do over a socket.
+
+pub(crate) mod client;
+mod frame;
+pub(crate) mod message;
+pub(crate) mod peers;
+mod pump;
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use skep_host_net::Netns;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::dns::server::NameServers;
+use crate::sys;
+pub use message::PeerReport;
+use message::{FromPath, PathState, ToPath, receive, send};
+use pump::Pump;
+
+/// The device inside the overlay's namespace.
+pub(crate) const DEVICE: &str = "wire0";
+
+/// How the process is set up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PathConfig {
+    /// The overlay's namespace; the tunnels' own packets pass through the host's.
+    pub(crate) netns: PathBuf,
+    /// Where the daemon speaks to it.
+    pub(crate) socket: PathBuf,
+    /// 32 bytes, readable to root alone.
+    pub(crate) key: PathBuf,
+    pub(crate) port: u16,
+}
+
+/// `skep datapath FILE`: runs until it is told to end.
+pub fn path_main(config: &Path) -> i32 {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the data path does not start: {error}");
+            return 1;
+        }
+    };
+    match runtime.block_on(run(config)) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("the data path does not run: {error}");
+            1
+        }
+    }
+}
+
+async fn run(config: &Path) -> io::Result<()> {
+    let config: PathConfig = serde_json::from_slice(&fs::read(config)?)?;
+    // Out of the daemon's session; not possible, and not needed, if already leading one.
+    let _ = nix::unistd::setsid();
+    let key: [u8; 32] = fs::read(&config.key)?
+        .try_into()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is no key", config.key.display())))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, config.port)).map_err(|error| {
+        io::Error::new(error.kind(), format!("port {}/udp of the data path cannot be used: {error}", config.port))
+    })?;
+    let tap = Netns::open(&config.netns)?.run(|| sys::open_tap(DEVICE)).await?;
+    let pump = Pump::new(tap, socket, key)?;
+    pump.start()?;
+    match fs::remove_file(&config.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&config.socket)?;
+    let mut served = Served { pump, state: PathState::default(), names: NameServers::default() };
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let stream = tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            accepted = listener.accept() => accepted?.0,
+        };
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            // A daemon that dies in the middle of a word comes back and begins anew.
+            ended = served.converse(stream) => drop(ended),
+        }
+    }
+}
+
+/// What the daemon's words change.
+struct Served {
+    pump: Arc<Pump>,
+    state: PathState,
+    names: NameServers,
+}
+
+impl Served {
+    async fn converse(&mut self, mut stream: UnixStream) -> io::Result<()> {
+        send(&mut stream, &FromPath::Ready).await?;
+        while let Some(message) = receive(&mut stream).await? {
+            match message {
+                ToPath::Replace(state) => {
+                    self.state = *state;
+                    self.put_in_force().await;
+                }
+                ToPath::Change(change) => {
+                    self.state.apply(change);
+                    self.put_in_force().await;
+                }
+                ToPath::Sync(token) => send(&mut stream, &FromPath::Synced(token)).await?,
+                ToPath::Report => send(&mut stream, &FromPath::Report(self.pump.peers().reports())).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_in_force(&mut self) {
+        self.pump.replace_peers(&self.state);
+        self.names.update(&self.state).await;
+    }
+}

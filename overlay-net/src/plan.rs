@@ -1,0 +1,330 @@
+//! What this node's kernel and data path should do: (facts, the containers here) → everything, as
+//! one value. It changes nothing and asks nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use skep_api::overlay::{Fact, FactKey, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork};
+use skep_api::service::{PortConfig, Protocol};
+use skep_api::{NetworkId, NodeId, ServiceId};
+
+use crate::dns::Zone;
+use crate::kernel::{INSIDE, MESH_DEVICE, UPLINK, link_name};
+use crate::path::DEVICE;
+use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer};
+use crate::path::peers::mac;
+use crate::ruleset::{Ruleset, spread};
+
+/// A container of this node that has addresses in networks of the swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalContainer {
+    pub(crate) netns: PathBuf,
+    pub(crate) addresses: Vec<(NetworkId, Ipv4Addr)>,
+    /// What this node alone publishes for it.
+    pub(crate) ports: Vec<LocalPort>,
+    pub(crate) resolvers: Vec<std::net::IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPort {
+    pub protocol: Protocol,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+/// Everything that should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Desired {
+    pub(crate) path: PathState,
+    /// Inside the overlay's namespace.
+    pub(crate) inside: Ruleset,
+    /// Outside, in the host's.
+    pub(crate) outside: Ruleset,
+    /// All addresses of tasks that live: what is known of connections to others is to be forgotten.
+    pub(crate) living: BTreeSet<Ipv4Addr>,
+}
+
+/// The facts, by kind.
+pub(crate) struct Scene<'a> {
+    pub(crate) own: NodeId,
+    pub(crate) facts: &'a BTreeMap<FactKey, Fact>,
+    pub(crate) locals: &'a BTreeMap<String, LocalContainer>,
+    pub(crate) indexes: &'a BTreeMap<NodeId, PeerIndex>,
+}
+
+impl Scene<'_> {
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &OverlayNetwork> {
+        self.facts.values().filter_map(|fact| match fact {
+            Fact::Network(network) => Some(network),
+            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+        })
+    }
+
+    fn services(&self) -> impl Iterator<Item = &OverlayService> {
+        self.facts.values().filter_map(|fact| match fact {
+            Fact::Service(service) => Some(service),
+            Fact::Peer(_) | Fact::Network(_) | Fact::Task(_) => None,
+        })
+    }
+
+    fn tasks(&self) -> impl Iterator<Item = &OverlayTask> {
+        self.facts.values().filter_map(|fact| match fact {
+            Fact::Task(task) => Some(task),
+            Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) => None,
+        })
+    }
+
+    pub(crate) fn network(&self, id: NetworkId) -> Option<&OverlayNetwork> {
+        match self.facts.get(&FactKey::Network(id))? {
+            Fact::Network(network) => Some(network),
+            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+        }
+    }
+}
+
+/// The tasks that take connections, by service and network.
+type Backends = BTreeMap<(ServiceId, NetworkId), BTreeSet<Ipv4Addr>>;
+
+pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
+    let mut backends = Backends::new();
+    for task in scene.tasks().filter(|task| task.serving) {
+        for &(network, address) in &task.addresses {
+            backends.entry((task.service, network)).or_default().insert(address);
+        }
+    }
+    let living = scene.tasks().flat_map(|task| task.addresses.iter().map(|&(_, address)| address)).collect();
+    Desired { path: path_state(scene, &backends), inside: inside(scene, &backends), outside: outside(scene), living }
+}
+
+fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
+    let peers = scene.facts.values().filter_map(|fact| match fact {
+        Fact::Peer(peer) if peer.node != scene.own => {
+            let endpoint: SocketAddr = peer.endpoint.parse().ok()?;
+            let index = *scene.indexes.get(&peer.node)?;
+            Some((index, PeerConfig { node: peer.node, public_key: peer.public_key, endpoint }))
+        }
+        Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
+    });
+    let remote = scene.tasks().filter(|task| task.node != scene.own).flat_map(|task| {
+        let index = scene.indexes.get(&task.node).copied();
+        task.addresses.iter().filter_map(move |&(_, address)| Some((address, index?)))
+    });
+    let zones = scene.networks().filter(|network| !network.ingress);
+    PathState {
+        peers: peers.collect(),
+        addresses: remote.collect(),
+        subnets: scene.networks().map(|network| network.subnet).collect(),
+        gateways: scene.networks().map(|network| network.gateway).collect(),
+        ingress: scene.networks().find(|network| network.ingress).map(|network| network.subnet),
+        zones: zones.map(|network| (network.id, zone(scene, network, backends))).collect(),
+        served: scene.locals.iter().map(|(id, local)| (id.clone(), served(scene, local))).collect(),
+    }
+}
+
+fn served(scene: &Scene<'_>, local: &LocalContainer) -> ServedContainer {
+    let joined = || local.addresses.iter().filter_map(|&(id, _)| scene.network(id));
+    ServedContainer {
+        netns: local.netns.clone(),
+        networks: joined().filter(|network| !network.ingress).map(|network| network.id).collect(),
+        forward: joined().any(|network| !network.internal),
+        resolvers: local.resolvers.clone(),
+    }
+}
+
+/// The names that hold in one network.
+fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zone {
+    let mut zone = Zone::default();
+    let mut add = |name: &str, addresses: &[Ipv4Addr]| {
+        let held = zone.names.entry(name.to_lowercase()).or_default();
+        held.extend(addresses);
+        held.sort_unstable();
+        held.dedup();
+    };
+    for service in scene.services() {
+        let Some(joined) = service.networks.iter().find(|joined| joined.network == network.id) else { continue };
+        let tasks: Vec<Ipv4Addr> = backends.get(&(service.id, network.id)).into_iter().flatten().copied().collect();
+        let own = joined.vip.map_or_else(|| tasks.clone(), |vip| vec![vip]);
+        for name in std::iter::once(&service.name).chain(&joined.aliases) {
+            add(name, &own);
+            add(&format!("tasks.{name}"), &tasks);
+        }
+    }
+    for task in scene.tasks() {
+        for &(_, address) in task.addresses.iter().filter(|(id, _)| *id == network.id) {
+            add(&task.name, &[address]);
+        }
+    }
+    let own = scene.tasks().flat_map(|task| task.addresses.iter().map(move |&(id, address)| (id, address, &task.name)));
+    let own = own.filter(|(id, ..)| *id == network.id);
+    zone.reverse = own.map(|(_, address, name)| (address, format!("{name}.{}", network.name))).collect();
+    for service in scene.services() {
+        let vip = service.networks.iter().find(|joined| joined.network == network.id).and_then(|joined| joined.vip);
+        zone.reverse.extend(vip.map(|vip| (vip, format!("{}.{}", service.name, network.name))));
+    }
+    zone
+}
+
+/// The rules of the overlay's namespace.
+fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
+    let mut rules = Ruleset { table: "skep", frame: INSIDE_FRAME, ..Ruleset::default() };
+    for network in scene.networks() {
+        let subnet = network.subnet;
+        rules.insert("same_network", format!("{subnet} . {subnet}"));
+        if network.ingress {
+            rules.insert("entry", subnet.to_string());
+        }
+        if !network.internal {
+            rules.insert("egress", subnet.to_string());
+        }
+    }
+    for (id, local) in scene.locals {
+        for (number, (network, address)) in local.addresses.iter().enumerate() {
+            rules.insert("own", format!("\"{}\" . {address}", link_name(id, number)));
+            rules.insert("itself", format!("{address} . {address}"));
+            if let Some(network) = scene.network(*network) {
+                rules.map("gateway_of", address.to_string(), network.gateway.to_string());
+            }
+        }
+        if let Some((_, address)) = local.addresses.first() {
+            for port in &local.ports {
+                let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
+                publish(
+                    &mut rules,
+                    name,
+                    port.protocol,
+                    port.host_port,
+                    &[format!("{address} . {}", port.container_port)],
+                );
+            }
+        }
+    }
+    for &index in scene.indexes.values() {
+        rules.map("peer_of", mac_text(index), index.to_string());
+    }
+    for service in scene.services() {
+        for joined in &service.networks {
+            virtual_address(&mut rules, service, joined, backends);
+        }
+        let entry = scene.networks().find(|network| network.ingress).map(|network| network.id);
+        let tasks = entry.and_then(|entry| backends.get(&(service.id, entry)));
+        for port in service.ports.iter().filter(|port| port.published_port != 0) {
+            let target = |address: &Ipv4Addr| format!("{address} . {}", port.target_port);
+            let targets: Vec<String> = tasks.into_iter().flatten().map(target).collect();
+            let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
+            publish(&mut rules, name, port.protocol, port.published_port, &targets);
+        }
+    }
+    rules
+}
+
+fn virtual_address(rules: &mut Ruleset, service: &OverlayService, joined: &ServiceNetwork, backends: &Backends) {
+    let Some(vip) = joined.vip else { return };
+    let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
+    let targets: Vec<String> = tasks.map(ToString::to_string).collect();
+    rules.insert("vips", vip.to_string());
+    if !targets.is_empty() {
+        let name = format!("vip-{vip}").replace('.', "-");
+        rules.map("virtual", vip.to_string(), format!("goto {name}"));
+        rules.chains.insert(name, vec![spread(&targets)]);
+    }
+}
+
+fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[String]) {
+    if !targets.is_empty() {
+        rules.map("published", format!("{} . {port}", protocol.as_str()), format!("goto {name}"));
+        let rule = format!("meta l4proto {} {}", protocol.as_str(), spread(targets));
+        rules.chains.insert(name, vec![rule]);
+    }
+}
+
+fn mac_text(index: PeerIndex) -> String {
+    let bytes: Vec<String> = mac(index).iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
+/// The rules of the host's own namespace: which of its ports lead into the overlay's.
+fn outside(scene: &Scene<'_>) -> Ruleset {
+    let mut rules = Ruleset { table: "skep_mesh", frame: OUTSIDE_FRAME, ..Ruleset::default() };
+    for PortConfig { protocol, published_port, host_ip, .. } in scene.services().flat_map(|service| &service.ports) {
+        let protocol = protocol.as_str();
+        match host_ip {
+            Some(address) => rules.insert("published_at", format!("{address} . {protocol} . {published_port}")),
+            None => rules.insert("published", format!("{protocol} . {published_port}")),
+        }
+    }
+    rules
+}
+
+/// What never changes inside. Packets from a container have its address; what comes in through
+/// another node goes back through it; networks do not reach each other.
+const INSIDE_FRAME: &str = r#"
+  set own { type ifname . ipv4_addr; }
+  set same_network { type ipv4_addr . ipv4_addr; flags interval; }
+  set entry { type ipv4_addr; flags interval; }
+  set egress { type ipv4_addr; flags interval; }
+  set itself { type ipv4_addr . ipv4_addr; }
+  set vips { type ipv4_addr; }
+  map gateway_of { type ipv4_addr : ipv4_addr; }
+  map peer_of { type ether_addr : mark; }
+  map virtual { type ipv4_addr : verdict; }
+  map published { type inet_proto . inet_service : verdict; }
+  chain spoofed {
+    type filter hook prerouting priority -300
+    iifname "skv*" iifname . ip saddr != @own drop
+  }
+  chain returning {
+    type filter hook prerouting priority -150
+    iifname "wire0" ct state new ct mark set ether saddr map @peer_of
+    iifname != "wire0" ct direction reply ct mark != 0 meta mark set ct mark
+  }
+  chain translate {
+    type nat hook prerouting priority -100
+    ip daddr vmap @virtual
+    iifname "uplink" ip daddr 169.254.77.2 meta l4proto . th dport vmap @published
+  }
+  chain reach {
+    type filter hook forward priority 0; policy drop
+    tcp flags syn tcp option maxseg size set rt mtu
+    ct state established,related accept
+    ip saddr . ip daddr @same_network ip daddr != @vips accept
+    iifname "uplink" ct status dnat accept
+    iifname "wire0" ct mark != 0 ip daddr @entry accept
+    oifname "uplink" ip saddr @egress accept
+    ip daddr @vips meta l4proto tcp reject with tcp reset
+    ip daddr @vips reject
+  }
+  chain itself_again {
+    type nat hook postrouting priority 100
+    ip saddr . ip daddr @itself snat to ip saddr map @gateway_of
+    oifname "uplink" masquerade
+  }
+"#;
+
+const OUTSIDE_FRAME: &str = r#"
+  set published { type inet_proto . inet_service; }
+  set published_at { type ipv4_addr . inet_proto . inet_service; }
+  chain enter {
+    meta l4proto . th dport @published dnat to 169.254.77.2
+    ip daddr . meta l4proto . th dport @published_at dnat to 169.254.77.2
+  }
+  chain arriving {
+    type nat hook prerouting priority -101
+    fib daddr type local jump enter
+  }
+  chain local {
+    type nat hook output priority -101
+    fib daddr type local jump enter
+  }
+  chain leaving {
+    type nat hook postrouting priority 100
+    iifname "skep-mesh" masquerade
+    ip saddr 127.0.0.0/8 oifname "skep-mesh" masquerade
+  }
+"#;
+
+const _: () = {
+    // The frames name what the kernel module makes.
+    assert!(DEVICE.len() == 5 && UPLINK.len() == 6 && MESH_DEVICE.len() == 9);
+    assert!(INSIDE.octets()[2] == 77 && INSIDE.octets()[3] == 2);
+};
