@@ -281,9 +281,9 @@ pub struct Task {
     #[serde(skip)]
     pub ports: Vec<crate::service::PortConfig>,
     pub slot: Slot,
-    /// Whether connections come to it through the routing mesh.
+    /// Its own ports that connections come to through the routing mesh.
     #[serde(skip)]
-    pub ingress: bool,
+    pub mesh_ports: Vec<(crate::service::Protocol, u16)>,
     /// Its addresses, the ingress network's first; empty until they are given out, and for a task
     /// that joins no network of the swarm.
     #[serde(skip)]

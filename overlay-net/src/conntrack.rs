@@ -38,15 +38,16 @@ pub(crate) fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
     let doomed = list(&socket)?.into_iter().filter(|entry| entry.addresses.iter().any(|a| addresses.contains(a)));
     for entry in doomed {
-        delete(&socket, &entry.original)?;
+        delete(&socket, &entry.replies)?;
     }
     Ok(())
 }
 
 /// One connection: what names it, and who takes part.
 struct Entry {
-    /// The attribute with the original direction's tuple, as the kernel wrote it.
-    original: Vec<u8>,
+    /// The attribute with the tuple of replies, as the kernel wrote it. The original direction's would
+    /// also name a new connection that the client makes from the same port meanwhile.
+    replies: Vec<u8>,
     addresses: Vec<Ipv4Addr>,
 }
 
@@ -79,8 +80,8 @@ fn list(socket: &OwnedFd) -> io::Result<Vec<Entry>> {
     }
 }
 
-fn delete(socket: &OwnedFd, original: &[u8]) -> io::Result<()> {
-    let message = request(DELETE, ACKNOWLEDGE, original);
+fn delete(socket: &OwnedFd, replies: &[u8]) -> io::Result<()> {
+    let message = request(DELETE, ACKNOWLEDGE, replies);
     sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut buffer = vec![0; BUFFER_LEN];
     // That it ended by itself meanwhile is just as well.
@@ -118,16 +119,16 @@ fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
 
 fn entry(bytes: &[u8]) -> Option<Entry> {
     let attributes_of_entry = attributes(bytes);
-    let tuple = |wanted: u16| attributes_of_entry.iter().find(|(kind, ..)| *kind == wanted);
-    let (_, original, _) = tuple(TUPLE_ORIGINAL)?;
+    let find = |wanted: u16| attributes_of_entry.iter().find(|(kind, ..)| *kind == wanted);
+    let (_, replies, _) = find(TUPLE_REPLY)?;
     let mut addresses = Vec::new();
-    for (_, _, value) in [tuple(TUPLE_ORIGINAL), tuple(TUPLE_REPLY)].into_iter().flatten() {
+    for (_, _, value) in [find(TUPLE_ORIGINAL), find(TUPLE_REPLY)].into_iter().flatten() {
         for (_, _, ip) in attributes(value).into_iter().filter(|(kind, ..)| *kind == TUPLE_IP) {
             let ends = attributes(ip).into_iter().filter(|(kind, ..)| matches!(*kind, IP_SOURCE | IP_DESTINATION));
             addresses.extend(ends.filter_map(|(_, _, octets)| <[u8; 4]>::try_from(octets).ok().map(Ipv4Addr::from)));
         }
     }
-    Some(Entry { original: original.to_vec(), addresses })
+    Some(Entry { replies: replies.to_vec(), addresses })
 }
 
 #[cfg(test)]
@@ -149,9 +150,10 @@ mod tests {
             attribute(TUPLE_IP | NESTED, &ends)
         };
         let original = attribute(TUPLE_ORIGINAL | NESTED, &ip(1, 2));
-        let bytes = [original.clone(), attribute(TUPLE_REPLY | NESTED, &ip(3, 1))].concat();
+        let replies = attribute(TUPLE_REPLY | NESTED, &ip(3, 1));
+        let bytes = [original, replies.clone()].concat();
         let entry = entry(&bytes).unwrap();
-        assert_eq!(entry.original, original);
+        assert_eq!(entry.replies, replies);
         assert_eq!(entry.addresses.len(), 4);
         assert!(entry.addresses.contains(&Ipv4Addr::new(10, 0, 0, 3)));
         assert!(super::entry(&bytes[..3]).is_none());

@@ -6,6 +6,7 @@
 mod agent;
 mod assignments;
 mod conversion;
+mod listening;
 mod networks;
 mod reporter;
 mod runner;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use skep_api::container::ContainerSpec;
-use skep_api::service::PortConfig;
+use skep_api::service::{PortConfig, Protocol};
 use skep_api::task::{ContainerStatus, PortStatus};
 use skep_api::{NodeId, Task, TaskState, TaskStatus, Timestamp, with_causes};
 use skep_engine::{ContainerState, Credentials, Engine, EngineError, HealthStatus, ImageConfig};
@@ -12,10 +12,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::assignments::Payloads;
 use crate::conversion::container_config;
+use crate::listening;
 use crate::reporter::Reporter;
 use crate::step::{Step, next_step};
 
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long a task may take to listen on its ports before it counts as running anyway.
+const LISTENING_LIMIT: Duration = Duration::from_secs(10);
+const LISTENING_PAUSE: Duration = Duration::from_millis(10);
 
 /// One task on its way.
 pub(crate) struct Runner {
@@ -161,10 +165,33 @@ impl Runner {
         }
         // A container with a health check counts as running once it is healthy.
         match self.await_state(|state| !is_starting(state)).await {
-            Some(ContainerState::Running(_)) => self.report(TaskState::Running, "started"),
+            Some(ContainerState::Running(running)) => {
+                self.await_listening(running.pid).await;
+                self.report(TaskState::Running, "started");
+            }
             Some(state) => self.report_end(&state).await,
             // Another wish came first.
             None => {}
+        }
+    }
+
+    /// Waits until the task listens where connections will come to as soon as it counts as running;
+    /// not for ever, for it may have its reasons.
+    async fn await_listening(&self, pid: i32) {
+        let ports = self.task.mesh_ports.iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
+        let ports: Vec<u16> = ports.map(|&(_, port)| port).collect();
+        let listens = async {
+            while !listening::on_all(pid, &ports) {
+                tokio::time::sleep(LISTENING_PAUSE).await;
+            }
+        };
+        let mut desired = self.desired.clone();
+        tokio::select! {
+            () = listens => {}
+            // It has ended.
+            _ = self.await_state(has_ended) => {}
+            _ = desired.wait_for(|&desired| desired > TaskState::Running) => {}
+            () = tokio::time::sleep(LISTENING_LIMIT) => {}
         }
     }
 

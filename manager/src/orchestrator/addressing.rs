@@ -40,7 +40,7 @@ pub(super) fn give(scene: &Scene<'_>, drafts: &mut [Draft], tx: &mut Transaction
 /// One address in each network that the task joins, the ingress network's first.
 fn attachments(scene: &Scene<'_>, task: &Task, addresses: &mut Addresses) -> Result<Vec<Attachment>, String> {
     let mut networks = Vec::new();
-    if task.ingress {
+    if !task.mesh_ports.is_empty() {
         networks.push(allocator::ingress(scene.tables).ok_or("there is no ingress network: make one")?);
     }
     for id in task.named_networks() {

@@ -145,6 +145,7 @@ impl ServicePlan {
 
     /// A new task for `slot`; it is placed by the scheduler.
     pub(crate) fn new_task(&self, scene: &Scene<'_>, slot: Slot, desired_state: TaskState, ids: TaskIds<'_>) -> Draft {
+        let spec = &self.service.spec;
         let task = Task {
             id: ids(),
             // The store sets the rest; the time decides which of a slot's tasks is the newest.
@@ -155,7 +156,7 @@ impl ServicePlan {
             service_name: self.service.spec.name.clone(),
             ports: self.service.spec.host_ports().cloned().collect(),
             slot,
-            ingress: self.opens_ports(),
+            mesh_ports: spec.ingress_ports().map(|port| (port.protocol, port.target_port)).collect(),
             networks: Vec::new(),
             node_id: None,
             status: TaskStatus {
@@ -170,15 +171,10 @@ impl ServicePlan {
         Draft { task: Arc::new(task), edit: Edit::Create }
     }
 
-    /// Whether connections come to the service's tasks through the routing mesh.
-    fn opens_ports(&self) -> bool {
-        self.service.spec.ingress_ports().next().is_some()
-    }
-
     /// Whether the task is not what the service's spec asks for now.
     pub(crate) fn is_dirty(&self, task: &Task) -> bool {
         // A port less takes nothing from a task; the first one needs a place in the ingress network.
-        if self.opens_ports() && !task.ingress {
+        if task.mesh_ports.is_empty() && self.service.spec.ingress_ports().next().is_some() {
             return true;
         }
         let wanted = &self.service.spec.task_template;
