@@ -215,3 +215,108 @@ fn no_request_fails_while_tasks_come_and_go() {
         manager.ok(&["node", "update", "--availability", "active", "n2"]);
     }
 }
+
+#[test]
+fn packets_go_on_without_daemons_and_what_is_broken_is_mended() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--publish",
+        "8080:8000",
+        "--constraint",
+        "node.hostname==n2",
+        "skep/whoami",
+    ]);
+    first.await_replicas("web", "1/1");
+    let url = format!("http://{}:8080/", first.addr());
+    let answers = || curl(rig.host(3), &url).contains("RemoteAddr: 10.77.0.3:");
+    wait_until("the port answers", LIMIT, || (answers(), String::new()));
+
+    // The daemons die under load, and come back.
+    let load = Load::on(&rig, 3, 8080, true);
+    wait_until("the load runs", LIMIT, || (answers(), String::new()));
+    rig.hosts().for_each(Host::kill_daemon);
+    for _ in 0..20 {
+        assert!(answers(), "packets go on without daemons");
+    }
+    rig.hosts().for_each(Host::start_daemon);
+    wait_until("the swarm is back", LIMIT, || {
+        let list = first.run(&["node", "ls", "--format", "{{.Status}}"]).stdout;
+        (list.lines().filter(|line| *line == "Ready").count() == 3, list)
+    });
+    assert!(answers());
+    load.end("daemons killed and back");
+
+    // Somebody tears rules and data path down.
+    let overlay = format!("--net={}", second.dir().join("run/overlay/netns").display());
+    for (what, command) in [
+        ("the rules are torn down", vec!["nsenter", &overlay, "nft", "delete", "table", "ip", "skep"]),
+        ("one rule is changed", vec!["nsenter", &overlay, "nft", "add", "rule", "ip", "skep", "reach", "drop"]),
+        ("the data path is killed", vec!["pkill", "-9", "-f", "datapath.*n2/"]),
+        ("its device is deleted", vec!["nsenter", &overlay, "ip", "link", "del", "wire0"]),
+    ] {
+        let mended = || second.log().matches("it is mended").count();
+        let before = mended();
+        // What is torn down before it was looked at the first time is not missed.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        let ran = second.exec(command[0], &command[1..]);
+        assert!(ran.success, "{what}: {ran:?}");
+        let start = std::time::Instant::now();
+        wait_until(what, LIMIT, || (answers() && mended() > before, second.log()));
+        eprintln!("{what}: answered again after {:?}", start.elapsed());
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{what}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    manager.ok(&["network", "create", "green"]);
+    for name in ["web", "ask"] {
+        manager.ok(&[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            name,
+            "--mode",
+            "global",
+            "--network",
+            "green",
+            "skep/whoami",
+        ]);
+        manager.await_replicas(name, "3/3");
+    }
+    let before = look_up(manager, "ask.", "tasks.web");
+    assert_eq!(before.len(), 3, "{before:?}");
+    rig.host(3).cut(true);
+    wait_until("the lost node's task is in no answer", LIMIT, || {
+        let now = look_up(manager, "ask.", "tasks.web");
+        (now.len() == 2, format!("{now:?}"))
+    });
+    let vip = look_up(manager, "ask.", "web");
+    let url = format!("http://{}:8000/", vip.first().unwrap());
+    for _ in 0..10 {
+        let answer = inside(manager, "ask.", &["curl", "-s", "-m", "2", &url]);
+        assert!(answer.contains("Hostname:"), "{answer}");
+    }
+    rig.host(3).cut(false);
+    wait_until("all three are known on every node again", LIMIT, || {
+        let found: Vec<_> = rig.hosts().map(|host| look_up(host, "ask.", "tasks.web").len()).collect();
+        (found == [3, 3, 3], format!("{found:?}"))
+    });
+    for host in rig.hosts() {
+        for address in look_up(host, "ask.", "tasks.web") {
+            let answer = inside(host, "ask.", &["curl", "-s", "-m", "2", &format!("http://{address}:8000/")]);
+            assert!(answer.contains("Hostname:"), "{address} from {}: {answer}", host.name());
+        }
+    }
+}

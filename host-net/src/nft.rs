@@ -23,3 +23,12 @@ pub fn apply(script: &str) -> io::Result<()> {
     }
     Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr))))
 }
+
+/// How the kernel shows a table (`family name`) of the calling thread's namespace.
+pub fn show(table: &str) -> io::Result<String> {
+    let output = Command::new("nft").args(["-n", "list", "table"]).args(table.split(' ')).output()?;
+    if output.status.success() {
+        return String::from_utf8(output.stdout).map_err(io::Error::other);
+    }
+    Err(io::Error::other(format!("nft shows no table {table}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}

@@ -109,6 +109,12 @@ impl Kernel {
         Ok(())
     }
 
+    /// Fails if the device to other nodes is not the one that was set up.
+    pub(crate) async fn check_wire(&self) -> io::Result<()> {
+        let there = link_index(self.inside.handle(), DEVICE).await;
+        if there.is_some() && there == self.wire { Ok(()) } else { Err(io::Error::other("its device is gone")) }
+    }
+
     async fn configure_wire(&self, handle: &Handle, wire: u32) -> Result<(), rtnetlink::Error> {
         let link = LinkUnspec::new_with_index(wire).address(mac(OWN).to_vec()).mtu(self.mtu_bytes).up();
         handle.link().set(link.build()).execute().await?;

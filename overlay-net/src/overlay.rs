@@ -26,6 +26,8 @@ use crate::plan::{Desired, LocalContainer, LocalPort, Scene, plan};
 const FACTS_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after what went wrong.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often kernel and data path are asked whether they still are as they were left.
+const AUDIT_EVERY: Duration = Duration::from_secs(2);
 
 /// How an overlay is set up.
 #[derive(Clone, Debug)]
@@ -91,6 +93,8 @@ struct Carrier {
     kernel: Kernel,
     path: PathClient,
     applied: Desired,
+    /// How the kernel shows the rules that were put in force, inside and outside.
+    shown: Option<(String, String)>,
     indexes: BTreeMap<NodeId, PeerIndex>,
 }
 
@@ -172,12 +176,18 @@ impl Overlay {
         self.news.notify_one();
     }
 
-    /// Keeps everything in line until `stop`; what is in force then stays.
+    /// Keeps everything in line until `stop`; what is in force then stays. What somebody else
+    /// changed meanwhile is found and mended.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.news.notified() => {}
+                () = tokio::time::sleep(AUDIT_EVERY) => {
+                    if self.is_as_it_was_left().await {
+                        continue;
+                    }
+                }
             }
             while let Err(error) = self.bring_in_line().await {
                 tracing::error!(%error, "the overlay network is not as it should be");
@@ -185,6 +195,21 @@ impl Overlay {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(RETRY_PAUSE) => {}
                 }
+            }
+        }
+    }
+
+    /// Looks whether rules and data path still are what was put in force; if not, the next look begins
+    /// from scratch.
+    async fn is_as_it_was_left(&self) -> bool {
+        let mut held = self.carrier.lock().await;
+        let Some(carrier) = held.as_mut() else { return true };
+        match carrier.audit().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the overlay network was changed by somebody else: it is mended");
+                *held = None;
+                false
             }
         }
     }
@@ -249,7 +274,7 @@ impl Overlay {
         kernel.set_up_wire().await?;
         tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
         let indexes = load_indexes(&self.indexes_file());
-        Ok(Carrier { kernel, path, applied: Desired::default(), indexes })
+        Ok(Carrier { kernel, path, applied: Desired::default(), shown: None, indexes })
     }
 
     /// Takes away all there is: no network is needed here.
@@ -373,7 +398,26 @@ impl Carrier {
             self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
         }
         self.applied = desired;
+        // Shown anew when it is looked at next.
+        self.shown = None;
         Ok(())
+    }
+
+    /// Fails if anything is not as it was left.
+    async fn audit(&mut self) -> io::Result<()> {
+        self.path.sync().await?;
+        self.kernel.check_wire().await?;
+        let inside = self.kernel.netns().run(|| skep_host_net::show("ip skep")).await?;
+        let outside = tokio::task::spawn_blocking(|| skep_host_net::show("ip skep_mesh"));
+        let now = (inside, outside.await.map_err(io::Error::other)??);
+        match &self.shown {
+            Some(shown) if *shown != now => Err(io::Error::other("its rules are not those it was given")),
+            Some(_) => Ok(()),
+            None => {
+                self.shown = Some(now);
+                Ok(())
+            }
+        }
     }
 }
 

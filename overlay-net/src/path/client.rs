@@ -83,7 +83,8 @@ impl PathClient {
         self.sync().await
     }
 
-    async fn sync(&mut self) -> io::Result<()> {
+    /// Waits until all that was said is in force.
+    pub(crate) async fn sync(&mut self) -> io::Result<()> {
         self.token += 1;
         send(&mut self.stream, &ToPath::Sync(self.token)).await?;
         loop {

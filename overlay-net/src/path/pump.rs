@@ -30,6 +30,8 @@ const SEGMENTS_MAX: usize = 64;
 const SEND_LEN_MAX: usize = 65_000;
 /// A tunnel's own messages fit, and so does any packet that fits a link.
 const SCRATCH_LEN: usize = 66_000;
+/// The longest of a handshake's messages (WireGuard §5.4).
+const HANDSHAKE_LEN: usize = 148;
 /// Large packets that are put together at the same time.
 const MERGED_MAX: usize = 64;
 const SOCKET_BUFFER_LEN: usize = 4 << 20;
@@ -99,7 +101,17 @@ impl Pump {
                 peer.announce(config.endpoint);
             }
         }
-        self.peers.store(Arc::new(next));
+        let next = Arc::new(next);
+        self.peers.store(next.clone());
+        let mut scratch = [0; HANDSHAKE_LEN];
+        for peer in next.iter().filter(|peer| before.get(peer.index).is_none_or(|old| !Arc::ptr_eq(old, peer))) {
+            // Whoever spoke with us before this process began would speak on in vain for 15 s.
+            let endpoint = peer.endpoint();
+            if let TunnResult::WriteToNetwork(message) = peer.tunnel().format_handshake_initiation(&mut scratch, false)
+            {
+                self.send(endpoint, message, message.len());
+            }
+        }
     }
 
     /// Sends datagrams of `size` bytes each (the last may be shorter) that lie one behind another.
