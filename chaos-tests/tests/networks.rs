@@ -320,3 +320,54 @@ fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
         }
     }
 }
+
+#[test]
+fn traffic_is_encrypted_between_nodes_unless_the_user_says_no() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.ok(&["network", "create", "secret"]);
+    first.ok(&["network", "create", "--opt", "encrypted=false", "open"]);
+    for (name, network) in [("hidden", "secret"), ("shown", "open")] {
+        let word = format!("WORD=the-word-of-{name}");
+        first.ok(&[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            name,
+            "--mode",
+            "global",
+            "--network",
+            network,
+            "--env",
+            &word,
+            "skep/whoami",
+        ]);
+        first.await_replicas(name, "2/2");
+    }
+    let capture = first.dir().join("capture");
+    let file = capture.display().to_string();
+    let started = first.dir().join("started").display().to_string();
+    first.spawn("sh", &["-c", &format!("tcpdump -i eth0 -s 0 -U -w {file} udp 2> {started}")]);
+    wait_until("the capture runs", LIMIT, || {
+        let log = std::fs::read_to_string(&started).unwrap_or_default();
+        (log.contains("listening on"), log)
+    });
+    for name in ["hidden", "shown"] {
+        let own = inside(second, name, &["hostname", "-I"]);
+        let far = look_up(first, name, &format!("tasks.{name}"));
+        let far = far.iter().find(|address| own.contains(*address)).unwrap_or_else(|| panic!("{far:?} {own}"));
+        let answer = inside(first, name, &["curl", "-s", "-m", "3", &format!("http://{far}:8000/")]);
+        assert!(answer.contains(&format!("the-word-of-{name}")), "{name}: {answer}");
+        // Large datagrams pass, in pieces.
+        let ran = inside(first, name, &["busybox", "ping", "-c", "2", "-W", "2", "-s", "60000", far]);
+        assert!(ran.contains("2 packets received"), "{name}: {ran}");
+    }
+    wait_until("the open word is on the wire", LIMIT, || {
+        let bytes = std::fs::read(&capture).unwrap();
+        let holds = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
+        assert!(!holds(b"the-word-of-hidden"), "an encrypted network's words are on the wire");
+        (holds(b"the-word-of-shown"), format!("{} bytes", bytes.len()))
+    });
+}

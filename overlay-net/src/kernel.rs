@@ -4,6 +4,8 @@
 //! Being apart from the host's, its addresses and rules clash with nothing the host has. Everything
 //! is routed: a container reaches even its neighbours through its gateway, which every node has.
 
+pub(crate) mod plain;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,6 +23,7 @@ use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_i
 use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
+use plain::{Plain, PlainState};
 
 /// The pair that joins the overlay's namespace to the host's: in the host's, and inside.
 pub(crate) const MESH_DEVICE: &str = "skep-mesh";
@@ -56,6 +59,8 @@ pub(crate) struct Place {
     pub(crate) gateway: Ipv4Addr,
     /// Whether what leads nowhere else goes this way.
     pub(crate) default_route: bool,
+    /// The largest packet.
+    pub(crate) mtu_bytes: u32,
 }
 
 /// The overlay's part of the kernel.
@@ -64,7 +69,8 @@ pub(crate) struct Kernel {
     inside: Netlink,
     uplink: u32,
     wire: Option<u32>,
-    mtu_bytes: u32,
+    plain: Plain,
+    mtu: Mtu,
     /// What was set up since this daemon took it over.
     peers: BTreeSet<PeerIndex>,
     subnets: BTreeSet<Subnet>,
@@ -72,7 +78,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// Makes the namespace and its link to the host's, or takes up those that are there.
-    pub(crate) async fn open(netns: &Path, mtu_bytes: u32) -> io::Result<Self> {
+    pub(crate) async fn open(netns: &Path, mtu: Mtu) -> io::Result<Self> {
         let (netns, new) = Netns::ensure(netns).await?;
         let (inside, outside) = (Netlink::open_in(&netns).await?, Netlink::open()?);
         if new || link_index(inside.handle(), UPLINK).await.is_none() {
@@ -81,7 +87,8 @@ impl Kernel {
         netns.run(|| set_all(&INSIDE_SYSCTLS)).await?;
         set_all(&OUTSIDE_SYSCTLS)?;
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
-        Ok(Self { netns, inside, uplink, wire: None, mtu_bytes, peers: BTreeSet::new(), subnets: BTreeSet::new() })
+        let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { netns, inside, uplink, wire: None, plain: Plain::default(), mtu, peers, subnets })
     }
 
     pub(crate) fn netns(&self) -> &Netns {
@@ -116,7 +123,7 @@ impl Kernel {
     }
 
     async fn configure_wire(&self, handle: &Handle, wire: u32) -> Result<(), rtnetlink::Error> {
-        let link = LinkUnspec::new_with_index(wire).address(mac(OWN).to_vec()).mtu(self.mtu_bytes).up();
+        let link = LinkUnspec::new_with_index(wire).address(mac(OWN).to_vec()).mtu(self.mtu.tunnel_bytes).up();
         handle.link().set(link.build()).execute().await?;
         add_existing_is_fine(handle.address().add(wire, WIRE.into(), 32).execute().await)?;
         neighbour(handle, wire, BY_ADDRESS).await
@@ -143,13 +150,18 @@ impl Kernel {
         Ok(())
     }
 
+    /// Brings the ways of unencrypted networks in line.
+    pub(crate) async fn set_plain(&mut self, wanted: PlainState) -> io::Result<()> {
+        self.plain.set(&self.inside, &self.netns, self.mtu.plain_bytes, wanted).await
+    }
+
     /// Gives a container its places: one link each, `eth0` first.
     pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
         for (number, place) in places.iter().enumerate() {
             self.plug(container, netns, number, place).await.map_err(io::Error::other)?;
         }
         let within = Netlink::open_in(netns).await?;
-        configure_container(within.handle(), places, self.mtu_bytes).await.map_err(io::Error::other)
+        configure_container(within.handle(), places).await.map_err(io::Error::other)
     }
 
     async fn plug(&self, container: &str, netns: &Netns, number: usize, place: &Place) -> Result<(), rtnetlink::Error> {
@@ -158,10 +170,10 @@ impl Kernel {
         if let Some(left_over) = link_index(handle, &name).await {
             handle.link().del(left_over).execute().await?;
         }
-        let peer = LinkUnspec::new_with_name(&eth).mtu(self.mtu_bytes).setns_by_fd(netns.as_raw_fd());
+        let peer = LinkUnspec::new_with_name(&eth).mtu(place.mtu_bytes).setns_by_fd(netns.as_raw_fd());
         let pair = LinkVeth::new(&name, &eth)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-            .mtu(self.mtu_bytes)
+            .mtu(place.mtu_bytes)
             .up();
         handle.link().add(pair.build()).execute().await?;
         let index = link_index(handle, &name).await.ok_or(rtnetlink::Error::RequestFailed)?;
@@ -232,11 +244,11 @@ async fn neighbour(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), r
 }
 
 /// Addresses and routes inside a container.
-async fn configure_container(handle: &Handle, places: &[Place], mtu_bytes: u32) -> Result<(), rtnetlink::Error> {
+async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rtnetlink::Error> {
     handle.link().set(LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build()).execute().await?;
     for (number, place) in places.iter().enumerate() {
         let index = link_index(handle, &format!("eth{number}")).await.ok_or(rtnetlink::Error::RequestFailed)?;
-        handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu_bytes).up().build()).execute().await?;
+        handle.link().set(LinkUnspec::new_with_index(index).mtu(place.mtu_bytes).up().build()).execute().await?;
         // Shown with its network's size, yet everything goes by the gateway.
         let mut add = handle.address().add(index, place.address.into(), place.subnet.prefix_len());
         add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
@@ -281,10 +293,25 @@ fn set_all(sysctls: &[(&str, &str)]) -> io::Result<()> {
     Ok(())
 }
 
-/// The largest packet that the host's links take, less what a tunnel adds: 80 bytes cover IPv6, UDP
-/// and the seal.
-pub(crate) fn tunnel_mtu_bytes() -> u32 {
-    const TUNNEL_LEN: u32 = 80;
+/// The largest packets that pass to other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mtu {
+    pub(crate) tunnel_bytes: u32,
+    pub(crate) plain_bytes: u32,
+}
+
+impl Mtu {
+    /// What the host's links take, less what a tunnel adds (80 bytes cover IPv6, UDP and the seal) or
+    /// VXLAN does (70, likewise with IPv6).
+    pub(crate) fn of_host() -> Self {
+        const TUNNEL_LEN: u32 = 80;
+        const VXLAN_LEN: u32 = 70;
+        let host = host_mtu_bytes().max(576 + TUNNEL_LEN);
+        Self { tunnel_bytes: host - TUNNEL_LEN, plain_bytes: host - VXLAN_LEN }
+    }
+}
+
+fn host_mtu_bytes() -> u32 {
     const USUAL: u32 = 1500;
     let mut mtus: BTreeMap<String, u32> = BTreeMap::new();
     for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
@@ -296,5 +323,5 @@ pub(crate) fn tunnel_mtu_bytes() -> u32 {
             mtus.insert(name, mtu);
         }
     }
-    mtus.values().copied().min().unwrap_or(USUAL).max(576 + TUNNEL_LEN) - TUNNEL_LEN
+    mtus.values().copied().min().unwrap_or(USUAL)
 }

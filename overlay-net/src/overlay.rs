@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack;
-use crate::kernel::{INSIDE, Kernel, Place, tunnel_mtu_bytes};
+use crate::kernel::{INSIDE, Kernel, Mtu, Place};
 use crate::path::client::{PathClient, public_key};
 use crate::path::message::PeerIndex;
 use crate::path::{PathConfig, PeerReport};
@@ -256,14 +256,15 @@ impl Overlay {
         };
         number_peers(&mut carrier.indexes, facts, self.config.node);
         save_indexes(&self.indexes_file(), &carrier.indexes)?;
-        let desired = plan(&Scene { own: self.config.node, facts, locals, indexes: &carrier.indexes });
+        let desired =
+            plan(&Scene { own: self.config.node, port: self.config.port, facts, locals, indexes: &carrier.indexes });
         carrier.put_in_force(desired, fresh).await
     }
 
     async fn set_up(&self) -> io::Result<Carrier> {
         fs::create_dir_all(&self.config.run_dir)?;
         let netns = self.netns_path();
-        let mut kernel = Kernel::open(&netns, tunnel_mtu_bytes()).await?;
+        let mut kernel = Kernel::open(&netns, Mtu::of_host()).await?;
         let config = PathConfig {
             netns,
             socket: self.config.run_dir.join("datapath.sock"),
@@ -380,6 +381,7 @@ impl Carrier {
         }
         let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
         self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
+        self.kernel.set_plain(desired.plain.clone()).await?;
         let script = |now: &crate::ruleset::Ruleset, before: &crate::ruleset::Ruleset| {
             if fresh { now.script() } else { now.script_from(before) }
         };
@@ -423,12 +425,16 @@ impl Carrier {
 
 /// The container's places, once all its networks are known.
 fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress]) -> Option<Vec<Place>> {
+    let mtu = Mtu::of_host();
     let mut default_given = false;
     let place = |at: &NetworkAddress| {
         let Some(Fact::Network(network)) = facts.get(&FactKey::Network(at.network)) else { return None };
         let default_route = !default_given && !network.internal;
         default_given |= default_route;
-        Some(Place { address: at.address, subnet: network.subnet, gateway: network.gateway, default_route })
+        let (subnet, gateway) = (network.subnet, network.gateway);
+        let passes = if network.encrypted { mtu.tunnel_bytes } else { mtu.plain_bytes };
+        let mtu_bytes = network.mtu_bytes.map_or(passes, |asked| asked.min(passes));
+        Some(Place { address: at.address, subnet, gateway, default_route, mtu_bytes })
     };
     addresses.iter().map(place).collect()
 }

@@ -10,6 +10,7 @@ use skep_api::service::{PortConfig, Protocol};
 use skep_api::{NetworkId, NodeId, ServiceId};
 
 use crate::dns::Zone;
+use crate::kernel::plain::{self, PlainPeer, PlainState};
 use crate::kernel::{INSIDE, MESH_DEVICE, UPLINK, link_name};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer};
@@ -37,6 +38,7 @@ pub struct LocalPort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Desired {
     pub(crate) path: PathState,
+    pub(crate) plain: PlainState,
     /// Inside the overlay's namespace.
     pub(crate) inside: Ruleset,
     /// Outside, in the host's.
@@ -48,6 +50,8 @@ pub(crate) struct Desired {
 /// The facts, by kind.
 pub(crate) struct Scene<'a> {
     pub(crate) own: NodeId,
+    /// UDP, of the tunnels; the next one is VXLAN's.
+    pub(crate) port: u16,
     pub(crate) facts: &'a BTreeMap<FactKey, Fact>,
     pub(crate) locals: &'a BTreeMap<String, LocalContainer>,
     pub(crate) indexes: &'a BTreeMap<NodeId, PeerIndex>,
@@ -94,7 +98,44 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
         }
     }
     let living = scene.tasks().flat_map(|task| task.addresses.iter().map(|&(_, address)| address)).collect();
-    Desired { path: path_state(scene, &backends), inside: inside(scene, &backends), outside: outside(scene), living }
+    Desired {
+        path: path_state(scene, &backends),
+        plain: plain_state(scene),
+        inside: inside(scene, &backends),
+        outside: outside(scene),
+        living,
+    }
+}
+
+/// The addresses of other nodes' tasks in networks that are encrypted, or in those that are not.
+fn remote_addresses<'a>(scene: &'a Scene<'_>, encrypted: bool) -> impl Iterator<Item = (Ipv4Addr, PeerIndex)> + 'a {
+    let of_kind = move |id: NetworkId| scene.network(id).is_some_and(|network| network.encrypted == encrypted);
+    scene.tasks().filter(|task| task.node != scene.own).flat_map(move |task| {
+        let index = scene.indexes.get(&task.node).copied();
+        let addresses = task.addresses.iter().filter(move |(id, _)| of_kind(*id));
+        addresses.filter_map(move |&(_, address)| Some((address, index?)))
+    })
+}
+
+fn plain_state(scene: &Scene<'_>) -> PlainState {
+    if scene.networks().all(|network| network.encrypted) {
+        return PlainState::default();
+    }
+    let peers = scene.facts.values().filter_map(|fact| match fact {
+        Fact::Peer(peer) if peer.node != scene.own => {
+            let endpoint: SocketAddr = peer.endpoint.parse().ok()?;
+            let index = *scene.indexes.get(&peer.node)?;
+            Some((index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }))
+        }
+        Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
+    });
+    PlainState {
+        needed: true,
+        port: scene.port + 1,
+        own_mac: plain::mac(scene.own),
+        peers: peers.collect(),
+        addresses: remote_addresses(scene, false).collect(),
+    }
 }
 
 fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
@@ -106,16 +147,13 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
         }
         Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
     });
-    let remote = scene.tasks().filter(|task| task.node != scene.own).flat_map(|task| {
-        let index = scene.indexes.get(&task.node).copied();
-        task.addresses.iter().filter_map(move |&(_, address)| Some((address, index?)))
-    });
+    let tunnelled = || scene.networks().filter(|network| network.encrypted);
     let zones = scene.networks().filter(|network| !network.ingress);
     PathState {
         peers: peers.collect(),
-        addresses: remote.collect(),
-        subnets: scene.networks().map(|network| network.subnet).collect(),
-        gateways: scene.networks().map(|network| network.gateway).collect(),
+        addresses: remote_addresses(scene, true).collect(),
+        subnets: tunnelled().map(|network| network.subnet).collect(),
+        gateways: tunnelled().map(|network| network.gateway).collect(),
         ingress: scene.networks().find(|network| network.ingress).map(|network| network.subnet),
         zones: zones.map(|network| (network.id, zone(scene, network, backends))).collect(),
         served: scene.locals.iter().map(|(id, local)| (id.clone(), served(scene, local))).collect(),
@@ -171,6 +209,9 @@ fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
     for network in scene.networks() {
         let subnet = network.subnet;
         rules.insert("same_network", format!("{subnet} . {subnet}"));
+        if !network.encrypted {
+            rules.insert("plain", subnet.to_string());
+        }
         if network.ingress {
             rules.insert("entry", subnet.to_string());
         }
@@ -257,10 +298,12 @@ fn outside(scene: &Scene<'_>) -> Ruleset {
 }
 
 /// What never changes inside. Packets from a container have its address; what comes in through
-/// another node goes back through it; networks do not reach each other.
+/// another node goes back through it; networks do not reach each other, least of all one that is
+/// encrypted from outside its tunnels.
 const INSIDE_FRAME: &str = r#"
   set own { type ifname . ipv4_addr; }
   set same_network { type ipv4_addr . ipv4_addr; flags interval; }
+  set plain { type ipv4_addr; flags interval; }
   set entry { type ipv4_addr; flags interval; }
   set egress { type ipv4_addr; flags interval; }
   set itself { type ipv4_addr . ipv4_addr; }
@@ -272,6 +315,8 @@ const INSIDE_FRAME: &str = r#"
   chain spoofed {
     type filter hook prerouting priority -300
     iifname "skv*" iifname . ip saddr != @own drop
+    iifname "plain0" ip saddr != @plain drop
+    iifname "plain0" ip daddr != @plain drop
   }
   chain returning {
     type filter hook prerouting priority -150

@@ -1,0 +1,120 @@
+//! The ways of networks whose user wants no encryption: one VXLAN device (RFC 7348) beside the one to
+//! the tunnels, with everything it must know of other nodes written into it. Nothing is flooded.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd as _;
+
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use skep_api::NodeId;
+use skep_host_net::{Netlink, Netns, add_existing_is_fine, link_index};
+
+use super::{WIRE, next_hop};
+use crate::path::message::PeerIndex;
+
+pub(crate) const DEVICE: &str = "plain0";
+/// One network for the nodes among themselves; whose packets are whose, addresses tell.
+const VNI: u32 = 4096;
+
+/// What other nodes have of unencrypted networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PlainState {
+    pub(crate) needed: bool,
+    /// UDP.
+    pub(crate) port: u16,
+    pub(crate) own_mac: [u8; 6],
+    pub(crate) peers: BTreeMap<PeerIndex, PlainPeer>,
+    /// Whose addresses of other nodes' tasks are.
+    pub(crate) addresses: BTreeMap<Ipv4Addr, PeerIndex>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlainPeer {
+    pub(crate) mac: [u8; 6],
+    pub(crate) host: IpAddr,
+}
+
+/// The address of a node's device; every node works it out alike.
+pub(crate) fn mac(node: NodeId) -> [u8; 6] {
+    let [.., a, b, c, d, e] = node.to_bytes();
+    // Locally administered, one station.
+    [0x06, a, b, c, d, e]
+}
+
+/// The device, and what was written into it.
+#[derive(Default)]
+pub(crate) struct Plain {
+    index: Option<u32>,
+    applied: PlainState,
+}
+
+impl Plain {
+    /// Brings the device in line: made when it is needed first, gone when it is not.
+    pub(crate) async fn set(
+        &mut self,
+        inside: &Netlink,
+        netns: &Netns,
+        mtu_bytes: u32,
+        wanted: PlainState,
+    ) -> io::Result<()> {
+        if !wanted.needed {
+            if let Some(index) = link_index(inside.handle(), DEVICE).await {
+                inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+            }
+            *self = Self::default();
+            return Ok(());
+        }
+        if self.applied == wanted {
+            return Ok(());
+        }
+        let index = match self.index {
+            Some(index) => index,
+            None => ensure_device(inside, netns, mtu_bytes, &wanted).await?,
+        };
+        self.index = Some(index);
+        self.write(inside.handle(), index, &wanted).await.map_err(io::Error::other)?;
+        self.applied = wanted;
+        Ok(())
+    }
+
+    async fn write(&self, handle: &Handle, index: u32, wanted: &PlainState) -> Result<(), rtnetlink::Error> {
+        for (&number, peer) in wanted.peers.iter().filter(|(n, peer)| self.applied.peers.get(n) != Some(peer)) {
+            let there = handle.neighbours().add_bridge(index, &peer.mac).destination(peer.host);
+            there.flags(NeighbourFlags::Own).replace().execute().await?;
+            let hop = handle.neighbours().add(index, next_hop(number).into()).link_layer_address(&peer.mac);
+            hop.state(NeighbourState::Permanent).replace().execute().await?;
+        }
+        for (&address, &number) in wanted.addresses.iter().filter(|(a, n)| self.applied.addresses.get(a) != Some(n)) {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .gateway(next_hop(number))
+                .output_interface(index)
+                .onlink();
+            handle.route().add(route.build()).replace().execute().await?;
+        }
+        for &address in self.applied.addresses.keys().filter(|address| !wanted.addresses.contains_key(address)) {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).output_interface(index);
+            // Gone with the device at the latest.
+            drop(handle.route().del(route.build()).execute().await);
+        }
+        Ok(())
+    }
+}
+
+/// Makes the device: inside, while its own packets pass through the host's namespace, where it is
+/// asked for.
+async fn ensure_device(inside: &Netlink, netns: &Netns, mtu_bytes: u32, wanted: &PlainState) -> io::Result<u32> {
+    let handle = inside.handle();
+    if link_index(handle, DEVICE).await.is_none() {
+        let device = LinkVxlan::new(DEVICE, VNI).port(wanted.port).learning(false).address(wanted.own_mac.to_vec());
+        let device = device.setns_by_fd(netns.as_raw_fd()).build();
+        Netlink::open()?.handle().link().add(device).execute().await.map_err(io::Error::other)?;
+    }
+    let index = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the VXLAN device was not made"))?;
+    let link = LinkUnspec::new_with_index(index).mtu(mtu_bytes).up().build();
+    handle.link().set(link).execute().await.map_err(io::Error::other)?;
+    add_existing_is_fine(handle.address().add(index, WIRE.into(), 32).execute().await).map_err(io::Error::other)?;
+    Ok(index)
+}
