@@ -297,6 +297,8 @@ fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
     }
     let before = look_up(manager, "ask.", "tasks.web");
     assert_eq!(before.len(), 3, "{before:?}");
+    let well = manager.ok(&["network", "diagnose", "web"]);
+    assert!(well.contains("ok       tunnel to n3") && well.contains("3 tasks of web"), "{well}");
     rig.host(3).cut(true);
     wait_until("the lost node's task is in no answer", LIMIT, || {
         let now = look_up(manager, "ask.", "tasks.web");
@@ -370,4 +372,105 @@ fn traffic_is_encrypted_between_nodes_unless_the_user_says_no() {
         assert!(!holds(b"the-word-of-hidden"), "an encrypted network's words are on the wire");
         (holds(b"the-word-of-shown"), format!("{} bytes", bytes.len()))
     });
+}
+
+#[test]
+fn addresses_come_back_and_none_is_given_twice() {
+    take_turn!();
+    let rig = Rig::swarm(3, 3);
+    let host = rig.host(1);
+    // Gateway, one virtual address, and four for tasks.
+    host.ok(&["network", "create", "--subnet", "10.50.0.0/29", "small"]);
+    host.ok(&["service", "create", "-d", "--name", "web", "--replicas", "4", "--network", "small", "skep/whoami"]);
+    host.await_replicas("web", "4/4");
+    host.ok(&["service", "scale", "-d", "web=6"]);
+    wait_until("the full network is told", LIMIT, || {
+        let list = host.ok(&["service", "ps", "--no-trunc", "web"]);
+        (list.matches("no address is left in network small").count() == 2, list)
+    });
+    let refused = host.fails(&["network", "rm", "small"]);
+    assert!(refused.contains("in use by service web"), "{refused}");
+    host.ok(&["service", "scale", "-d", "web=4"]);
+    host.await_replicas("web", "4/4");
+    // Renewed again and again, with a leader lost on the way.
+    for round in 0..3 {
+        let leader = rig.host(rig.leader(1));
+        let asked = rig.hosts().find(|host| host.name() != leader.name()).unwrap();
+        if round == 1 {
+            leader.kill_daemon();
+        }
+        let env = format!("ROUND={round}");
+        asked.ok(&[
+            "service",
+            "update",
+            "-d",
+            "--update-parallelism",
+            "2",
+            "--update-monitor",
+            "100ms",
+            "--env",
+            &env,
+            "web",
+        ]);
+        if round == 1 {
+            leader.start_daemon();
+        }
+        asked.await_update("web", "completed");
+        asked.await_replicas("web", "4/4");
+        let tasks = asked.api().get("/tasks").unwrap().body;
+        let running = tasks.as_array().unwrap().iter().filter(|task| task["Status"]["State"] == "running");
+        let addresses: Vec<String> =
+            running.map(|task| task["NetworksAttachments"][0]["Addresses"][0].as_str().unwrap().to_owned()).collect();
+        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        assert_eq!((addresses.len(), different.len()), (4, 4), "{addresses:?}");
+    }
+    host.ok(&["service", "rm", "web"]);
+    rig.await_no_container();
+    wait_until("the network can be removed", LIMIT, || {
+        let ran = host.run(&["network", "rm", "small"]);
+        (ran.success, ran.stderr)
+    });
+    let list = host.ok(&["network", "ls"]);
+    assert!(!list.contains("small") && list.contains("ingress"), "{list}");
+}
+
+#[test]
+fn a_published_port_is_opened_where_it_was_asked_for_and_held_by_one_service() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.ok(&["service", "create", "-d", "--name", "local", "--publish", "127.0.0.1:8080:8000", "skep/whoami"]);
+    first.ok(&["service", "create", "-d", "--name", "any", "--publish", "8000", "skep/whoami"]);
+    first.await_replicas("local", "1/1");
+    first.await_replicas("any", "1/1");
+    wait_until("the port answers where it is", LIMIT, || {
+        let answer = curl(first, "http://127.0.0.1:8080/");
+        (answer.contains("Hostname:"), answer)
+    });
+    let ran = second.exec("curl", &["-sS", "-m", "1", &format!("http://{}:8080/", first.addr())]);
+    assert!(!ran.success && !ran.stdout.contains("Hostname"), "{ran:?}");
+    let port = first.ok(&["service", "inspect", "--format", "{{json .Endpoint.Ports}}", "any"]);
+    let port: serde_json::Value = serde_json::from_str(&port).unwrap();
+    let number = port[0]["PublishedPort"].as_u64().unwrap();
+    assert!((30_000..=32_767).contains(&number), "{port}");
+    wait_until("the picked port answers", LIMIT, || {
+        let answer = curl(first, &format!("http://{}:{number}/", second.addr()));
+        (answer.contains("Hostname:"), answer)
+    });
+    let taken = format!("{number}:80");
+    let refused = first.fails(&["service", "create", "-d", "--name", "late", "--publish", &taken, "skep/whoami"]);
+    assert!(refused.contains("already in use by service 'any'"), "{refused}");
+    // Updated, it keeps its number; taken away, it is free.
+    first.ok(&["service", "update", "-d", "--label", "a=1", "any"]);
+    let again = first.ok(&["service", "inspect", "--format", "{{json .Endpoint.Ports}}", "any"]);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&again).unwrap()[0]["PublishedPort"],
+        port[0]["PublishedPort"]
+    );
+    first.ok(&["service", "update", "-d", "--publish-rm", "8000", "any"]);
+    first.ok(&["service", "create", "-d", "--name", "late", "--publish", &taken, "skep/whoami"]);
+    // A task on the host's own network sees what the host sees.
+    first.ok(&["service", "create", "-d", "--name", "bare", "--mode", "global", "--network", "host", "skep/whoami"]);
+    first.await_replicas("bare", "2/2");
+    assert!(curl(second, &format!("http://{}:8000/", first.addr())).contains("Hostname:"));
 }

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -23,6 +23,7 @@ use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_i
 use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
+use crate::path::pump::{SEAL_LEN, SEGMENTS_MAX, SEND_LEN_MAX};
 use plain::{Plain, PlainState};
 
 /// The pair that joins the overlay's namespace to the host's: in the host's, and inside.
@@ -170,7 +171,10 @@ impl Kernel {
         if let Some(left_over) = link_index(handle, &name).await {
             handle.link().del(left_over).execute().await?;
         }
-        let peer = LinkUnspec::new_with_name(&eth).mtu(place.mtu_bytes).setns_by_fd(netns.as_raw_fd());
+        let peer = LinkUnspec::new_with_name(&eth)
+            .mtu(place.mtu_bytes)
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(batch_bytes(place.mtu_bytes)))
+            .setns_by_fd(netns.as_raw_fd());
         let pair = LinkVeth::new(&name, &eth)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .mtu(place.mtu_bytes)
@@ -291,6 +295,16 @@ fn set_all(sysctls: &[(&str, &str)]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The most that a container should hand to the kernel in one piece: what leaves the data path in one
+/// call.
+fn batch_bytes(mtu_bytes: u32) -> u32 {
+    /// Addresses, ports and options of each packet.
+    const HEADERS_LEN: u32 = 60;
+    let sealed = mtu_bytes + u32::try_from(SEAL_LEN).unwrap_or(0);
+    let count = u32::try_from(SEND_LEN_MAX / sealed as usize).unwrap_or(1).clamp(1, SEGMENTS_MAX as u32);
+    count * mtu_bytes.saturating_sub(HEADERS_LEN)
 }
 
 /// The largest packets that pass to other nodes.

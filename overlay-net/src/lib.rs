@@ -10,6 +10,7 @@
 mod path;
 
 mod conntrack;
+mod diagnosis;
 mod dns;
 mod kernel;
 mod overlay;
@@ -17,8 +18,9 @@ mod plan;
 mod ruleset;
 mod sys;
 
+pub use diagnosis::Finding;
 pub use overlay::{FactsUpdate, Joining, NetworkAddress, Overlay, OverlayConfig};
-pub use path::{PeerReport, path_main};
+pub use path::path_main;
 pub use plan::LocalPort;
 
 /// Where a container's names are served.

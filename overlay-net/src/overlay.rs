@@ -16,10 +16,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack;
+use crate::diagnosis::{Finding, tunnels};
 use crate::kernel::{INSIDE, Kernel, Mtu, Place};
+use crate::path::PathConfig;
 use crate::path::client::{PathClient, public_key};
 use crate::path::message::PeerIndex;
-use crate::path::{PathConfig, PeerReport};
 use crate::plan::{Desired, LocalContainer, LocalPort, Scene, plan};
 
 /// How long a container's start may wait for the facts of its networks.
@@ -355,12 +356,30 @@ impl Overlay {
         Ok(())
     }
 
-    /// How the tunnels to other nodes do; none while no network is needed here.
-    pub async fn report(&self) -> io::Result<Vec<PeerReport>> {
-        match self.carrier.lock().await.as_mut() {
-            Some(carrier) => carrier.path.report().await,
-            None => Ok(Vec::new()),
+    /// Looks at everything that may be wrong here.
+    pub async fn diagnose(&self) -> Vec<Finding> {
+        let (facts, revision) = {
+            let inputs = self.inputs();
+            (inputs.facts.clone(), inputs.revision)
+        };
+        let held = *self.held.borrow();
+        let behind = (held < revision)
+            .then(|| format!("revision {held} is in force, {revision} was told: the daemon's log says what fails"));
+        let mut findings = vec![Finding::new("facts from the managers", behind)];
+        let mut carrier = self.carrier.lock().await;
+        let Some(carrier) = carrier.as_mut() else {
+            let needed = facts.keys().any(|key| matches!(key, FactKey::Network(_)));
+            let problem = needed.then(|| "networks are needed here and not there yet".to_owned());
+            findings.push(Finding::new("networks of this node", problem));
+            return findings;
+        };
+        let audited = carrier.audit().await.err().map(|error| format!("{error}: it is mended within seconds"));
+        findings.push(Finding::new("rules, device and data path", audited));
+        match carrier.path.report().await {
+            Ok(reports) => findings.extend(tunnels(self.config.node, &facts, &reports)),
+            Err(error) => findings.push(Finding::new("tunnels", Some(error.to_string()))),
         }
+        findings
     }
 
     /// Takes everything away, whatever is needed: the node leaves its swarm.

@@ -5,7 +5,7 @@ pub(crate) mod client;
 mod frame;
 pub(crate) mod message;
 pub(crate) mod peers;
-mod pump;
+pub(crate) mod pump;
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::dns::server::NameServers;
 use crate::sys;
-pub use message::PeerReport;
+pub(crate) use message::PeerReport;
 use message::{FromPath, PathState, ToPath, receive, send};
 use pump::Pump;
 

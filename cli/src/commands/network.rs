@@ -26,6 +26,8 @@ pub(crate) enum NetworkCommand {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Look for what is wrong with this node's networks, or with one network or service
+    Diagnose { name: Option<String> },
     /// Remove every network that nobody uses
     Prune {
         /// Ask no questions
@@ -90,6 +92,7 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             }
             Ok(())
         }
+        NetworkCommand::Diagnose { name } => diagnose(client, &name.unwrap_or_default()).await,
         NetworkCommand::Prune { force } => {
             anyhow::ensure!(force, "this removes every network that no service uses: say so with --force");
             let pruned = client.post("/networks/prune", &json!({})).await?;
@@ -99,6 +102,24 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             Ok(())
         }
     }
+}
+
+/// Tells every finding; fails if one is a problem, so that scripts notice.
+async fn diagnose(client: &Client, name: &str) -> anyhow::Result<()> {
+    let findings = client.get(&format!("/skep/diagnose?name={}", escape(name))).await?;
+    let mut problems = 0;
+    for finding in findings.as_array().into_iter().flatten() {
+        let subject = finding["Subject"].as_str().unwrap_or_default();
+        match finding["Problem"].as_str() {
+            None => line(&format!("ok       {subject}"))?,
+            Some(problem) => {
+                problems += 1;
+                line(&format!("problem  {subject}: {problem}"))?;
+            }
+        }
+    }
+    anyhow::ensure!(problems == 0, "{problems} found");
+    Ok(())
 }
 
 impl CreateArgs {

@@ -20,6 +20,7 @@ const GSO_ECN: u8 = 0x80;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const TCP_CSUM_OFFSET: usize = 16;
+const UDP_CSUM_OFFSET: usize = 6;
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -68,18 +69,40 @@ impl VnetHeader {
     }
 }
 
-/// Sums 16-bit words as Internet checksums do (RFC 1071), not yet folded.
-fn sum(bytes: &[u8], start: u64) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
+/// A sum of 16-bit words as Internet checksums have it (RFC 1071), not yet folded. Words are taken as
+/// they lie in memory: the result, written as it lies in memory, is right on every machine.
+type Sum = u64;
+
+fn add(total: Sum, word: u64) -> Sum {
     // Sums of 32-bit words fold to the same as sums of 16-bit words.
-    let mut total = words.iter().fold(start, |total, word| total + u64::from(u32::from_be_bytes(*word)));
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    total += u64::from(u32::from_be_bytes(last));
-    total
+    total + (word & 0xffff_ffff) + (word >> 32)
 }
 
-fn fold(mut total: u64) -> u16 {
+fn sum_rest(rest: &[u8]) -> Sum {
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    add(0, u64::from_ne_bytes(last))
+}
+
+fn sum(bytes: &[u8]) -> Sum {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().fold(sum_rest(rest), |total, word| add(total, u64::from_ne_bytes(*word)))
+}
+
+/// Copies and sums in one pass: both read every byte.
+fn copy_and_sum(to: &mut [u8], from: &[u8]) -> Sum {
+    let (words, rest) = from.as_chunks::<8>();
+    let (to_words, to_rest) = to.as_chunks_mut::<8>();
+    let mut total = 0;
+    for (to, word) in to_words.iter_mut().zip(words) {
+        *to = *word;
+        total = add(total, u64::from_ne_bytes(*word));
+    }
+    to_rest.copy_from_slice(rest);
+    total + sum_rest(rest)
+}
+
+fn fold(mut total: Sum) -> u16 {
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
@@ -87,14 +110,17 @@ fn fold(mut total: u64) -> u16 {
 }
 
 /// The part of a TCP or UDP checksum that covers addresses, protocol and length.
-fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> u64 {
-    sum(&packet[12..20], 0) + u64::from(protocol) + len as u64
+fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> Sum {
+    let len = u16::try_from(len).unwrap_or(u16::MAX);
+    sum(&packet[12..20])
+        + u64::from(u16::from_ne_bytes([0, protocol]))
+        + u64::from(u16::from_ne_bytes(len.to_be_bytes()))
 }
 
 fn write_ipv4_checksum(packet: &mut [u8], header_len: usize) {
     packet[10..12].fill(0);
-    let checksum = !fold(sum(&packet[..header_len], 0));
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let checksum = !fold(sum(&packet[..header_len]));
+    packet[10..12].copy_from_slice(&checksum.to_ne_bytes());
 }
 
 /// The length of an IPv4 packet's header; `None` if it is no IPv4 packet.
@@ -130,10 +156,8 @@ pub(crate) fn segment(header: VnetHeader, packet: &mut [u8], scratch: &mut [u8],
                     return;
                 }
                 // The field holds the pseudo header's sum already.
-                let checksum = !fold(sum(&packet[transport..], 0));
-                // UDP writes zero for "none".
-                let checksum = if checksum == 0 && packet[9] == PROTOCOL_UDP { 0xffff } else { checksum };
-                packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+                let total = sum(&packet[transport..]);
+                write_checksum(packet, at, total);
             }
             emit(packet);
         }
@@ -161,7 +185,7 @@ fn segment_tcp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
         let len = head_len + part.len();
         let out = &mut scratch[..len];
         out[..head_len].copy_from_slice(&packet[..head_len]);
-        out[head_len..].copy_from_slice(part);
+        let payload_sum = copy_and_sum(&mut out[head_len..], part);
         write_len(out, len);
         out[4..6].copy_from_slice(&id.wrapping_add(number).to_be_bytes());
         write_ipv4_checksum(out, ip_len);
@@ -174,7 +198,7 @@ fn segment_tcp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
             own &= !(FIN | PSH);
         }
         out[ip_len + 13] = own;
-        write_transport_checksum(out, ip_len, PROTOCOL_TCP, TCP_CSUM_OFFSET);
+        finish_transport(out, ip_len, head_len, ip_len + TCP_CSUM_OFFSET, payload_sum);
         emit(out);
         offset = offset.wrapping_add(u32::try_from(part.len()).unwrap_or(0));
         number = number.wrapping_add(1);
@@ -193,13 +217,13 @@ fn segment_udp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
         let len = head_len + part.len();
         let out = &mut scratch[..len];
         out[..head_len].copy_from_slice(&packet[..head_len]);
-        out[head_len..].copy_from_slice(part);
+        let payload_sum = copy_and_sum(&mut out[head_len..], part);
         write_len(out, len);
         out[4..6].copy_from_slice(&id.wrapping_add(number).to_be_bytes());
         write_ipv4_checksum(out, ip_len);
         let udp_len = u16::try_from(len - ip_len).unwrap_or(u16::MAX);
         out[ip_len + 4..ip_len + 6].copy_from_slice(&udp_len.to_be_bytes());
-        write_transport_checksum(out, ip_len, PROTOCOL_UDP, 6);
+        finish_transport(out, ip_len, head_len, ip_len + UDP_CSUM_OFFSET, payload_sum);
         emit(out);
         number = number.wrapping_add(1);
     }
@@ -209,13 +233,19 @@ fn write_len(packet: &mut [u8], len: usize) {
     packet[2..4].copy_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes());
 }
 
-fn write_transport_checksum(packet: &mut [u8], ip_len: usize, protocol: u8, offset: usize) {
-    let at = ip_len + offset;
+/// Writes the checksum of a transport header at `at`, over header, payload and addresses.
+fn finish_transport(packet: &mut [u8], ip_len: usize, head_len: usize, at: usize, payload_sum: Sum) {
     packet[at..at + 2].fill(0);
-    let len = packet.len() - ip_len;
-    let checksum = !fold(sum(&packet[ip_len..], pseudo_header(packet, protocol, len)));
-    let checksum = if checksum == 0 && protocol == PROTOCOL_UDP { 0xffff } else { checksum };
-    packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    let pseudo = pseudo_header(packet, packet[9], packet.len() - ip_len);
+    let total = pseudo + sum(&packet[ip_len..head_len]) + payload_sum;
+    write_checksum(packet, at, total);
+}
+
+fn write_checksum(packet: &mut [u8], at: usize, total: Sum) {
+    let checksum = !fold(total);
+    // UDP writes zero for "none".
+    let checksum = if checksum == 0 && packet[9] == PROTOCOL_UDP { u16::MAX } else { checksum };
+    packet[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
 }
 
 /// A packet of a TCP stream, as far as putting it together with its neighbours needs it.
@@ -227,35 +257,40 @@ pub(crate) struct Segment {
     flags: u8,
 }
 
-/// Reads a TCP segment that may be put together with others: plain data with a right checksum.
-pub(crate) fn mergeable(packet: &[u8]) -> Option<Segment> {
-    let ip_len = ipv4_header_len(packet)?;
-    let fragment = u16_at(packet, 6) & 0x3fff;
-    if packet[9] != PROTOCOL_TCP || ip_len != 20 || fragment != 0 || u16_at(packet, 2) != packet.len() {
-        return None;
+impl Segment {
+    /// Reads a TCP segment that may be put together with others: plain data. Whether its checksum is
+    /// right shows when it is copied.
+    pub(crate) fn read(packet: &[u8]) -> Option<Self> {
+        let ip_len = ipv4_header_len(packet)?;
+        let fragment = u16_at(packet, 6) & 0x3fff;
+        if packet[9] != PROTOCOL_TCP || ip_len != 20 || fragment != 0 || u16_at(packet, 2) != packet.len() {
+            return None;
+        }
+        let tcp_len = usize::from(*packet.get(ip_len + 12)? >> 4) * 4;
+        let head_len = ip_len + tcp_len;
+        if tcp_len < 20 || packet.len() <= head_len {
+            return None;
+        }
+        let flags = packet[ip_len + 13];
+        if flags & !(ACK | PSH) != 0 || flags & ACK == 0 {
+            return None;
+        }
+        let sequence = u32::from_be_bytes([packet[24], packet[25], packet[26], packet[27]]);
+        Some(Self { head_len, ip_len, sequence, flags })
     }
-    let tcp_len = usize::from(*packet.get(ip_len + 12)? >> 4) * 4;
-    let head_len = ip_len + tcp_len;
-    if tcp_len < 20 || packet.len() <= head_len {
-        return None;
+
+    fn is_intact(&self, packet: &[u8], payload_sum: Sum) -> bool {
+        let pseudo = pseudo_header(packet, PROTOCOL_TCP, packet.len() - self.ip_len);
+        fold(pseudo + sum(&packet[self.ip_len..self.head_len]) + payload_sum) == u16::MAX
     }
-    let flags = packet[ip_len + 13];
-    if flags & !(ACK | PSH) != 0 || flags & ACK == 0 {
-        return None;
-    }
-    let whole = fold(sum(&packet[ip_len..], pseudo_header(packet, PROTOCOL_TCP, packet.len() - ip_len)));
-    if whole != 0xffff {
-        return None;
-    }
-    let sequence = u32::from_be_bytes([packet[24], packet[25], packet[26], packet[27]]);
-    Some(Segment { head_len, ip_len, sequence, flags })
 }
 
 /// One frame for the kernel that grows while further segments fit behind it.
 #[derive(Debug)]
 pub(crate) struct Merged {
-    /// [`HEAD_LEN`] bytes, then the IP packet.
-    frame: Vec<u8>,
+    /// [`HEAD_LEN`] bytes, then the IP packet, `len` bytes in all; the rest is room.
+    frame: Box<[u8]>,
+    len: usize,
     /// None: the packet stands for itself.
     segment: Option<Segment>,
     size: usize,
@@ -265,17 +300,23 @@ pub(crate) struct Merged {
 
 impl Merged {
     pub(crate) fn with_room() -> Self {
-        Self { frame: Vec::with_capacity(HEAD_LEN + PACKET_LEN_MAX), segment: None, size: 0, count: 0, closed: false }
+        let frame = vec![0; HEAD_LEN + PACKET_LEN_MAX].into_boxed_slice();
+        Self { frame, len: 0, segment: None, size: 0, count: 0, closed: false }
     }
 
-    /// Begins with a packet, which is `segment` if that may grow.
+    /// Begins with a packet, which is `segment` if that may grow. A packet that is too long for the
+    /// kernel is left out.
     pub(crate) fn begin(&mut self, ethernet: &[u8; ETHERNET_LEN], packet: &[u8], segment: Option<Segment>) {
-        self.frame.clear();
-        self.frame.resize(VNET_LEN, 0);
-        self.frame.extend_from_slice(ethernet);
-        self.frame.extend_from_slice(packet);
-        self.segment = segment;
-        self.size = self.segment.map_or(0, |segment| packet.len() - segment.head_len);
+        self.len = 0;
+        let Some(room) = self.frame.get_mut(HEAD_LEN..HEAD_LEN + packet.len()) else { return };
+        let head_len = segment.map_or(packet.len(), |segment| segment.head_len);
+        room[..head_len].copy_from_slice(&packet[..head_len]);
+        let payload_sum = copy_and_sum(&mut room[head_len..], &packet[head_len..]);
+        self.frame[..VNET_LEN].fill(0);
+        self.frame[VNET_LEN..HEAD_LEN].copy_from_slice(ethernet);
+        self.len = HEAD_LEN + packet.len();
+        self.segment = segment.filter(|segment| segment.is_intact(packet, payload_sum));
+        self.size = packet.len() - head_len;
         self.count = 1;
         self.closed = self.segment.is_none_or(|segment| segment.flags & PSH != 0);
     }
@@ -283,7 +324,7 @@ impl Merged {
     /// Takes a packet in, if it is the next of the same stream from the same peer.
     pub(crate) fn extend(&mut self, ethernet: &[u8; ETHERNET_LEN], packet: &[u8], next: Segment) -> bool {
         let Some(mine) = self.segment.filter(|_| !self.closed) else { return false };
-        let held = &self.frame[HEAD_LEN..];
+        let held = &self.frame[HEAD_LEN..self.len];
         let payload_len = packet.len() - next.head_len;
         let expected = mine.sequence.wrapping_add(u32::try_from(held.len() - mine.head_len).unwrap_or(0));
         let same = self.frame[VNET_LEN..HEAD_LEN] == *ethernet
@@ -301,7 +342,12 @@ impl Merged {
         if !same {
             return false;
         }
-        self.frame.extend_from_slice(&packet[next.head_len..]);
+        let end = self.len + payload_len;
+        let payload_sum = copy_and_sum(&mut self.frame[self.len..end], &packet[next.head_len..]);
+        if !next.is_intact(packet, payload_sum) {
+            return false;
+        }
+        self.len = end;
         self.count += 1;
         self.closed = payload_len < self.size || next.flags & PSH != 0;
         self.frame[HEAD_LEN + mine.ip_len + 13] |= next.flags & PSH;
@@ -311,13 +357,13 @@ impl Merged {
     /// The frame for the kernel.
     pub(crate) fn finish(&mut self) -> &[u8] {
         if let Some(segment) = self.segment.filter(|_| self.count > 1) {
-            let packet = &mut self.frame[HEAD_LEN..];
+            let packet = &mut self.frame[HEAD_LEN..self.len];
             let len = packet.len();
             write_len(packet, len);
             write_ipv4_checksum(packet, segment.ip_len);
             let at = segment.ip_len + TCP_CSUM_OFFSET;
             let partial = fold(pseudo_header(packet, PROTOCOL_TCP, len - segment.ip_len));
-            packet[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+            packet[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
             let header = VnetHeader {
                 flags: NEEDS_CSUM,
                 gso_type: GSO_TCPV4,
@@ -327,7 +373,7 @@ impl Merged {
             };
             header.write(&mut self.frame, ETHERNET_LEN + segment.head_len);
         }
-        &self.frame
+        &self.frame[..self.len]
     }
 }
 
@@ -364,7 +410,11 @@ mod tests {
     }
 
     fn extend(merged: &mut Merged, ethernet: &[u8; ETHERNET_LEN], packet: &[u8]) -> bool {
-        mergeable(packet).is_some_and(|next| merged.extend(ethernet, packet, next))
+        Segment::read(packet).is_some_and(|next| merged.extend(ethernet, packet, next))
+    }
+
+    fn is_intact(packet: &[u8]) -> bool {
+        Segment::read(packet).is_some_and(|segment| segment.is_intact(packet, sum(&packet[segment.head_len..])))
     }
 
     fn segments(header: VnetHeader, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
@@ -380,7 +430,7 @@ mod tests {
             let parts = segments(header, packet);
             prop_assert_eq!(parts.len(), payload.len().div_ceil(usize::from(size)));
             let mut merged = Merged::with_room();
-            merged.begin(&ETHERNET, &parts[0], mergeable(&parts[0]));
+            merged.begin(&ETHERNET, &parts[0], Segment::read(&parts[0]));
             for part in &parts[1..] {
                 prop_assert!(extend(&mut merged, &ETHERNET, part), "a part has a right checksum and is the next");
             }
@@ -400,7 +450,7 @@ mod tests {
                 segment(header, &mut packet, &mut [0; 2048], |_| {});
             }
             let mut merged = Merged::with_room();
-            merged.begin(&ETHERNET, &frame, mergeable(&frame));
+            merged.begin(&ETHERNET, &frame, Segment::read(&frame));
             extend(&mut merged, &ETHERNET, &frame);
             merged.finish();
         }
@@ -413,7 +463,7 @@ mod tests {
             segments(header, packet)
         };
         let mut merged = Merged::with_room();
-        merged.begin(&ETHERNET, &parts[0], mergeable(&parts[0]));
+        merged.begin(&ETHERNET, &parts[0], Segment::read(&parts[0]));
         assert!(!extend(&mut merged, &ETHERNET, &parts[2]), "one is missing");
         let mut other = parts[1].clone();
         other[21] ^= 1;
@@ -432,9 +482,9 @@ mod tests {
         let mut packet = tcp(&[1, 2, 3], ACK);
         let len = packet.len();
         let partial = fold(pseudo_header(&packet, PROTOCOL_TCP, len - 20));
-        packet[36..38].copy_from_slice(&partial.to_be_bytes());
+        packet[36..38].copy_from_slice(&partial.to_ne_bytes());
         let header = VnetHeader { flags: NEEDS_CSUM, csum_start: 34, csum_offset: 16, ..VnetHeader::default() };
         let parts = segments(header, packet);
-        assert!(mergeable(&parts[0]).is_some(), "its checksum is right");
+        assert!(is_intact(&parts[0]), "its checksum is right");
     }
 }

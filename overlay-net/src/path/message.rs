@@ -85,13 +85,14 @@ pub(crate) enum FromPath {
 
 /// How a tunnel does.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct PeerReport {
-    pub node: NodeId,
-    pub endpoint: SocketAddr,
+pub(crate) struct PeerReport {
+    pub(crate) node: NodeId,
+    pub(crate) public_key: [u8; 32],
+    pub(crate) endpoint: SocketAddr,
     /// Since the last handshake; none if there was none.
-    pub handshake_secs: Option<u64>,
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
+    pub(crate) handshake_secs: Option<u64>,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
 }
 
 impl PathState {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -18,6 +19,8 @@ use super::message::{PathState, PeerConfig, PeerIndex, PeerReport};
 
 /// Tunnels say nothing while nothing passes, but let NAT boxes remember them.
 const KEEPALIVE_SECS: u16 = 25;
+/// Two peers that greet each other stop at once.
+const GREETING_PAUSE: Duration = Duration::from_millis(500);
 /// The address of a frame's other end: our own, or a peer's by its index.
 const MAC_PREFIX: [u8; 4] = [0x02, 0x73, 0x6b, 0x70];
 /// Stands for "to whoever has the address".
@@ -40,47 +43,74 @@ pub(crate) fn peer_of_mac(mac: &[u8]) -> Option<PeerIndex> {
     }
 }
 
-/// One tunnel.
+/// Another node: one tunnel for what goes there, and one for what comes from there.
+///
+/// Both have the same keys. What goes out passes the one whose handshakes we begin, what comes in the
+/// one whose handshakes the peer begins, so the thread that seals and the thread that opens do not
+/// wait for each other. A peer that uses one tunnel both ways is understood as well.
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) index: PeerIndex,
     pub(crate) public_key: [u8; 32],
-    tunnel: Mutex<Tunn>,
+    outward: Mutex<Tunn>,
+    inward: Mutex<Tunn>,
     /// Where it was heard from last, else where it is said to be.
     endpoint: Mutex<SocketAddr>,
     announced: Mutex<SocketAddr>,
+    /// When a handshake was last begun because the peer had begun one.
+    greeted: Mutex<Option<Instant>>,
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
 }
 
 impl Peer {
     fn new(index: PeerIndex, config: &PeerConfig, keys: &Keys) -> Self {
-        let tunnel = Tunn::new(
-            keys.private.clone(),
-            PublicKey::from(config.public_key),
-            None,
-            Some(KEEPALIVE_SECS),
-            u32::from(index),
-            Some(keys.limiter.clone()),
-        );
+        let tunnel = |keepalive, direction: Direction| {
+            Mutex::new(Tunn::new(
+                keys.private.clone(),
+                PublicKey::from(config.public_key),
+                None,
+                keepalive,
+                direction.tunnel_number(index),
+                Some(keys.limiter.clone()),
+            ))
+        };
         Self {
             node: config.node,
             index,
             public_key: config.public_key,
-            tunnel: Mutex::new(tunnel),
+            outward: tunnel(Some(KEEPALIVE_SECS), Direction::Outward),
+            inward: tunnel(None, Direction::Inward),
             endpoint: Mutex::new(config.endpoint),
             announced: Mutex::new(config.endpoint),
+            greeted: Mutex::default(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn tunnel(&self) -> MutexGuard<'_, Tunn> {
-        self.tunnel.lock().expect("nobody panics while holding it")
+    pub(crate) fn tunnel(&self, direction: Direction) -> MutexGuard<'_, Tunn> {
+        let tunnel = match direction {
+            Direction::Outward => &self.outward,
+            Direction::Inward => &self.inward,
+        };
+        tunnel.lock().expect("nobody panics while holding it")
     }
 
     pub(crate) fn endpoint(&self) -> SocketAddr {
         *self.endpoint.lock().expect("nobody panics while holding it")
+    }
+
+    /// Whether it is time to answer a peer's handshake with one of our own; if so, it is taken as done.
+    pub(crate) fn may_greet(&self) -> bool {
+        let (handshake, ..) = self.tunnel(Direction::Outward).stats();
+        let mut greeted = self.greeted.lock().expect("nobody panics while holding it");
+        let fresh = handshake.is_some_and(|since| since < GREETING_PAUSE)
+            || greeted.is_some_and(|at| at.elapsed() < GREETING_PAUSE);
+        if !fresh {
+            *greeted = Some(Instant::now());
+        }
+        !fresh
     }
 
     /// Where the managers say it is.
@@ -100,14 +130,29 @@ impl Peer {
     }
 
     fn report(&self) -> PeerReport {
-        let (handshake, ..) = self.tunnel().stats();
+        let (handshake, ..) = self.tunnel(Direction::Outward).stats();
         PeerReport {
             node: self.node,
+            public_key: self.public_key,
             endpoint: self.endpoint(),
             handshake_secs: handshake.map(|since| since.as_secs()),
             sent_bytes: self.sent.load(Ordering::Relaxed),
             received_bytes: self.received.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Which of a peer's tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Outward,
+    Inward,
+}
+
+impl Direction {
+    /// What tells a tunnel from all others of this node in the messages of its peer (24 bits).
+    fn tunnel_number(self, index: PeerIndex) -> u32 {
+        u32::from(index) << 1 | u32::from(self == Self::Inward)
     }
 }
 
@@ -161,6 +206,14 @@ impl Peers {
 
     pub(crate) fn get(&self, index: PeerIndex) -> Option<&Arc<Peer>> {
         self.by_index.get(&index)
+    }
+
+    /// The tunnel that a receiver's index in a message names, as we told it to the peer: the number of
+    /// the tunnel, and behind it the session's.
+    pub(crate) fn by_receiver(&self, receiver: u32) -> Option<(&Arc<Peer>, Direction)> {
+        let number = receiver >> 8;
+        let direction = if number & 1 == 1 { Direction::Inward } else { Direction::Outward };
+        Some((self.get(PeerIndex::try_from(number >> 1).ok()?)?, direction))
     }
 
     pub(crate) fn by_key(&self, key: &[u8; 32]) -> Option<&Arc<Peer>> {
@@ -239,6 +292,22 @@ mod tests {
         assert_eq!(to(&packet([10, 0, 1, 9], [10, 0, 1, 3], 6)), Some(2));
         assert_eq!(to(&packet([10, 0, 1, 9], [10, 0, 1, 8], 6)), None);
         assert_eq!(peers.route(1, &own).map(|peer| peer.index), Some(1));
+    }
+
+    #[test]
+    fn a_receiver_names_its_tunnel() {
+        let config = PeerConfig {
+            node: NodeId::from_u128(1),
+            public_key: [1; 32],
+            endpoint: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1),
+        };
+        let state = PathState { peers: [(300, config)].into(), ..PathState::default() };
+        let peers = Peers::new(&state, &Peers::default(), &Keys::new([7; 32]));
+        for direction in [Direction::Outward, Direction::Inward] {
+            let receiver = direction.tunnel_number(300) << 8 | 5;
+            assert_eq!(peers.by_receiver(receiver).map(|(peer, found)| (peer.index, found)), Some((300, direction)));
+        }
+        assert!(peers.by_receiver(Direction::Inward.tunnel_number(7) << 8).is_none());
     }
 
     #[test]

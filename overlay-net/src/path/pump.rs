@@ -16,18 +16,18 @@ use arc_swap::ArcSwap;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
-use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, VNET_LEN, VnetHeader, mergeable, segment};
+use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, Segment, VNET_LEN, VnetHeader, segment};
 use super::message::PeerIndex;
-use super::peers::{Keys, OWN, Peer, Peers, mac, peer_of_mac};
+use super::peers::{Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
 
 /// What a tunnel adds to a packet: type, receiver, counter, tag.
-const SEAL_LEN: usize = 32;
+pub(crate) const SEAL_LEN: usize = 32;
 /// Datagrams that leave in one call.
-const SEGMENTS_MAX: usize = 64;
+pub(crate) const SEGMENTS_MAX: usize = 64;
 /// The largest payload of one call; beyond it the kernel refuses.
-const SEND_LEN_MAX: usize = 65_000;
+pub(crate) const SEND_LEN_MAX: usize = 65_000;
 /// A tunnel's own messages fit, and so does any packet that fits a link.
 const SCRATCH_LEN: usize = 66_000;
 /// The longest of a handshake's messages (WireGuard §5.4).
@@ -37,6 +37,10 @@ const MERGED_MAX: usize = 64;
 const SOCKET_BUFFER_LEN: usize = 4 << 20;
 const TIMER_PERIOD: Duration = Duration::from_millis(250);
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+
+/// Datagrams, or what the kernel put together of several, that are taken in one call. More would not
+/// stay in the processor's cache until they are opened.
+const RECEIVED_MAX: usize = 8;
 
 /// Packets that went nowhere.
 #[derive(Debug, Default)]
@@ -106,11 +110,24 @@ impl Pump {
         let mut scratch = [0; HANDSHAKE_LEN];
         for peer in next.iter().filter(|peer| before.get(peer.index).is_none_or(|old| !Arc::ptr_eq(old, peer))) {
             // Whoever spoke with us before this process began would speak on in vain for 15 s.
-            let endpoint = peer.endpoint();
-            if let TunnResult::WriteToNetwork(message) = peer.tunnel().format_handshake_initiation(&mut scratch, false)
-            {
-                self.send(endpoint, message, message.len());
-            }
+            self.greet(peer, &mut scratch);
+        }
+    }
+
+    /// Begins a handshake for what goes to a peer.
+    fn greet(&self, peer: &Peer, scratch: &mut [u8]) {
+        let endpoint = peer.endpoint();
+        let mut tunnel = peer.tunnel(Direction::Outward);
+        if let TunnResult::WriteToNetwork(message) = tunnel.format_handshake_initiation(scratch, true) {
+            self.send(endpoint, message, message.len());
+        }
+    }
+
+    /// A peer that begins a handshake may have lost what it knew of us: ours is begun anew, unless that
+    /// was done just now.
+    fn greet_back(&self, peer: &Peer, scratch: &mut [u8]) {
+        if peer.may_greet() {
+            self.greet(peer, scratch);
         }
     }
 
@@ -156,7 +173,7 @@ impl Pump {
                 continue;
             };
             let endpoint = peer.endpoint();
-            let mut tunnel = peer.tunnel();
+            let mut tunnel = peer.tunnel(Direction::Outward);
             segment(header, packet, &mut scratch, |part| {
                 peer.sent.fetch_add(part.len() as u64, Ordering::Relaxed);
                 batch.seal(&mut tunnel, part, |contents, size| self.send(endpoint, contents, size));
@@ -167,8 +184,8 @@ impl Pump {
     }
 
     fn open_all(&self) {
-        let mut storage = vec![vec![0; SCRATCH_LEN]; BATCH_SIZE];
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut storage = vec![vec![0; SCRATCH_LEN]; RECEIVED_MAX];
+        let mut metas = [RecvMeta::default(); RECEIVED_MAX];
         let mut opener = Opener::new();
         loop {
             let mut buffers: Vec<IoSliceMut<'_>> = storage.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
@@ -187,14 +204,19 @@ impl Pump {
                 }
             }
             opener.flush(&self.tap);
+            if received < RECEIVED_MAX {
+                // Most likely there is no more: asking would be a call for nothing.
+                wait(&self.socket, PollFlags::POLLIN);
+            }
         }
     }
 
     /// Takes one datagram.
     fn open(&self, datagram: &[u8], from: SocketAddr, opener: &mut Opener) {
         let peers = self.peers.load();
-        let Some(peer) = self.sender(&peers, datagram, from, &mut opener.scratch) else { return };
-        let mut tunnel = peer.tunnel();
+        let Some((peer, direction)) = self.sender(&peers, datagram, from, &mut opener.scratch) else { return };
+        let begins = matches!(Tunn::parse_incoming_packet(datagram), Ok(Packet::HandshakeInit(_)));
+        let mut tunnel = peer.tunnel(direction);
         let mut input = datagram;
         loop {
             match tunnel.decapsulate(Some(from.ip()), input, &mut opener.scratch) {
@@ -202,6 +224,11 @@ impl Pump {
                     // Only who has the peer's key gets this far.
                     peer.move_to(from);
                     self.send(from, reply, reply.len());
+                    if begins {
+                        drop(tunnel);
+                        self.greet_back(peer, &mut opener.scratch);
+                        return;
+                    }
                     // What waited for the handshake follows.
                     input = &[];
                 }
@@ -221,23 +248,21 @@ impl Pump {
         }
     }
 
-    /// The peer whose tunnel a datagram belongs to.
+    /// The tunnel that a datagram belongs to.
     fn sender<'a>(
         &self,
         peers: &'a Peers,
         datagram: &[u8],
         from: SocketAddr,
         scratch: &mut [u8],
-    ) -> Option<&'a Arc<Peer>> {
-        // The receiver's index, as we told it to the peer, has the peer's own in front.
-        let by_index = |index: u32| peers.get(PeerIndex::try_from(index >> 8).ok()?);
+    ) -> Option<(&'a Arc<Peer>, Direction)> {
         match Tunn::parse_incoming_packet(datagram).ok()? {
             Packet::HandshakeInit(_) => {
                 // Costly to look into: senders in great number must prove their address first.
                 match self.keys.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
                     Ok(Packet::HandshakeInit(init)) => {
                         let half = parse_handshake_anon(&self.keys.private, &self.keys.public, &init).ok()?;
-                        peers.by_key(&half.peer_static_public)
+                        peers.by_key(&half.peer_static_public).map(|peer| (peer, Direction::Inward))
                     }
                     Err(TunnResult::WriteToNetwork(cookie)) => {
                         self.send(from, cookie, cookie.len());
@@ -246,9 +271,9 @@ impl Pump {
                     _ => None,
                 }
             }
-            Packet::HandshakeResponse(response) => by_index(response.receiver_idx),
-            Packet::PacketCookieReply(reply) => by_index(reply.receiver_idx),
-            Packet::PacketData(data) => by_index(data.receiver_idx),
+            Packet::HandshakeResponse(response) => peers.by_receiver(response.receiver_idx),
+            Packet::PacketCookieReply(reply) => peers.by_receiver(reply.receiver_idx),
+            Packet::PacketData(data) => peers.by_receiver(data.receiver_idx),
         }
     }
 
@@ -258,10 +283,12 @@ impl Pump {
             std::thread::sleep(TIMER_PERIOD);
             self.keys.limiter.reset_count();
             for peer in self.peers.load().iter() {
-                let endpoint = peer.endpoint();
-                let mut tunnel = peer.tunnel();
-                if let TunnResult::WriteToNetwork(message) = tunnel.update_timers(&mut scratch) {
-                    self.send(endpoint, message, message.len());
+                for direction in [Direction::Outward, Direction::Inward] {
+                    let endpoint = peer.endpoint();
+                    let mut tunnel = peer.tunnel(direction);
+                    if let TunnResult::WriteToNetwork(message) = tunnel.update_timers(&mut scratch) {
+                        self.send(endpoint, message, message.len());
+                    }
                 }
             }
         }
@@ -341,7 +368,7 @@ impl Opener {
         ethernet[6..12].copy_from_slice(&mac(peer));
         ethernet[12..].copy_from_slice(&ETHERTYPE_IPV4);
         let packet = &self.scratch[..len];
-        let segment = mergeable(packet);
+        let segment = Segment::read(packet);
         // The stream's own is among the last ones begun.
         let mut open = self.merged[..self.used].iter_mut().rev();
         if segment.is_some_and(|segment| open.any(|merged| merged.extend(&ethernet, packet, segment))) {
