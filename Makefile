@@ -33,7 +33,7 @@ lint: ## Check format and lints, warnings as errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench: ## Measure; figures stand in docs/PERFORMANCE.md
-	@scripts/bootstrap test
+	@scripts/bootstrap bench
 	cargo bench --locked --package skep-scheduler
 	$(MAKE) build
 	cargo build --locked --release --package skep-chaos-tests

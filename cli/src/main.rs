@@ -11,6 +11,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Swarm-first cluster manager that speaks the Docker Engine API
 #[derive(Parser)]
@@ -104,11 +106,14 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
 fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow::Result<ExitCode> {
     args.hosts.extend(host);
     let config = skep_daemon::DaemonConfig::load(args)?;
-    let filter = tracing_subscriber::EnvFilter::new(format!(
+    // No environment filter: its expressions cost megabytes.
+    let filter: tracing_subscriber::filter::Targets = format!(
         "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_overlay_net={level},skep_raft_store={level}",
         level = config.log_level
-    ));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    )
+    .parse()?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(skep_daemon::run(config))?;
     Ok(ExitCode::SUCCESS)

@@ -75,6 +75,8 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         let server = server.with_graceful_shutdown(daemon.stop.clone().cancelled_owned());
         servers.spawn(async move { drop(server.await) });
     }
+    // Starting took far more of the program than running does. A convenience, no condition.
+    drop(skep_engine::let_go_of_code());
     tracing::info!(version = VERSION, "the daemon is ready");
     wait_for_signal().await?;
     tracing::info!("the daemon stops; containers go on");

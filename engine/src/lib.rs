@@ -29,3 +29,4 @@ pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
 pub use network::{Joining, KeeperReply, NetworkKeeper};
+pub use sys::let_go_of_code;

@@ -204,7 +204,8 @@ impl Bridge {
             _ => Ok(()),
         };
         // The namespace's end of the veth pair takes the host's end with it.
-        rules.and(Netns::remove(&self.netns_path(container)))
+        let removed = Netns::remove(&self.netns_path(container));
+        rules.and(removed)
     }
 
     /// Makes the bridge and its rules, or takes up those that are there; returns the bridge's index.

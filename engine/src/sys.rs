@@ -85,9 +85,9 @@ impl Filter {
 
 /// Lets go of the program's own code in memory; what is still needed is read again, page by page.
 ///
-/// For a process that has little left to do: code is never written to, so nothing is lost. Data,
+/// For a process that has little left to do, or has done what it does once: code is never written to, so nothing is lost. Data,
 /// also such as is read-only by now, is left alone.
-pub(crate) fn let_go_of_code() -> io::Result<()> {
+pub fn let_go_of_code() -> io::Result<()> {
     let program = std::fs::read_link("/proc/self/exe")?;
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let code = maps.lines().filter(|line| line.contains(" r-xp ") && line.ends_with(&*program.to_string_lossy()));
