@@ -83,7 +83,7 @@ impl Subnet {
     #[must_use]
     pub fn free_host(self, from: u64, taken: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
         // The first and the last address of a network are not for hosts.
-        let hosts = 1..self.len().saturating_sub(1);
+        let hosts = 1..self.len().saturating_sub(1).max(1);
         let from = from.clamp(hosts.start, hosts.end);
         (from..hosts.end).chain(hosts.start..from).filter_map(|offset| self.nth(offset)).find(|&addr| !taken(addr))
     }
