@@ -108,6 +108,9 @@ fn services_reach_each_other_by_name_and_nobody_reaches_into_other_networks() {
     let nothing = inside(first, "a.", &["busybox", "nslookup", "nobody", "127.0.0.11"]);
     assert!(nothing.contains("NXDOMAIN"), "{nothing}");
 
+    let links = inside(first, "a.", &["ip", "-6", "addr", "show", "dev", "eth0"]);
+    assert!(!links.contains("fe80"), "a network without IPv6 has no such address: {links}");
+
     // By its virtual address, both tasks of b answer, and see who asks.
     let vip = vip.first().unwrap();
     let own = look_up(first, "b.", "tasks.a");

@@ -320,6 +320,38 @@ fn the_docker_client_works_unchanged() {
     let (success, _, stderr) = docker(&["service", "create", "--name", "web", "skep/whoami"]);
     assert!(!success && stderr.contains("already exists"), "{stderr}");
     ok(&["service", "rm", "web"]);
+    let id = ok(&["network", "create", "-d", "overlay", "--subnet", "10.44.0.0/24", "--label", "team=a", "shop"]);
+    assert_eq!(ok(&["network", "ls", "-q", "--no-trunc", "--filter", "name=shop"]), id);
+    ok(&[
+        "service",
+        "create",
+        "--name",
+        "shop",
+        "--replicas",
+        "2",
+        "--network",
+        "name=shop,alias=store",
+        "-p",
+        "8080:8000",
+        "--update-monitor",
+        "1s",
+        "skep/whoami",
+    ]);
+    assert!(ok(&["service", "ls"]).contains("*:8080->8000/tcp"));
+    let vips = ok(&["service", "inspect", "-f", "{{json .Endpoint.VirtualIPs}}", "shop"]);
+    assert!(vips.contains("10.44.0."), "{vips}");
+    let verbose = ok(&["network", "inspect", "-v", "-f", "{{json .Services}}", "shop"]);
+    assert!(verbose.contains("\"shop\"") && verbose.contains("10.44.0."), "{verbose}");
+    let (success, _, stderr) = docker(&["network", "rm", "shop"]);
+    assert!(!success && stderr.contains("in use"), "{stderr}");
+    ok(&["service", "update", "--network-rm", "shop", "--publish-rm", "8000", "--update-monitor", "1s", "shop"]);
+    wait_until("the network can be removed", LIMIT, || {
+        let (success, _, stderr) = docker(&["network", "rm", "shop"]);
+        (success, stderr)
+    });
+    ok(&["service", "create", "-d", "--name", "bare", "--network", "host", "skep/whoami"]);
+    host.await_replicas("bare", "1/1");
+    ok(&["service", "rm", "bare", "shop"]);
 }
 
 /// A real registry, a real image, pulled by tag and pinned to its digest.

@@ -81,6 +81,7 @@ impl Kernel {
     /// Makes the namespace and its link to the host's, or takes up those that are there.
     pub(crate) async fn open(netns: &Path, mtu: Mtu) -> io::Result<Self> {
         let (netns, new) = Netns::ensure(netns).await?;
+        netns.run(without_ipv6).await?;
         let (inside, outside) = (Netlink::open_in(&netns).await?, Netlink::open()?);
         if new || link_index(inside.handle(), UPLINK).await.is_none() {
             join(&outside, &inside, &netns).await.map_err(io::Error::other)?;
@@ -158,6 +159,7 @@ impl Kernel {
 
     /// Gives a container its places: one link each, `eth0` first.
     pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
+        netns.run(without_ipv6).await?;
         for (number, place) in places.iter().enumerate() {
             self.plug(container, netns, number, place).await.map_err(io::Error::other)?;
         }
@@ -274,6 +276,13 @@ async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rt
         }
     }
     Ok(())
+}
+
+/// Keeps links that come from having IPv6 addresses of their own making: these networks have none, and
+/// what is advertised in them reaches nobody.
+fn without_ipv6() -> io::Result<()> {
+    let path = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    if Path::new(path).exists() { std::fs::write(path, "1") } else { Ok(()) }
 }
 
 /// Packets pass from one link to another, and come back by other ways than they went.

@@ -182,13 +182,7 @@ fn segment_tcp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
     let mut offset: u32 = 0;
     let mut number: u16 = 0;
     for (index, part) in payload.chunks(size).enumerate() {
-        let len = head_len + part.len();
-        let out = &mut scratch[..len];
-        out[..head_len].copy_from_slice(&packet[..head_len]);
-        let payload_sum = copy_and_sum(&mut out[head_len..], part);
-        write_len(out, len);
-        out[4..6].copy_from_slice(&id.wrapping_add(number).to_be_bytes());
-        write_ipv4_checksum(out, ip_len);
+        let (out, payload_sum) = begin_segment(scratch, &packet[..head_len], part, ip_len, id.wrapping_add(number));
         out[ip_len + 4..ip_len + 8].copy_from_slice(&sequence.wrapping_add(offset).to_be_bytes());
         let mut own = flags;
         if index > 0 {
@@ -214,19 +208,25 @@ fn segment_udp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
     let id = u16::from_be_bytes([packet[4], packet[5]]);
     let mut number: u16 = 0;
     for part in packet[head_len..].chunks(size) {
-        let len = head_len + part.len();
-        let out = &mut scratch[..len];
-        out[..head_len].copy_from_slice(&packet[..head_len]);
-        let payload_sum = copy_and_sum(&mut out[head_len..], part);
-        write_len(out, len);
-        out[4..6].copy_from_slice(&id.wrapping_add(number).to_be_bytes());
-        write_ipv4_checksum(out, ip_len);
-        let udp_len = u16::try_from(len - ip_len).unwrap_or(u16::MAX);
+        let (out, payload_sum) = begin_segment(scratch, &packet[..head_len], part, ip_len, id.wrapping_add(number));
+        let udp_len = u16::try_from(out.len() - ip_len).unwrap_or(u16::MAX);
         out[ip_len + 4..ip_len + 6].copy_from_slice(&udp_len.to_be_bytes());
         finish_transport(out, ip_len, head_len, ip_len + UDP_CSUM_OFFSET, payload_sum);
         emit(out);
         number = number.wrapping_add(1);
     }
+}
+
+/// Puts a part of a large packet behind that one's headers, as an IP packet of its own.
+fn begin_segment<'a>(scratch: &'a mut [u8], head: &[u8], part: &[u8], ip_len: usize, id: u16) -> (&'a mut [u8], Sum) {
+    let len = head.len() + part.len();
+    let out = &mut scratch[..len];
+    out[..head.len()].copy_from_slice(head);
+    let payload_sum = copy_and_sum(&mut out[head.len()..], part);
+    write_len(out, len);
+    out[4..6].copy_from_slice(&id.to_be_bytes());
+    write_ipv4_checksum(out, ip_len);
+    (out, payload_sum)
 }
 
 fn write_len(packet: &mut [u8], len: usize) {
