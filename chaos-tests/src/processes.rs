@@ -39,6 +39,12 @@ pub(crate) fn clear_cgroups(parent: &str) {
 }
 
 fn kill_below(dir: &Path) {
+    // What a daemon froze when it was killed itself takes no signal before it is thawed.
+    for (file, thawed) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+        if dir.join(file).exists() {
+            let _ = fs::write(dir.join(file), thawed);
+        }
+    }
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     for pid in text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw) {
         // Gone already is just as well.
