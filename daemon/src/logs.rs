@@ -70,7 +70,7 @@ impl LogParams {
     }
 
     /// One line as a frame. `details` stand in front of the text, the time in front of them.
-    fn frame(&self, line: &LogLine, details: &str) -> Bytes {
+    pub(crate) fn frame(&self, line: &LogLine, details: &str) -> Bytes {
         let mut text = String::new();
         if on(&self.timestamps) {
             text = format!("{} ", line.time);

@@ -128,6 +128,8 @@ pub(crate) struct Container {
     state: watch::Sender<ContainerState>,
     /// One operation at a time.
     operation: tokio::sync::Mutex<()>,
+    /// Held by everybody who reads the output.
+    readers: Arc<()>,
 }
 
 /// A container on disk.
@@ -286,6 +288,7 @@ impl Engine {
             dirs,
             state: watch::channel(ContainerState::Created).0,
             operation: tokio::sync::Mutex::default(),
+            readers: Arc::default(),
             config: Arc::new(config),
         });
         {
@@ -334,10 +337,14 @@ impl Engine {
     /// Reads a container's output.
     pub fn logs(&self, name: &str, options: LogOptions) -> Result<LogStream, EngineError> {
         let container = self.find(name)?;
-        let state = container.state.subscribe();
-        let ended = move || match &*state.borrow() {
-            ContainerState::Running(_) | ContainerState::Created => state.has_changed().is_err(),
-            ContainerState::Exited(_) => true,
+        let (state, reading) = (container.state.subscribe(), container.readers.clone());
+        let ended = move || {
+            // As long as this is asked, somebody reads.
+            let _ = &reading;
+            match &*state.borrow() {
+                ContainerState::Running(_) | ContainerState::Created => state.has_changed().is_err(),
+                ContainerState::Exited(_) => true,
+            }
         };
         Ok(logs::read(container.dirs.log(), options, ended))
     }

@@ -41,7 +41,7 @@ pub(crate) fn container_config(
         groups: spec.groups.clone(),
         hostname: spec.hostname.clone(),
         labels: labels(task, node),
-        mounts: spec.mounts.iter().map(mount).collect(),
+        mounts: spec.mounts.iter().map(container_mount).collect(),
         payloads,
         init: spec.init.unwrap_or(false),
         read_only: spec.read_only,
@@ -54,13 +54,14 @@ pub(crate) fn container_config(
         oom_score_adj: spec.oom_score_adj,
         limits: limits(task),
         stop_signal: spec.stop_signal.clone(),
-        health: health(spec.healthcheck.as_ref(), image.healthcheck.as_ref()),
+        health: health_check(spec.healthcheck.as_ref(), image.healthcheck.as_ref()),
         hosts: spec.hosts.clone(),
         dns: dns.nameservers,
         dns_search: dns.search,
         dns_options: dns.options,
         network: network(task),
         ports: task.ports.iter().map(port).collect(),
+        auto_remove: false,
         log,
     })
 }
@@ -98,7 +99,9 @@ fn labels(task: &Task, node: NodeId) -> BTreeMap<String, String> {
     labels
 }
 
-fn mount(mount: &Mount) -> ContainerMount {
+/// A mount as the engine takes it.
+#[must_use]
+pub fn container_mount(mount: &Mount) -> ContainerMount {
     let source = match mount.kind {
         MountKind::Bind => MountSource::Bind {
             path: mount.source.clone(),
@@ -129,8 +132,9 @@ fn limits(task: &Task) -> ResourceLimits {
     }
 }
 
-/// The check in force: the service's, where it says something, over the image's.
-fn health(service: Option<&HealthConfig>, image: Option<&HealthConfig>) -> Option<HealthCheck> {
+/// The check in force: the container's own, where it says something, over the image's.
+#[must_use]
+pub fn health_check(service: Option<&HealthConfig>, image: Option<&HealthConfig>) -> Option<HealthCheck> {
     let (own, image) = (service.cloned().unwrap_or_default(), image.cloned().unwrap_or_default());
     let test = if own.test.is_empty() { image.test } else { own.test };
     let command = match test.split_first() {
@@ -168,9 +172,9 @@ mod tests {
             interval: Nanos::from_secs(interval),
             ..HealthConfig::default()
         };
-        assert_eq!(health(None, None), None);
-        assert_eq!(health(Some(&config(&["NONE"], 0)), Some(&config(&["CMD", "a"], 0))), None);
-        let check = health(Some(&config(&[], 7)), Some(&config(&["CMD-SHELL", "test -f /ok"], 9))).unwrap();
+        assert_eq!(health_check(None, None), None);
+        assert_eq!(health_check(Some(&config(&["NONE"], 0)), Some(&config(&["CMD", "a"], 0))), None);
+        let check = health_check(Some(&config(&[], 7)), Some(&config(&["CMD-SHELL", "test -f /ok"], 9))).unwrap();
         assert_eq!(check.command, ["/bin/sh", "-c", "test -f /ok"]);
         assert_eq!((check.interval, check.retries), (Duration::from_secs(7), 3));
     }

@@ -13,5 +13,5 @@ mod runner;
 pub mod step;
 
 pub use agent::{Agent, AgentConfig, AgentEvent, Connect};
-pub use conversion::TASK_ID_LABEL;
+pub use conversion::{TASK_ID_LABEL, container_mount, health_check};
 pub use networks::SwarmNetworks;

@@ -1,4 +1,7 @@
-//! Containers of this host, as far as a swarm's user needs them.
+//! Containers of this host.
+
+pub(super) mod attach;
+pub(super) mod create;
 
 use std::time::Duration;
 
@@ -139,7 +142,7 @@ pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json
             "CapAdd": config.cap_add, "CapDrop": config.cap_drop, "Memory": config.limits.memory_bytes,
             "NanoCpus": config.limits.nano_cpus, "PidsLimit": config.limits.pids, "Sysctls": config.sysctls,
             "Ulimits": config.ulimits, "LogConfig": {"Type": config.log.driver.as_str(), "Config": {}},
-            "PortBindings": bindings, "RestartPolicy": {"Name": "", "MaximumRetryCount": 0},
+            "AutoRemove": config.auto_remove, "PortBindings": bindings, "RestartPolicy": {"Name": "", "MaximumRetryCount": 0},
         },
         "NetworkSettings": {"IPAddress": address, "Ports": bindings, "Networks": networks(&container)},
         "Mounts": config.mounts.iter().map(|mount| json!({"Destination": mount.target, "RW": !mount.read_only}))
@@ -219,11 +222,6 @@ pub(super) async fn kill(
 ) -> Result<StatusCode, ApiError> {
     state.engine.kill(&id, query.signal.as_deref().unwrap_or("SIGKILL"))?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(super) async fn wait(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let exit = state.engine.wait(&id).await?;
-    Ok(Json(json!({"StatusCode": exit.code, "Error": null})))
 }
 
 #[derive(Deserialize)]

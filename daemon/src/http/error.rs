@@ -86,11 +86,11 @@ impl From<EngineError> for ApiError {
             EngineError::NameTaken { .. } | EngineError::WrongState { .. } | EngineError::ImageInUse { .. } => {
                 StatusCode::CONFLICT
             }
-            EngineError::Signal(_) | EngineError::Pull(PullError::Name(_)) => StatusCode::BAD_REQUEST,
-            EngineError::Pull(PullError::Registry { .. } | PullError::Platform { .. }) => StatusCode::NOT_FOUND,
-            EngineError::Pull(_) | EngineError::Start { .. } | EngineError::Disk { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
+            EngineError::Signal(_) | EngineError::Start { .. } | EngineError::Pull(PullError::Name(_)) => {
+                StatusCode::BAD_REQUEST
             }
+            EngineError::Pull(PullError::Registry { .. } | PullError::Platform { .. }) => StatusCode::NOT_FOUND,
+            EngineError::Pull(_) | EngineError::Disk { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, skep_api::with_causes(&error))
     }

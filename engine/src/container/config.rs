@@ -51,6 +51,8 @@ pub struct ContainerConfig {
     pub dns_options: Vec<String>,
     pub network: NetworkMode,
     pub ports: Vec<PublishedPort>,
+    /// Whether it is removed when it has ended.
+    pub auto_remove: bool,
     pub log: LogConfig,
 }
 

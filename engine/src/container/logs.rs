@@ -140,7 +140,7 @@ fn encode(batch: &mut Vec<u8>, stream: Stream, line: &[u8], at: Timestamp) {
 }
 
 /// How often a followed file is looked at.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(50);
+const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 const LINES_AHEAD: usize = 256;
 
 /// Reads a container's output. While following, `ended` says when no more will come.
@@ -190,7 +190,7 @@ fn read_all(
             drain(&mut BufReader::new(file), &mut deliver)?;
         }
     }
-    let Ok(file) = File::open(path) else { return Ok(()) };
+    let Some(file) = open_when_there(path, options, ended, lines) else { return Ok(()) };
     let mut reader = BufReader::new(file);
     drain(&mut reader, &mut deliver)?;
     for line in last {
@@ -216,6 +216,23 @@ fn read_all(
         }
     }
     Ok(())
+}
+
+/// Opens the current file; a container that is followed from before its start has none yet.
+fn open_when_there(
+    path: &Path,
+    options: &LogOptions,
+    ended: &dyn Fn() -> bool,
+    lines: &mpsc::Sender<LogLine>,
+) -> Option<File> {
+    loop {
+        let over = ended();
+        match File::open(path) {
+            Ok(file) => return Some(file),
+            Err(_) if options.follow && !over && !lines.is_closed() => std::thread::sleep(FOLLOW_PAUSE),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Hands on every whole line there is; what is half written stays for the next time.

@@ -31,6 +31,9 @@ use crate::{disk, sys};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a killed container may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the removal of a container waits for those who read its output.
+const READERS_LIMIT: Duration = Duration::from_secs(5);
+const READERS_PAUSE: Duration = Duration::from_millis(5);
 /// What is kept of a check's output.
 const PROBE_OUTPUT_MAX: u64 = 4096;
 /// The exit code when it was lost: the host was cut off.
@@ -40,7 +43,7 @@ impl Engine {
     /// Starts a container; returns once its first process runs.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
-        let _one = container.operation.lock().await;
+        let one = container.operation.lock().await;
         if matches!(*container.state.borrow(), ContainerState::Running(_)) {
             return Ok(());
         }
@@ -56,6 +59,11 @@ impl Engine {
                 self.clean_up(&container).await;
                 let reason = with_causes(&error);
                 let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
+                let reason = match (code, container.config.command().first()) {
+                    // Clients look for these words.
+                    (127, Some(program)) => format!("exec: {program:?}: executable file not found in $PATH ({reason})"),
+                    _ => reason,
+                };
                 container.state.send_replace(ContainerState::Exited(Exit {
                     code,
                     started_at: Timestamp::NEVER,
@@ -65,6 +73,8 @@ impl Engine {
                 }));
                 // The reason for the failed start is what the caller needs to hear.
                 let _ = container.save();
+                drop(one);
+                self.remove_if_asked(&container).await;
                 Err(EngineError::Start { id: container.id.clone(), reason })
             }
         }
@@ -232,7 +242,22 @@ impl Engine {
                 tracing::error!(container = %container.id, %error, "a container's end could not be saved");
             }
             engine.tell_container(&container, "die", &[("exitCode", code.to_string())]);
+            engine.remove_if_asked(&container).await;
         });
+    }
+
+    /// Removes a container that was to be gone once it has ended, and once those who read its output
+    /// have all of it.
+    async fn remove_if_asked(&self, container: &Container) {
+        let deadline = Instant::now() + READERS_LIMIT;
+        while container.config.auto_remove && Arc::strong_count(&container.readers) > 1 && Instant::now() < deadline {
+            tokio::time::sleep(READERS_PAUSE).await;
+        }
+        if container.config.auto_remove
+            && let Err(error) = self.remove(&container.id, false).await
+        {
+            tracing::warn!(container = %container.id, %error, "a container was not removed at its end");
+        }
     }
 
     /// Runs the health check again and again; never ends by itself.
@@ -437,6 +462,7 @@ impl Engine {
             dirs,
             state: watch::channel(record.state.clone()).0,
             operation: tokio::sync::Mutex::default(),
+            readers: Arc::default(),
         });
         self.lock().insert(id.clone(), container.clone());
         if let ContainerState::Running(running) = record.state {
@@ -451,6 +477,10 @@ impl Engine {
                 });
             }
             self.supervise(container);
+        } else if matches!(record.state, ContainerState::Exited(_)) {
+            // The daemon died between its end and its removal.
+            let engine = Arc::clone(self);
+            self.tasks.spawn(async move { engine.remove_if_asked(&container).await });
         }
     }
 }

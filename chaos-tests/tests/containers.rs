@@ -1,0 +1,86 @@
+//! Single containers on one host, by the stock client.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::process::Command;
+
+use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
+
+#[test]
+fn the_docker_client_runs_containers() {
+    take_turn!();
+    if Command::new("docker").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let docker = |args: &[&str]| {
+        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let ok = |args: &[&str]| {
+        let (code, stdout, stderr) = docker(args);
+        assert_eq!(code, 0, "docker {args:?}: {stderr}");
+        stdout
+    };
+    // In the foreground: its output, its exit code, and nothing left.
+    let (code, stdout, stderr) = docker(&["run", "--rm", "skep/whoami", "nonsense"]);
+    assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+    assert!(stderr.contains("\"nonsense\" is unknown"), "{stderr}");
+    let (code, _, stderr) = docker(&["run", "--rm", "--entrypoint", "/nothing", "skep/whoami"]);
+    assert_eq!(code, 127, "{stderr}");
+    wait_until("nothing is left", LIMIT, || {
+        let list = ok(&["ps", "-a", "-q"]);
+        (list.is_empty(), list)
+    });
+
+    // In the background, with a port, a limit and a variable.
+    let id = ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-p",
+        "8080:8000",
+        "-e",
+        "COLOUR=blue",
+        "-m",
+        "64m",
+        "--label",
+        "team=a",
+        "--add-host",
+        "db:10.9.9.9",
+        "skep/whoami",
+    ]);
+    wait_until("it answers", LIMIT, || {
+        let answer = host.exec("curl", &["-s", "-m", "2", "http://127.0.0.1:8080/"]).stdout;
+        (answer.contains("COLOUR=blue"), answer)
+    });
+    assert_eq!(ok(&["ps", "-q", "--no-trunc", "--filter", "label=team=a"]), id);
+    assert_eq!(ok(&["inspect", "-f", "{{.State.Running}} {{.HostConfig.Memory}}", "web"]).trim(), "true 67108864");
+    assert!(ok(&["logs", "web"]).contains("whoami listens on port 8000"));
+    let (code, _, stderr) = docker(&["run", "-d", "--name", "web", "skep/whoami"]);
+    assert!(code == 125 && stderr.contains("in use"), "{code} {stderr}");
+    ok(&["restart", "-t", "2", "web"]);
+    ok(&["stop", "-t", "2", "web"]);
+    assert_eq!(ok(&["wait", "web"]).trim(), "0");
+    ok(&["start", "web"]);
+    ok(&["kill", "web"]);
+    assert_eq!(ok(&["wait", "web"]).trim(), "137");
+    ok(&["rm", "web"]);
+
+    // What is not there yet is refused by name.
+    for (args, why) in [
+        (vec!["run", "--rm", "-t", "skep/whoami"], "--tty"),
+        (vec!["run", "--rm", "--privileged", "skep/whoami"], "--privileged"),
+        (vec!["run", "--rm", "--restart", "always", "skep/whoami"], "estart"),
+        (vec!["run", "--rm", "-p", "127.0.0.1:80:80", "skep/whoami"], "127.0.0.1 alone"),
+    ] {
+        let (code, _, stderr) = docker(&args);
+        assert!(code == 125 && stderr.contains(why), "{args:?}: {code} {stderr}");
+    }
+    assert_eq!(ok(&["ps", "-a", "-q"]), "");
+}
