@@ -9,18 +9,12 @@ use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
 #[test]
 fn the_docker_client_runs_containers() {
     take_turn!();
-    if Command::new("docker").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no docker client on the PATH");
+    if no_docker() {
         return;
     }
     let rig = Rig::new(1);
-    let host = rig.host(1);
-    host.start_daemon();
-    let docker = |args: &[&str]| {
-        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-    };
+    rig.host(1).start_daemon();
+    let docker = |args: &[&str]| docker(&rig, args);
     let ok = |args: &[&str]| {
         let (code, stdout, stderr) = docker(args);
         assert_eq!(code, 0, "docker {args:?}: {stderr}");
@@ -56,7 +50,7 @@ fn the_docker_client_runs_containers() {
         "skep/whoami",
     ]);
     wait_until("it answers", LIMIT, || {
-        let answer = host.exec("curl", &["-s", "-m", "2", "http://127.0.0.1:8080/"]).stdout;
+        let answer = rig.host(1).exec("curl", &["-s", "-m", "2", "http://127.0.0.1:8080/"]).stdout;
         (answer.contains("COLOUR=blue"), answer)
     });
     assert_eq!(ok(&["ps", "-q", "--no-trunc", "--filter", "label=team=a"]), id);
@@ -71,16 +65,41 @@ fn the_docker_client_runs_containers() {
     ok(&["kill", "web"]);
     assert_eq!(ok(&["wait", "web"]).trim(), "137");
     ok(&["rm", "web"]);
+}
 
-    // What is not there yet is refused by name.
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    take_turn!();
+    if no_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    rig.host(1).start_daemon();
     for (args, why) in [
         (vec!["run", "--rm", "-t", "skep/whoami"], "--tty"),
         (vec!["run", "--rm", "--privileged", "skep/whoami"], "--privileged"),
-        (vec!["run", "--rm", "--restart", "always", "skep/whoami"], "estart"),
+        (vec!["run", "-d", "--restart", "always", "skep/whoami"], "--restart is"),
+        (vec!["run", "--rm", "-v", "/data", "skep/whoami"], "anonymous volume"),
+        (vec!["run", "--rm", "--cpu-quota", "5000", "skep/whoami"], "use --cpus"),
         (vec!["run", "--rm", "-p", "127.0.0.1:80:80", "skep/whoami"], "127.0.0.1 alone"),
     ] {
-        let (code, _, stderr) = docker(&args);
+        let (code, _, stderr) = docker(&rig, &args);
         assert!(code == 125 && stderr.contains(why), "{args:?}: {code} {stderr}");
     }
-    assert_eq!(ok(&["ps", "-a", "-q"]), "");
+    assert_eq!(docker(&rig, &["ps", "-a", "-q"]).1, "");
+}
+
+/// The stock client's exit code, output and errors.
+fn docker(rig: &Rig, args: &[&str]) -> (i32, String, String) {
+    let output = Command::new("docker").arg("-H").arg(rig.host(1).socket()).args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn no_docker() -> bool {
+    let missing = Command::new("docker").arg("--version").output().is_err();
+    if missing {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+    }
+    missing
 }

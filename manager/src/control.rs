@@ -107,6 +107,8 @@ pub enum Reason {
     /// It was changed since the client read it.
     Stale,
     Unsupported,
+    /// Another leads, or soon will; nothing was done.
+    NotLeader,
     /// Now is not the time: no leader, no majority.
     Unavailable,
 }
@@ -152,7 +154,7 @@ impl From<ProposeError> for ControlError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Refused(refusal) => refusal.into(),
-            ProposeError::NotLeader { .. } => Self::no_leader(),
+            ProposeError::NotLeader { .. } => Self::new(Reason::NotLeader, error),
             ProposeError::TimedOut(_) | ProposeError::Stopped(_) => Self::new(Reason::Unavailable, error),
         }
     }

@@ -42,6 +42,8 @@ const LEADER_LIMIT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
 const READ_LIMIT: Duration = Duration::from_secs(5);
 const FORWARD_LIMIT: Duration = Duration::from_secs(15);
+/// How long an answer of a leader that was just replaced may still be on its way.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
 /// The largest message that is taken.
 const MESSAGE_LEN_MAX: usize = 64 << 20;
@@ -204,7 +206,10 @@ impl Shared {
         loop {
             let leadership = self.store.leadership().borrow().clone();
             let attempt = if leadership.is_leader && self.dispatcher().is_some() {
-                self.execute_here(command.clone()).await.map(Some)
+                match self.execute_here(command.clone()).await {
+                    Err(error) if error.reason == control::Reason::NotLeader => Ok(None),
+                    result => result.map(Some),
+                }
             } else {
                 match leadership.leader_addr.filter(|_| !leadership.is_leader) {
                     Some(addr) => self.forward(&addr, &command).await,
@@ -227,7 +232,10 @@ impl Shared {
         let call = client.execute(ControlMessage { body: encoding::encode(command) });
         let answer = tokio::select! {
             answer = tokio::time::timeout(FORWARD_LIMIT, call) => answer,
-            () = self.leader_moves_from(addr) => {
+            () = async {
+                self.leader_moves_from(addr).await;
+                tokio::time::sleep(LAST_WORDS).await;
+            } => {
                 return Err(ControlError::new(
                     control::Reason::Unavailable,
                     "the leader was lost while it carried this out: look whether it was done before you repeat it",

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::authority::{Needs, check};
 use crate::ca_server::{self, Decision};
-use crate::control::Command;
+use crate::control::{Command, Reason};
 use crate::dispatcher::outgoing;
 use crate::manager::Shared;
 use crate::transport::PeerInfo;
@@ -129,6 +129,11 @@ impl Control for Services {
             return Err(Status::failed_precondition("this manager is not the leader"));
         }
         let result = self.0.execute_here(command).await;
+        if let Err(error) = &result
+            && error.reason == Reason::NotLeader
+        {
+            return Err(Status::failed_precondition(&error.message));
+        }
         Ok(Response::new(ControlMessage { body: encoding::encode(&result) }))
     }
 

@@ -10,7 +10,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant as _, ReadPolicy, SnapshotPolicy};
 use skep_api::encoding;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{RwLock, broadcast, watch};
 
 use crate::activity::{Activity, ActivityCounts};
 use crate::log::LogStore;
@@ -56,6 +56,7 @@ pub enum OpenError {
 pub enum ProposeError {
     #[error(transparent)]
     Refused(Refusal),
+    /// Nothing was done.
     #[error("this manager is not the leader")]
     NotLeader { leader_addr: Option<String> },
     #[error("the swarm did not agree within {0:?}: the outcome is not known; look before you repeat")]
@@ -89,6 +90,8 @@ pub struct Store {
     published: Arc<Published>,
     leadership: watch::Receiver<Leadership>,
     activity: Arc<Activity>,
+    /// Held for reading by a proposal under way, for writing while leadership is handed over.
+    handover: Arc<RwLock<()>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -128,7 +131,7 @@ impl Store {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let leadership = follow_leadership(&raft);
-        Ok(Self { raft, published, leadership, activity })
+        Ok(Self { raft, published, leadership, activity, handover: Arc::default() })
     }
 
     /// What this manager's log has done since it was opened.
@@ -157,6 +160,9 @@ impl Store {
 
     /// Replicates and applies `transaction`; returns the index it has.
     pub async fn propose(&self, transaction: &Transaction) -> Result<u64, ProposeError> {
+        let Ok(_under_way) = self.handover.try_read() else {
+            return Err(ProposeError::NotLeader { leader_addr: None });
+        };
         let proposal = Proposal(encoding::encode(transaction).into());
         let write = tokio::time::timeout(PROPOSE_LIMIT, self.raft.client_write(proposal));
         match write.await {
@@ -247,8 +253,10 @@ impl Store {
     }
 
     /// Hands leadership to the member that has the most of the log; returns once another leads,
-    /// or after `limit`.
+    /// or after `limit`. Proposals under way are finished first, as the outcome of one that is
+    /// caught between two leaders could not be told; new ones are refused meanwhile.
     pub async fn transfer_leadership(&self, limit: Duration) -> bool {
+        let Ok(_alone) = tokio::time::timeout(limit, self.handover.write()).await else { return false };
         let metrics = self.raft.metrics().borrow_watched().clone();
         let best = metrics.replication.iter().flatten().max_by_key(|(_, matched)| **matched).map(|(&id, _)| id);
         let Some(target) = best else { return false };

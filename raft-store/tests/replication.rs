@@ -168,6 +168,38 @@ async fn leadership_is_handed_over_on_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_write_is_left_in_doubt_by_a_handover() {
+    let swarm = Swarm::of_three().await;
+    let leader = swarm.leader(&[1, 2, 3]).await;
+    let writers: Vec<_> = (0..8_u128)
+        .map(|writer| {
+            let leader = leader.clone();
+            tokio::spawn(async move {
+                for number in 0.. {
+                    match leader.propose(&put(writer * 1_000_000 + number)).await {
+                        Ok(_) => {}
+                        Err(ProposeError::NotLeader { .. }) => return number,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                unreachable!()
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(leader.transfer_leadership(LIMIT).await);
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await.unwrap();
+    }
+    let next = swarm.leader(&[1, 2, 3]).await;
+    let index = next.read_index().await.unwrap();
+    assert!(next.wait_applied(index, LIMIT).await);
+    assert!(written > 0);
+    assert_eq!(next.view().secrets.len() as u128, written, "all that was acknowledged is there, and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_far_behind_catches_up_by_a_snapshot() {
     let swarm = Swarm::of_three().await;
     let leader = swarm.leader(&[1, 2, 3]).await;

@@ -10,15 +10,22 @@ use skep_chaos_tests::{Host, LIMIT, Rig, is_root, program, wait_until};
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
     println!("binary: {}", program().display());
-    if std::env::args().nth(1).as_deref() == Some("overlay") {
-        return overlay();
+    let figures: [(&str, fn()); 6] = [
+        ("one-node", one_node),
+        ("leader-killed", || lost_leader("kill -9", Host::kill_daemon, Host::start_daemon)),
+        ("leader-cut", || lost_leader("link down", |host| host.cut(true), |host| host.cut(false))),
+        ("leader-stopped", clean_stop),
+        ("lost-node", lost_node),
+        ("overlay", overlay),
+    ];
+    let only = std::env::args().nth(1);
+    let names = figures.map(|(name, _)| name);
+    assert!(only.as_deref().is_none_or(|only| names.contains(&only)), "figures are one of {names:?}");
+    for (name, measure) in figures {
+        if only.as_deref().is_none_or(|only| only == name) {
+            measure();
+        }
     }
-    one_node();
-    lost_leader("kill -9", Host::kill_daemon, Host::start_daemon);
-    lost_leader("link down", |host| host.cut(true), |host| host.cut(false));
-    clean_stop();
-    lost_node();
-    overlay();
 }
 
 fn report(name: &str, mut times: Vec<Duration>) {
@@ -124,9 +131,9 @@ fn clean_stop() {
             let stopping = scope.spawn(|| rig.host(leader).stop_daemon());
             let mut worst = Duration::ZERO;
             let mut service = service;
-            let mut number = 0;
+            let mut number = 0_u32;
             while !stopping.is_finished() {
-                service["Spec"]["Labels"][format!("t{trial}")] = number.into();
+                service["Spec"]["Labels"][format!("t{trial}")] = number.to_string().into();
                 let path = format!("/services/web/update?version={}", service["Version"]["Index"]);
                 let start = Instant::now();
                 let answer = writer.post(&path, &service["Spec"]).expect("the daemon answers");

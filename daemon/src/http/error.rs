@@ -67,7 +67,7 @@ impl From<ControlError> for ApiError {
             // Docker answers 500, and clients look for the text.
             Reason::Stale => StatusCode::INTERNAL_SERVER_ERROR,
             Reason::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::NotLeader | Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.message)
     }

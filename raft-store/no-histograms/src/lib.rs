@@ -3,7 +3,7 @@
 //! openraft records the sizes of its batches in `base2histogram`, which makes lookup tables for all
 //! of its sixteen scales at the first use: 25 MB in each manager. Nobody here reads those figures;
 //! what openraft names of the crate stands here in its place (`[patch.crates-io]` in the workspace's
-//! `Cargo.toml`).
+//! `Cargo.toml`, ADR 10).
 
 use std::marker::PhantomData;
 

@@ -81,7 +81,7 @@ struct LogConfigBody {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 17] = [
+const UNSUPPORTED: [(&str, &[&str], &str); 33] = [
     ("/Tty", &[], "a terminal (--tty)"),
     ("/OpenStdin", &[], "standard input (--interactive)"),
     ("/HostConfig/Privileged", &[], "--privileged"),
@@ -99,6 +99,22 @@ const UNSUPPORTED: [(&str, &[&str], &str); 17] = [
     ("/HostConfig/CpusetCpus", &[], "--cpuset-cpus"),
     ("/HostConfig/Runtime", &["skep"], "--runtime"),
     ("/HostConfig/ShmSize", &[], "--shm-size"),
+    ("/Domainname", &[], "--domainname"),
+    ("/MacAddress", &[], "--mac-address"),
+    ("/StopTimeout", &[], "--stop-timeout: give the time to stop, which"),
+    ("/Volumes", &[], "an anonymous volume: name it (--volume NAME:TARGET), since a nameless one"),
+    ("/HostConfig/VolumeDriver", &["local"], "--volume-driver"),
+    ("/HostConfig/CgroupParent", &[], "--cgroup-parent"),
+    ("/HostConfig/DeviceCgroupRules", &[], "--device-cgroup-rule"),
+    ("/HostConfig/StorageOpt", &[], "--storage-opt"),
+    ("/HostConfig/OomKillDisable", &[], "--oom-kill-disable"),
+    ("/HostConfig/MemorySwap", &[], "--memory-swap"),
+    ("/HostConfig/CpuPeriod", &[], "--cpu-period: use --cpus, since it"),
+    ("/HostConfig/CpuQuota", &[], "--cpu-quota: use --cpus, since it"),
+    ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
+    ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
+    ("/HostConfig/CpusetMems", &[], "--cpuset-mems"),
+    ("/HostConfig/BlkioWeight", &[], "--blkio-weight"),
 ];
 
 fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
@@ -108,7 +124,8 @@ fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
             Some(Value::String(text)) => !text.is_empty() && !harmless.contains(&text.as_str()),
             Some(Value::Array(list)) => !list.is_empty(),
             Some(Value::Number(number)) => number.as_i64() != Some(0),
-            Some(Value::Bool(true) | Value::Object(_)) => true,
+            Some(Value::Object(members)) => !members.is_empty(),
+            Some(Value::Bool(true)) => true,
         };
         if asks {
             return Err(ApiError::unsupported(format!("{what} is not supported yet")));
