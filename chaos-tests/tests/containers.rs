@@ -68,6 +68,33 @@ fn the_docker_client_runs_containers() {
 }
 
 #[test]
+fn a_client_that_was_killed_is_let_go_of_though_the_container_is_quiet() {
+    take_turn!();
+    if no_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let (code, _, stderr) = docker(&rig, &["run", "-d", "--name", "web", "skep/whoami"]);
+    assert_eq!(code, 0, "{stderr}");
+    // The kernel counts them where the client is.
+    let socket = host.socket();
+    let path = socket.trim_start_matches("unix://");
+    let list = || String::from_utf8(Command::new("ss").arg("-xH").output().unwrap().stdout).unwrap();
+    let connections = || list().lines().filter(|line| line.contains(path)).count();
+    let mut client = Command::new("docker").arg("-H").arg(host.socket()).args(["attach", "web"]).spawn().unwrap();
+    wait_until("the client is attached", LIMIT, || (connections() > 0, list()));
+    // Longer than the daemon waits before it asks: the client takes no harm by that.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert!(client.try_wait().unwrap().is_none(), "the client is still there");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_until("its connections are closed", LIMIT, || (connections() == 0, list()));
+    assert_eq!(docker(&rig, &["rm", "-f", "web"]).0, 0);
+}
+
+#[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     take_turn!();
     if no_docker() {

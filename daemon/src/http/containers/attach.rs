@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request};
@@ -20,6 +21,11 @@ use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 use crate::logs;
 
+/// A frame without content, which clients pass over: only writing tells that one is gone, since they
+/// close their own side as soon as they have no input.
+const EMPTY_FRAME: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
+/// How long nothing is written to a client before it is asked whether it is there.
+const QUIET_LIMIT: Duration = Duration::from_secs(5);
 /// What frames of several streams in one are called.
 const MULTIPLEXED: HeaderValue = HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
 
@@ -64,12 +70,15 @@ pub(in crate::http) async fn attach(
         let mut client = TokioIo::new(upgraded);
         let params = logs::LogParams::default();
         loop {
-            let line = tokio::select! {
+            let frame = tokio::select! {
                 () = stop.cancelled() => return,
-                line = lines.recv() => line,
+                line = lines.recv() => match line {
+                    Some(line) => params.frame(&line, ""),
+                    None => break,
+                },
+                () = tokio::time::sleep(QUIET_LIMIT) => Bytes::from_static(&EMPTY_FRAME),
             };
-            let Some(line) = line else { break };
-            if client.write_all(&params.frame(&line, "")).await.is_err() {
+            if client.write_all(&frame).await.is_err() {
                 return;
             }
         }
