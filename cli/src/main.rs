@@ -96,7 +96,11 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let code = match text(1)? {
         "shim" => skep_engine::shim_main(Path::new(args.get(2)?)),
         "shim-exec" => skep_engine::exec_main(Path::new(args.get(2)?)),
-        "shim-watch" => skep_engine::watch_main(Path::new(args.get(2)?), number(3)?, number(4)?, number(5)?),
+        "shim-watch" => {
+            skep_engine::watch_main(Path::new(args.get(2)?), number(3)?, [number(4)?, number(5)?, number(6)?])
+        }
+        "archive-in" => skep_engine::archive_in_main(Path::new(args.get(2)?), Path::new(args.get(3)?)),
+        "archive-out" => skep_engine::archive_out_main(Path::new(args.get(2)?), Path::new(args.get(3)?), text(4)?),
         "datapath" => skep_overlay_net::path_main(Path::new(args.get(2)?)),
         _ => return None,
     };

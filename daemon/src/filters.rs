@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+use skep_api::Timestamp;
+use skep_api::units::parse_duration;
 
 /// What a list is narrowed down to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,34 @@ impl Filters {
                 None => labels.contains_key(text),
             })
         })
+    }
+
+    /// Whether any of the filter's `key` or `key=value` is among `labels`.
+    pub(crate) fn any_label(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.values(name).any(|text| match text.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|have| have == value),
+            None => labels.contains_key(text),
+        })
+    }
+
+    /// The filter as a switch; `None` if it is not set.
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, String> {
+        self.values(name)
+            .next()
+            .map(|text| match text {
+                "1" | "true" | "True" => Ok(true),
+                "0" | "false" | "False" => Ok(false),
+                other => Err(format!("invalid filter '{name}={other}': use true or false")),
+            })
+            .transpose()
+    }
+
+    /// The time of the `until` filter: a time, or how long ago.
+    pub(crate) fn until(&self) -> Result<Option<Timestamp>, String> {
+        let Some(text) = self.values("until").next() else { return Ok(None) };
+        let now = Timestamp::from_system(std::time::SystemTime::now());
+        let ago = parse_duration(text).map(|ago| Timestamp::from_nanos(now.as_nanos() - ago.as_nanos() as i64));
+        ago.or_else(|| Timestamp::parse(text)).map(Some).ok_or_else(|| format!("until={text:?} is no time"))
     }
 
     /// The filter's values.

@@ -1,18 +1,23 @@
 //! The Engine API over HTTP.
 
+mod build;
 mod containers;
 mod error;
 mod events;
+mod exec;
+mod hijack;
 mod images;
 mod json;
 mod networks;
 mod nodes;
 mod payloads;
 mod services;
+mod stream;
 mod swarm;
 mod system;
 mod tasks;
 pub(crate) mod tls_listener;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -46,13 +51,29 @@ pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rew
 }
 
 fn router() -> Router<Arc<Daemon>> {
+    system_router()
+        .merge(swarm_router())
+        .merge(containers_router())
+        .merge(images_router())
+        .merge(networks_router())
+        .route("/unsupported-api-version/{version}", any(system::unsupported_version))
+        .fallback(unknown)
+}
+
+fn system_router() -> Router<Arc<Daemon>> {
     Router::new()
         .route("/_ping", get(system::ping))
         .route("/_ping", head(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
-        .route("/auth", post(system::auth))
+        .route("/system/df", get(system::disk_usage))
+        .route("/auth", post(images::auth))
         .route("/events", get(events::events))
+        .route("/skep/diagnose", get(networks::diagnose))
+}
+
+fn swarm_router() -> Router<Arc<Daemon>> {
+    Router::new()
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
         .route("/swarm/join", post(swarm::join))
@@ -79,30 +100,67 @@ fn router() -> Router<Arc<Daemon>> {
         .route("/configs/create", post(payloads::create_config))
         .route("/configs/{id}", get(payloads::inspect_config).delete(payloads::remove_config))
         .route("/configs/{id}/update", post(payloads::update_config))
+}
+
+fn containers_router() -> Router<Arc<Daemon>> {
+    Router::new()
         .route("/containers/json", get(containers::list))
+        .route("/containers/create", post(containers::create::create))
+        .route("/containers/prune", post(containers::change::prune))
+        .route("/containers/{id}", delete(containers::change::remove))
         .route("/containers/{id}/json", get(containers::inspect))
         .route("/containers/{id}/logs", get(containers::logs))
-        .route("/containers/{id}/stop", post(containers::stop))
-        .route("/containers/{id}/kill", post(containers::kill))
+        .route("/containers/{id}/start", post(containers::change::start))
+        .route("/containers/{id}/stop", post(containers::change::stop))
+        .route("/containers/{id}/restart", post(containers::change::restart))
+        .route("/containers/{id}/kill", post(containers::change::kill))
+        .route("/containers/{id}/pause", post(containers::change::pause))
+        .route("/containers/{id}/unpause", post(containers::change::unpause))
+        .route("/containers/{id}/rename", post(containers::change::rename))
+        .route("/containers/{id}/update", post(containers::change::update))
         .route("/containers/{id}/wait", post(containers::attach::wait))
         .route("/containers/{id}/attach", post(containers::attach::attach))
-        .route("/containers/create", post(containers::create::create))
-        .route("/containers/{id}/start", post(containers::create::start))
-        .route("/containers/{id}/restart", post(containers::create::restart))
-        .route("/containers/{id}", delete(containers::remove))
+        .route("/containers/{id}/resize", post(containers::attach::resize))
+        .route("/containers/{id}/top", get(containers::watch::top))
+        .route("/containers/{id}/stats", get(containers::watch::stats))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/containers/{id}/changes", get(containers::files::changes))
+        .route("/containers/{id}/export", get(containers::files::export))
+        .route(
+            "/containers/{id}/archive",
+            get(containers::files::get).head(containers::files::stat).put(containers::files::put),
+        )
+        .route("/exec/{id}/start", post(exec::start))
+        .route("/exec/{id}/json", get(exec::inspect))
+        .route("/exec/{id}/resize", post(exec::resize))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/create", post(volumes::create))
+        .route("/volumes/prune", post(volumes::prune))
+        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
+}
+
+fn images_router() -> Router<Arc<Daemon>> {
+    Router::new()
         .route("/images/json", get(images::list))
-        .route("/images/create", post(images::pull))
-        .route("/images/{*rest}", get(images::get).delete(images::remove))
+        .route("/images/create", post(images::create))
+        .route("/images/load", post(images::load))
+        .route("/images/get", get(images::save_several))
+        .route("/images/prune", post(images::prune))
+        .route("/images/{*rest}", get(images::get).post(images::post).delete(images::remove))
+        .route("/build", post(build::build))
+        .route("/build/prune", post(build::prune))
+        .route("/commit", post(containers::files::commit))
         .route("/distribution/{*rest}", get(images::distribution))
+}
+
+fn networks_router() -> Router<Arc<Daemon>> {
+    Router::new()
         .route("/networks", get(networks::list))
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
-        .route("/skep/diagnose", get(networks::diagnose))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .route("/networks/{id}/connect", post(networks::connect))
         .route("/networks/{id}/disconnect", post(networks::connect))
-        .route("/unsupported-api-version/{version}", any(system::unsupported_version))
-        .fallback(unknown)
 }
 
 async fn unknown(uri: Uri) -> ApiError {

@@ -34,6 +34,9 @@ pub(crate) struct LogParams {
     timestamps: String,
     details: String,
     tail: String,
+    /// Whether lines go without frames.
+    #[serde(skip)]
+    raw: bool,
 }
 
 fn on(text: &str) -> bool {
@@ -79,18 +82,30 @@ impl LogParams {
             text = format!("{text}{details} ");
         }
         text.push_str(&line.text);
-        let stream = match line.stream {
-            LogSource::Stdout => 1,
-            LogSource::Stderr => 2,
-        };
-        let len = u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes();
-        [[stream, 0, 0, 0].as_slice(), &len, text.as_bytes()].concat().into()
+        if self.raw { text.into() } else { stream_frame(line.stream, text.as_bytes()) }
     }
+
+    /// Takes frames off: a terminal's output goes as it is.
+    pub(crate) fn raw(mut self, raw: bool) -> Self {
+        self.raw = raw;
+        self
+    }
+}
+
+/// A piece of output as the Engine API multiplexes it.
+pub(crate) fn stream_frame(source: LogSource, bytes: &[u8]) -> Bytes {
+    let stream = match source {
+        LogSource::Stdout => 1,
+        LogSource::Stderr => 2,
+    };
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [[stream, 0, 0, 0].as_slice(), &len, bytes].concat().into()
 }
 
 /// Streams one container's output.
 pub(crate) fn container_logs(mut lines: LogStream, params: LogParams) -> Response {
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
+    let raw = params.raw;
     tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
             if frames.send(params.frame(&line, "")).await.is_err() {
@@ -98,13 +113,21 @@ pub(crate) fn container_logs(mut lines: LogStream, params: LogParams) -> Respons
             }
         }
     });
-    response(stream)
+    response_of(stream, raw)
 }
 
 fn response(frames: mpsc::Receiver<Bytes>) -> Response {
+    response_of(frames, false)
+}
+
+fn response_of(frames: mpsc::Receiver<Bytes>, raw: bool) -> Response {
     let body = ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(body));
-    let kind = axum::http::HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
+    let kind = axum::http::HeaderValue::from_static(if raw {
+        "application/vnd.docker.raw-stream"
+    } else {
+        "application/vnd.docker.multiplexed-stream"
+    });
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }

@@ -68,9 +68,10 @@ fn by_state(registry: &mut Registry, name: &str, help: &str, states: impl Iterat
 
 fn engine(daemon: &Daemon, registry: &mut Registry) {
     let containers = daemon.engine.list();
-    let states = containers.iter().map(|container| match container.state {
+    let states = containers.iter().map(|container| match &container.state {
+        ContainerState::Running(running) if running.paused => "paused",
         ContainerState::Running(_) => "running",
-        ContainerState::Created | ContainerState::Exited(_) => "stopped",
+        ContainerState::Restarting(_) | ContainerState::Created | ContainerState::Exited(_) => "stopped",
     });
     by_state(registry, "engine_daemon_container_states_containers", "Containers of this host", states);
     gauge(registry, "engine_images", "Images of this host", daemon.engine.images().len() as u64);

@@ -1,11 +1,15 @@
 //! One container: its configuration, its spec, the shim that watches it, its output and health.
 
+pub(crate) mod archive;
 pub(crate) mod config;
+pub(crate) mod devices;
 pub(crate) mod health;
 pub(crate) mod logs;
+pub(crate) mod restart;
 pub(crate) mod rootfs;
 pub(crate) mod seccomp;
 pub(crate) mod shim;
 pub(crate) mod spec;
 pub(crate) mod state;
+pub(crate) mod streams;
 pub(crate) mod user;

@@ -14,3 +14,15 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_data()?;
     fs::rename(&new, path)
 }
+
+/// The bytes that a directory's files take on disk; what cannot be read counts nothing.
+pub(crate) fn usage(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => usage(&entry.path()),
+            Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}

@@ -1,29 +1,46 @@
 //! The engine as its users see it.
 
+mod attach;
+mod change;
+mod exec;
+mod files;
+mod images;
+mod launch;
 mod lifecycle;
+mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
+pub use attach::{Attachment, InputWriter, OutputReader};
+pub use change::{BlockCount, Usage};
+pub use exec::{Exec, ExecSpec, ExecState};
+pub use files::{Archiving, Change, CommitOptions, PathStat};
+pub use images::HistoryLine;
+pub use lifecycle::RemoveOptions;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::logs::{self, LogOptions, LogStream};
+use crate::container::restart::RestartBackoff;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::state::{ContainerState, Exit};
 use crate::disk;
-use crate::image::pull::{Credentials, PullError, PullProgress, Puller, RegistryConfig, Resolved};
-use crate::image::store::{Image, ImageStore, Removal};
+use crate::engine::exec::ExecStore;
+use crate::image::pull::{PullError, Puller, RegistryConfig};
+use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
 use crate::network::{Bridge, BridgeConfig, NetworkKeeper};
-use crate::volume::{Volume, VolumeStore};
+use crate::volume::{Volume, VolumeError, VolumeStore};
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -67,9 +84,9 @@ impl EngineConfig {
 /// Why the engine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("no such container: {0}")]
+    #[error("No such container: {0}")]
     NoContainer(String),
-    #[error("no such image: {0}")]
+    #[error("No such image: {0}")]
     NoImage(String),
     #[error("the name {name:?} is in use by container {id}: remove or rename that one")]
     NameTaken { name: String, id: String },
@@ -79,6 +96,20 @@ pub enum EngineError {
     ImageInUse { image: String, container: String },
     #[error("container {id} could not be started: {reason}")]
     Start { id: String, reason: String },
+    #[error("get {0}: no such volume")]
+    NoVolume(String),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("No such exec instance: {0}")]
+    NoExec(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("Could not find the file {0} in the container")]
+    NoFile(String),
     #[error("{0:?} is no signal")]
     Signal(String),
     #[error(transparent)]
@@ -116,20 +147,52 @@ pub struct Inspection {
     pub created: Timestamp,
     pub state: ContainerState,
     pub log_path: PathBuf,
+    /// Its own directory, and those of its image's layers, the lowest first.
+    pub data_dir: PathBuf,
+    pub layer_dirs: Vec<String>,
+    pub netns: Option<PathBuf>,
+    /// How often it was started again by its restart policy.
+    pub restarts: u32,
+    /// The last results of its health check, the oldest first, and how many failed in a row.
+    pub probes: Vec<Probe>,
+    pub failing_streak: u32,
+    /// Its execs that run.
+    pub execs: Vec<String>,
 }
+
+/// A health check's result.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    /// 0: it passed; -1: it could not run.
+    pub code: i32,
+    pub output: String,
+}
+
+/// Probes that are remembered of each container.
+const PROBES_KEPT: usize = 5;
 
 /// One container.
 pub(crate) struct Container {
     id: String,
-    config: Arc<ContainerConfig>,
+    /// Replaced as a whole when it is renamed or updated.
+    config: Mutex<Arc<ContainerConfig>>,
     layers: Vec<String>,
     created: Timestamp,
     dirs: ContainerDirs,
     state: watch::Sender<ContainerState>,
     /// One operation at a time.
-    operation: tokio::sync::Mutex<()>,
+    operation: Arc<tokio::sync::Mutex<()>>,
     /// Held by everybody who reads the output.
     readers: Arc<()>,
+    /// Those who are attached before it starts.
+    waiting: Mutex<Vec<oneshot::Sender<Attachment>>>,
+    /// Whether a user ended it: what is stopped by hand is not started again.
+    stopped_by_hand: AtomicBool,
+    backoff: Mutex<RestartBackoff>,
+    restarts: AtomicU32,
+    probes: Mutex<(u32, VecDeque<Probe>)>,
 }
 
 /// A container on disk.
@@ -139,26 +202,79 @@ struct Record {
     layers: Vec<String>,
     created: Timestamp,
     state: ContainerState,
+    #[serde(default)]
+    stopped_by_hand: bool,
+    #[serde(default)]
+    restarts: u32,
 }
 
 impl Container {
+    fn from_record(id: String, dirs: ContainerDirs, record: Record) -> Self {
+        Self {
+            id,
+            config: Mutex::new(Arc::new(record.config)),
+            layers: record.layers,
+            created: record.created,
+            dirs,
+            state: watch::channel(record.state).0,
+            operation: Arc::default(),
+            readers: Arc::default(),
+            waiting: Mutex::default(),
+            stopped_by_hand: record.stopped_by_hand.into(),
+            backoff: Mutex::default(),
+            restarts: record.restarts.into(),
+            probes: Mutex::default(),
+        }
+    }
+
+    fn config(&self) -> Arc<ContainerConfig> {
+        self.config.lock().expect("nobody panics while holding it").clone()
+    }
+
+    fn name(&self) -> String {
+        self.config().name.clone()
+    }
+
     fn save(&self) -> io::Result<()> {
         let record = Record {
-            config: (*self.config).clone(),
+            config: (*self.config()).clone(),
             layers: self.layers.clone(),
             created: self.created,
             state: self.state.borrow().clone(),
+            stopped_by_hand: self.stopped_by_hand.load(Ordering::Relaxed),
+            restarts: self.restarts.load(Ordering::Relaxed),
         };
         disk::write_whole(&self.dirs.data.join("container.json"), &serde_json::to_vec_pretty(&record)?)
     }
 
-    fn inspection(&self) -> Inspection {
+    fn is_paused(&self) -> bool {
+        matches!(&*self.state.borrow(), ContainerState::Running(running) if running.paused)
+    }
+
+    fn keep_probe(&self, probe: Probe, failing_streak: u32) {
+        let mut probes = self.probes.lock().expect("nobody panics while holding it");
+        probes.0 = failing_streak;
+        probes.1.push_back(probe);
+        if probes.1.len() > PROBES_KEPT {
+            probes.1.pop_front();
+        }
+    }
+
+    fn inspection(&self, execs: Vec<String>) -> Inspection {
+        let (failing_streak, probes) = self.probes.lock().expect("nobody panics while holding it").clone();
         Inspection {
             id: self.id.clone(),
-            config: self.config.clone(),
+            config: self.config(),
             created: self.created,
             state: self.state.borrow().clone(),
             log_path: self.dirs.log(),
+            data_dir: self.dirs.data.clone(),
+            layer_dirs: Vec::new(),
+            netns: None,
+            restarts: self.restarts.load(Ordering::Relaxed),
+            probes: probes.into(),
+            failing_streak,
+            execs,
         }
     }
 }
@@ -172,6 +288,9 @@ pub struct Engine {
     volumes: VolumeStore,
     bridge: Bridge,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
+    execs: ExecStore,
+    /// Held by whatever brings layers that no image has yet.
+    layers_under_way: tokio::sync::RwLock<()>,
     events: broadcast::Sender<EngineEvent>,
     tasks: TaskTracker,
 }
@@ -195,6 +314,7 @@ impl Engine {
         for dir in ["containers", "bin"] {
             make_dir(&config.data_dir.join(dir))?;
         }
+        make_init_layer(&config.data_dir.join("init")).map_err(disk_error("preparing the places of mounts"))?;
         make_dir(&config.run_dir.join("containers"))?;
         let images =
             Arc::new(ImageStore::open(&config.data_dir.join("image")).map_err(disk_error("opening the image store"))?);
@@ -209,11 +329,15 @@ impl Engine {
             keeper: Mutex::default(),
             containers: Mutex::default(),
             images,
+            execs: ExecStore::default(),
+            layers_under_way: tokio::sync::RwLock::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
             tasks: TaskTracker::new(),
             config,
         });
         engine.adopt_all()?;
+        // What a build left that failed, or was cut off.
+        engine.prune_layers()?;
         Ok(engine)
     }
 
@@ -232,7 +356,7 @@ impl Engine {
     fn find(&self, name: &str) -> Result<Arc<Container>, EngineError> {
         let containers = self.lock();
         let bare = name.strip_prefix('/').unwrap_or(name);
-        let exact = containers.get(bare).or_else(|| containers.values().find(|c| c.config.name == bare));
+        let exact = containers.get(bare).or_else(|| containers.values().find(|c| c.name() == bare));
         let found = exact.cloned().or_else(|| {
             let mut matching = containers.range(bare.to_owned()..).take_while(|(id, _)| id.starts_with(bare));
             let first = matching.next().filter(|_| !bare.is_empty());
@@ -248,9 +372,10 @@ impl Engine {
     }
 
     fn tell_container(&self, container: &Container, action: &str, more: &[(&str, String)]) {
-        let mut attributes = container.config.labels.clone();
-        attributes.insert("image".into(), familiar(&container.config.image).to_owned());
-        attributes.insert("name".into(), container.config.name.clone());
+        let config = container.config();
+        let mut attributes = config.labels.clone();
+        attributes.insert("image".into(), familiar(&config.image).to_owned());
+        attributes.insert("name".into(), config.name.clone());
         attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         self.tell("container", action, &container.id, attributes);
     }
@@ -264,38 +389,48 @@ impl Engine {
     /// Makes a container; its image must be here.
     pub fn create(&self, mut config: ContainerConfig) -> Result<String, EngineError> {
         let image = self.images.find(&config.image).ok_or_else(|| EngineError::NoImage(config.image.clone()))?;
-        let id = hex::encode(rand::random::<[u8; 32]>());
         config.image_id.clone_from(&image.id);
-        merge_image(&mut config, &image, &id);
+        merge_image(&mut config, &image);
         config.no_new_privileges.get_or_insert(self.config.no_new_privileges);
+        self.create_on(config, image.layers)
+    }
+
+    /// Makes a container whose file system is made of `layers`.
+    pub(crate) fn create_on(&self, mut config: ContainerConfig, layers: Vec<String>) -> Result<String, EngineError> {
+        let id = hex::encode(rand::random::<[u8; 32]>());
+        for own in [&mut config.hostname, &mut config.name] {
+            if own.is_empty() {
+                id[..12].clone_into(own);
+            }
+        }
         let dirs = self.dirs(&id);
         make_dir(&dirs.data)?;
         make_dir(&dirs.run)?;
         for mount in &mut config.mounts {
-            if let MountSource::Volume { name, labels, .. } = &mut mount.source {
-                let anonymous = name.is_empty();
-                if anonymous {
-                    *name = hex::encode(rand::random::<[u8; 32]>());
-                }
-                let volume = Volume { name: name.clone(), labels: labels.clone(), created: now(), anonymous };
-                self.volumes.ensure(&volume).map_err(disk_error(format!("making volume {name}")))?;
+            if let MountSource::Volume { name, labels, options, .. } = &mut mount.source {
+                let volume = Volume {
+                    name: name.clone(),
+                    labels: labels.clone(),
+                    options: options.clone(),
+                    ..Volume::default()
+                };
+                *name = self.create_volume(volume)?.name;
             }
         }
-        let container = Arc::new(Container {
-            id: id.clone(),
-            layers: image.layers,
+        let record = Record {
+            config,
+            layers,
             created: now(),
-            dirs,
-            state: watch::channel(ContainerState::Created).0,
-            operation: tokio::sync::Mutex::default(),
-            readers: Arc::default(),
-            config: Arc::new(config),
-        });
+            state: ContainerState::Created,
+            stopped_by_hand: false,
+            restarts: 0,
+        };
+        let container = Arc::new(Container::from_record(id.clone(), dirs, record));
         {
             let mut containers = self.lock();
-            let name = &container.config.name;
-            if let Some(other) = containers.values().find(|other| other.config.name == *name) {
-                let taken = EngineError::NameTaken { name: name.clone(), id: other.id.clone() };
+            let name = container.name();
+            if let Some(other) = containers.values().find(|other| other.name() == name) {
+                let taken = EngineError::NameTaken { name, id: other.id.clone() };
                 container.dirs.remove().map_err(disk_error("removing a container's directories"))?;
                 return Err(taken);
             }
@@ -306,14 +441,33 @@ impl Engine {
         Ok(id)
     }
 
+    pub(crate) fn image_store(&self) -> &Arc<ImageStore> {
+        &self.images
+    }
+
+    /// The directories that a container's file system is made of, the lowest first.
+    fn layer_dirs(&self, layers: &[String]) -> Vec<PathBuf> {
+        let own = layers.iter().map(|layer| self.images.layer_dir(layer));
+        own.chain([self.config.data_dir.join("init")]).collect()
+    }
+
+    pub(crate) fn container_dirs(&self, name: &str) -> Result<ContainerDirs, EngineError> {
+        Ok(self.find(name)?.dirs.clone())
+    }
+
     pub fn inspect(&self, name: &str) -> Result<Inspection, EngineError> {
-        Ok(self.find(name)?.inspection())
+        let container = self.find(name)?;
+        let mut inspection = container.inspection(self.execs.of_container(&container.id));
+        let layer = |layer: &String| self.images.layer_dir(layer).display().to_string();
+        inspection.layer_dirs = container.layers.iter().map(layer).collect();
+        inspection.netns = Some(self.bridge.netns_path(&container.id)).filter(|path| path.exists());
+        Ok(inspection)
     }
 
     /// All containers, in the order of their ids.
     #[must_use]
     pub fn list(&self) -> Vec<Inspection> {
-        self.lock().values().map(|container| container.inspection()).collect()
+        self.lock().values().map(|container| container.inspection(Vec::new())).collect()
     }
 
     /// Follows a container's state.
@@ -342,55 +496,13 @@ impl Engine {
             // As long as this is asked, somebody reads.
             let _ = &reading;
             match &*state.borrow() {
-                ContainerState::Running(_) | ContainerState::Created => state.has_changed().is_err(),
+                ContainerState::Running(_) | ContainerState::Restarting(_) | ContainerState::Created => {
+                    state.has_changed().is_err()
+                }
                 ContainerState::Exited(_) => true,
             }
         };
         Ok(logs::read(container.dirs.log(), options, ended))
-    }
-
-    #[must_use]
-    pub fn images(&self) -> Vec<Image> {
-        self.images.list()
-    }
-
-    pub fn image(&self, name: &str) -> Result<Image, EngineError> {
-        self.images.find(name).ok_or_else(|| EngineError::NoImage(name.to_owned()))
-    }
-
-    /// Pulls an image; progress goes to `progress` as far as somebody takes it.
-    pub async fn pull(
-        &self,
-        name: &str,
-        credentials: &Credentials,
-        progress: &mpsc::Sender<PullProgress>,
-    ) -> Result<Image, EngineError> {
-        let image = self.puller.pull(name, credentials, progress).await?;
-        self.tell("image", "pull", name, BTreeMap::from([("name".to_owned(), familiar(name).to_owned())]));
-        Ok(image)
-    }
-
-    /// Asks the registry what a name stands for.
-    pub async fn resolve(&self, name: &str, credentials: &Credentials) -> Result<Resolved, EngineError> {
-        Ok(self.puller.resolve(name, credentials).await?)
-    }
-
-    /// Takes a name off an image, and the image away with its last name.
-    pub fn remove_image(&self, name: &str) -> Result<Removal, EngineError> {
-        let image = self.image(name)?;
-        let containers = self.lock();
-        let user = containers.values().find(|container| container.config.image_id == image.id);
-        if let Some(user) = user
-            && image.tags.len() <= 1
-        {
-            return Err(EngineError::ImageInUse { image: name.to_owned(), container: user.id.clone() });
-        }
-        let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.layers.clone()).collect();
-        let removal =
-            self.images.remove(name, &image, &in_use).map_err(disk_error(format!("removing image {name}")))?;
-        drop(containers);
-        self.tell("image", "delete", &image.id, BTreeMap::new());
-        Ok(removal)
     }
 
     /// The program that is its own shim.
@@ -420,13 +532,27 @@ fn make_dir(dir: &Path) -> Result<(), EngineError> {
     made.map_err(disk_error(format!("making {}", dir.display())))
 }
 
+/// The topmost layer below every container's own: the places where files and file systems are mounted,
+/// so that making them is no change of the container's.
+fn make_init_layer(dir: &Path) -> io::Result<()> {
+    for sub in ["dev/pts", "dev/shm", "proc", "sys", "etc"] {
+        fs::create_dir_all(dir.join(sub))?;
+    }
+    for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv"] {
+        if !dir.join(file).exists() {
+            fs::write(dir.join(file), "")?;
+        }
+    }
+    Ok(())
+}
+
 /// A program that runs somewhere cannot be written; it is the one we would write.
 fn busy(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::ExecutableFileBusy { Ok(()) } else { Err(error) }
 }
 
 /// Fills in from the image what the configuration leaves open.
-fn merge_image(config: &mut ContainerConfig, image: &Image, id: &str) {
+fn merge_image(config: &mut ContainerConfig, image: &Image) {
     let own = &image.config;
     if config.entrypoint.is_empty() {
         config.entrypoint.clone_from(&own.entrypoint);
@@ -437,7 +563,11 @@ fn merge_image(config: &mut ContainerConfig, image: &Image, id: &str) {
     let name_of = |var: &String| var.split('=').next().unwrap_or_default().to_owned();
     let set: BTreeSet<_> = config.env.iter().map(name_of).collect();
     let inherited = own.env.iter().filter(|var| !set.contains(&name_of(var)));
-    config.env = inherited.chain(&config.env).cloned().collect();
+    // A name alone takes the image's variable away.
+    config.env = inherited.chain(config.env.iter().filter(|var| var.contains('='))).cloned().collect();
+    config.exposed_ports.extend(own.exposed_ports.keys().cloned());
+    config.exposed_ports.sort();
+    config.exposed_ports.dedup();
     for (field, from) in [
         (&mut config.working_dir, &own.working_dir),
         (&mut config.user, &own.user),
@@ -447,19 +577,18 @@ fn merge_image(config: &mut ContainerConfig, image: &Image, id: &str) {
             field.clone_from(from);
         }
     }
-    if config.hostname.is_empty() {
-        config.hostname = id[..12].to_owned();
-    }
-    if config.name.is_empty() {
-        config.name = id[..12].to_owned();
-    }
     for (key, value) in &own.labels {
         config.labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
     for target in own.volumes.keys() {
         if !config.mounts.iter().any(|mount| mount.target == *target) {
             config.mounts.push(crate::container::config::ContainerMount {
-                source: MountSource::Volume { name: String::new(), labels: BTreeMap::new(), no_copy: false },
+                source: MountSource::Volume {
+                    name: String::new(),
+                    labels: BTreeMap::new(),
+                    options: BTreeMap::new(),
+                    no_copy: false,
+                },
                 target: target.clone(),
                 read_only: false,
             });

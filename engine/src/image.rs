@@ -1,7 +1,10 @@
 //! Images: their names, the store, and how they come from a registry.
 
+pub(crate) mod archive;
 pub(crate) mod builtin;
+pub(crate) mod layer;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod store;
 pub(crate) mod unpack;
 
@@ -28,6 +31,12 @@ pub(crate) fn repository(name: &str) -> String {
         Ok(reference) => format!("{}/{}", reference.registry(), reference.repository()),
         Err(_) => name.to_owned(),
     }
+}
+
+/// The full name with the digest that pins it.
+pub(crate) fn pinned(name: &str) -> Option<String> {
+    let (bare, digest) = name.split_once('@')?;
+    Some(format!("{}@{digest}", repository(bare)))
 }
 
 /// This host's architecture in the words of image manifests.

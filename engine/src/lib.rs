@@ -5,6 +5,7 @@
 //! outlives the daemon: it keeps the output and the exit code. The daemon's death or restart
 //! therefore stops no container and loses nothing; [`Engine::open`] finds them again.
 
+mod build;
 mod container;
 mod disk;
 mod engine;
@@ -13,20 +14,29 @@ mod network;
 mod sys;
 mod volume;
 
+pub use build::{BuildError, BuildOptions, BuildOutput, fetch, unpack_context};
+pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
-    ContainerConfig, ContainerMount, HealthCheck, JoinedNetwork, LogConfig, LogConfigError, LogDriver, MountSource,
-    NetworkMode, Payload, PublishedPort, ResourceLimits, parse_size,
+    ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, LogConfig, LogConfigError, LogDriver,
+    MountSource, NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, parse_size,
 };
+pub use container::devices::is_device_rule;
 pub use container::health::HealthStatus;
 pub use container::logs::{LogLine, LogOptions, LogStream, Stream as LogSource};
+pub use container::seccomp::seccomp_profile;
 pub use container::shim::{exec_main, shim_main, watch_main};
-pub use container::state::{ContainerState, Exit};
+pub use container::state::{ContainerState, Exit, Running};
 pub use container::user::UserError;
-pub use engine::{Engine, EngineConfig, EngineError, EngineEvent, Inspection};
+pub use engine::{
+    Archiving, Attachment, BlockCount, Change, CommitOptions, Engine, EngineConfig, EngineError, EngineEvent, Exec,
+    ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, OutputReader, PathStat, Probe, RemoveOptions, Usage,
+};
 pub use image::builtin::WHOAMI;
 pub use image::pull::{Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved};
+pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
 pub use network::{Joining, KeeperReply, NetworkKeeper};
 pub use sys::let_go_of_code;
+pub use volume::{Volume, VolumeError};

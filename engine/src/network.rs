@@ -274,24 +274,37 @@ impl Target {
 
 /// The host's ports that are asked for, and free ones where any will do.
 fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
-    let mut taken: BTreeSet<_> =
-        leases.values().flat_map(|lease| &lease.ports).map(|port| (port.protocol, port.host_port)).collect();
+    let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
     let mut leased = Vec::new();
     for port in ports {
         let mut port = port.clone();
         if port.host_port == 0 {
-            let free = PICKED_PORTS.into_iter().find(|&number| !taken.contains(&(port.protocol, number)));
+            let free = PICKED_PORTS.into_iter().find(|&number| {
+                let candidate = PublishedPort { host_port: number, ..port.clone() };
+                !taken.iter().any(|other| collides(other, &candidate))
+            });
             port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
         }
-        if !taken.insert((port.protocol, port.host_port)) {
+        if taken.iter().any(|other| collides(other, &port)) {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
-                format!("port {}/{} is published by another container", port.host_port, port.protocol.as_str()),
+                format!(
+                    "port {}/{} is published by another container: port is already allocated",
+                    port.host_port,
+                    port.protocol.as_str()
+                ),
             ));
         }
+        taken.push(port.clone());
         leased.push(port);
     }
     Ok(leased)
+}
+
+/// Whether two want the same port of the same address.
+fn collides(a: &PublishedPort, b: &PublishedPort) -> bool {
+    let everywhere = a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
+    a.protocol == b.protocol && a.host_port == b.host_port && (everywhere || a.host_ip == b.host_ip)
 }
 
 /// A pair of links: `host`, up and on `bridge`, and eth0 in `namespace`, which cannot be up before
@@ -319,7 +332,8 @@ fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
                 Target::Nowhere => continue,
             };
             let (protocol, host_port) = (port.protocol.as_str(), port.host_port);
-            dnat += &format!("    {protocol} dport {host_port} dnat to {to}\n");
+            let at = if port.host_ip.is_unspecified() { String::new() } else { format!("ip daddr {} ", port.host_ip) };
+            dnat += &format!("    {at}{protocol} dport {host_port} dnat to {to}\n");
         }
     }
     format!(
@@ -343,7 +357,7 @@ mod tests {
     use super::*;
 
     fn port(host_port: u16) -> PublishedPort {
-        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_port }
+        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: Ipv4Addr::UNSPECIFIED, host_port }
     }
 
     #[test]

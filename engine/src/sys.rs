@@ -5,9 +5,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::unix::AsyncFd;
 
 /// Opens `path` inside `root` for reading: links and `..` are followed within the root, never out.
@@ -16,6 +18,7 @@ pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     Ok(openat2(root.as_fd(), path, how)?.into())
 }
 
@@ -43,6 +46,61 @@ pub(crate) fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
 pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays open, and stays itself, as long as the watcher has it.
     unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// Makes reads and writes answer at once.
+pub(crate) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Tells a terminal how large the window is that shows it.
+pub(crate) fn set_terminal_size(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel only reads the size, which lives until the call is over.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Waits for a descriptor that is sent over `socket`, as runtimes hand out a terminal's other side.
+pub(crate) fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let (mut byte, mut space) = ([0; 64], nix::cmsg_space!([RawFd; 1]));
+    let mut parts = [io::IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part
+            && let Some(&fd) = fds.first()
+        {
+            return Ok(inherited_fd(fd));
+        }
+    }
+    Err(io::Error::other("no descriptor came"))
+}
+
+/// Listens on a socket at `path`, however long that is: the kernel takes some 100 bytes of it.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    with_short_path(path, |short| {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        UnixListener::bind(short)
+    })
+}
+
+/// Connects to a socket at `path`, however long that is.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    with_short_path(path, |short| UnixStream::connect(short))
+}
+
+fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket needs a name"));
+    };
+    let dir = File::open(parent)?;
+    act(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))
 }
 
 /// Takes over a descriptor that another process left open for this one.

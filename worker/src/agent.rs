@@ -295,7 +295,8 @@ async fn remove_container(engine: &Engine, task: TaskId) {
     let container =
         engine.list().into_iter().find(|container| container.config.labels.get(TASK_ID_LABEL) == Some(&label));
     if let Some(container) = container
-        && let Err(error) = engine.remove(&container.id, true).await
+        && let Err(error) =
+            engine.remove(&container.id, skep_engine::RemoveOptions { force: true, volumes: true }).await
     {
         tracing::warn!(%task, %error, "a task's container could not be removed");
     }

@@ -1,6 +1,7 @@
 //! From a task's spec to a container's configuration.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use skep_api::container::{HealthConfig, Mount, MountKind};
@@ -61,8 +62,10 @@ pub(crate) fn container_config(
         dns_options: dns.options,
         network: network(task),
         ports: task.ports.iter().map(port).collect(),
-        auto_remove: false,
         log,
+        tty: spec.tty,
+        open_stdin: spec.open_stdin,
+        ..ContainerConfig::default()
     })
 }
 
@@ -81,7 +84,12 @@ fn network(task: &Task) -> NetworkMode {
 }
 
 fn port(port: &skep_api::service::PortConfig) -> PublishedPort {
-    PublishedPort { protocol: port.protocol, container_port: port.target_port, host_port: port.published_port }
+    PublishedPort {
+        protocol: port.protocol,
+        container_port: port.target_port,
+        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_port: port.published_port,
+    }
 }
 
 fn labels(task: &Task, node: NodeId) -> BTreeMap<String, String> {
@@ -109,12 +117,17 @@ pub fn container_mount(mount: &Mount) -> ContainerMount {
         },
         MountKind::Volume => {
             let options = mount.volume_options.clone().unwrap_or_default();
-            MountSource::Volume { name: mount.source.clone(), labels: options.labels, no_copy: options.no_copy }
+            MountSource::Volume {
+                name: mount.source.clone(),
+                labels: options.labels,
+                options: options.driver_config.map(|driver| driver.options).unwrap_or_default(),
+                no_copy: options.no_copy,
+            }
         }
         MountKind::Tmpfs => {
             let options = mount.tmpfs_options.clone().unwrap_or_default();
             let size_bytes = (!options.size_bytes.is_zero()).then_some(options.size_bytes.0);
-            MountSource::Tmpfs { size_bytes, mode: options.mode }
+            MountSource::Tmpfs { size_bytes, mode: options.mode, options: Vec::new() }
         }
     };
     ContainerMount { source, target: mount.target.clone(), read_only: mount.read_only }
@@ -129,6 +142,7 @@ fn limits(task: &Task) -> ResourceLimits {
         memory_bytes: limits.memory_bytes.0,
         memory_reservation_bytes: reserved.memory_bytes.0,
         pids: limits.pids,
+        ..ResourceLimits::default()
     }
 }
 

@@ -69,12 +69,16 @@ impl Runner {
         match inspection.state {
             // Its payloads were only in memory: it is made again before it starts.
             ContainerState::Created => {
-                if let Err(error) = self.engine.remove(&self.name(), true).await {
+                if let Err(error) =
+                    self.engine.remove(&self.name(), skep_engine::RemoveOptions { force: true, volumes: true }).await
+                {
                     tracing::warn!(task = %self.task.id, %error, "a prepared container could not be removed");
                 }
             }
             // Its end, if it has ended, is found when it is watched.
-            ContainerState::Running(_) | ContainerState::Exited(_) => self.move_to(TaskState::Running, "started"),
+            ContainerState::Running(_) | ContainerState::Restarting(_) | ContainerState::Exited(_) => {
+                self.move_to(TaskState::Running, "started");
+            }
         }
     }
 
@@ -109,7 +113,7 @@ impl Runner {
         let (pid, exit_code) = match inspection.state {
             ContainerState::Created => (0, 0),
             ContainerState::Running(running) => (running.pid, 0),
-            ContainerState::Exited(exit) => (0, exit.code),
+            ContainerState::Restarting(exit) | ContainerState::Exited(exit) => (0, exit.code),
         };
         Some(ContainerStatus { container_id: inspection.id, pid, exit_code })
     }
@@ -228,12 +232,12 @@ impl Runner {
                 self.report_error(TaskState::Failed, "started", error);
             }
             ContainerState::Running(_) => {
-                let stopped = self.engine.stop(&self.name(), self.grace()).await;
+                let stopped = self.engine.stop(&self.name(), Some(self.grace())).await;
                 let code = stopped.map_or_else(|error| with_causes(&error), |exit| exit.code.to_string());
                 let error = format!("task: non-zero exit ({code}): unhealthy container");
                 self.report_error(TaskState::Failed, "started", error);
             }
-            ContainerState::Created => {}
+            ContainerState::Created | ContainerState::Restarting(_) => {}
         }
     }
 
@@ -246,7 +250,7 @@ impl Runner {
             self.engine.inspect(&self.name()).map(|inspection| inspection.state),
             Ok(ContainerState::Running(_))
         );
-        let stopped = if running { self.engine.stop(&self.name(), self.grace()).await.map(drop) } else { Ok(()) };
+        let stopped = if running { self.engine.stop(&self.name(), Some(self.grace())).await.map(drop) } else { Ok(()) };
         match stopped {
             Ok(()) => self.report(TaskState::Shutdown, "shutdown"),
             Err(error) => self.report_error(TaskState::Failed, "shutting down", with_causes(&error)),
@@ -257,7 +261,7 @@ impl Runner {
 fn is_starting(state: &ContainerState) -> bool {
     match state {
         ContainerState::Running(running) => running.health == HealthStatus::Starting,
-        ContainerState::Created => true,
+        ContainerState::Created | ContainerState::Restarting(_) => true,
         ContainerState::Exited(_) => false,
     }
 }
@@ -265,7 +269,7 @@ fn is_starting(state: &ContainerState) -> bool {
 fn has_ended(state: &ContainerState) -> bool {
     match state {
         ContainerState::Running(running) => running.health == HealthStatus::Unhealthy,
-        ContainerState::Created => false,
+        ContainerState::Created | ContainerState::Restarting(_) => false,
         ContainerState::Exited(_) => true,
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use skep_engine::{EngineError, PullError};
+use skep_engine::{EngineError, PullError, VolumeError};
 use skep_manager::ReadError;
 use skep_manager::control::{ControlError, Reason};
 
@@ -32,6 +32,18 @@ impl ApiError {
 
     pub(crate) fn not_found(message: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(crate) fn internal(message: impl ToString) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    pub(crate) fn unauthorized(message: impl ToString) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    pub(crate) fn conflict(message: impl ToString) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
     }
 
     pub(crate) fn unsupported(message: impl ToString) -> Self {
@@ -82,13 +94,23 @@ impl From<ReadError> for ApiError {
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let status = match &error {
-            EngineError::NoContainer(_) | EngineError::NoImage(_) => StatusCode::NOT_FOUND,
-            EngineError::NameTaken { .. } | EngineError::WrongState { .. } | EngineError::ImageInUse { .. } => {
-                StatusCode::CONFLICT
-            }
-            EngineError::Signal(_) | EngineError::Start { .. } | EngineError::Pull(PullError::Name(_)) => {
-                StatusCode::BAD_REQUEST
-            }
+            EngineError::NoContainer(_)
+            | EngineError::NoImage(_)
+            | EngineError::NoExec(_)
+            | EngineError::NoFile(_)
+            | EngineError::NoVolume(_) => StatusCode::NOT_FOUND,
+            EngineError::NameTaken { .. }
+            | EngineError::WrongState { .. }
+            | EngineError::Conflict(_)
+            | EngineError::Volume(VolumeError::Differs(_))
+            | EngineError::ImageInUse { .. } => StatusCode::CONFLICT,
+            EngineError::Forbidden(_) => StatusCode::FORBIDDEN,
+            EngineError::Volume(VolumeError::Disk(..)) => StatusCode::INTERNAL_SERVER_ERROR,
+            EngineError::Signal(_)
+            | EngineError::Invalid(_)
+            | EngineError::Volume(_)
+            | EngineError::Start { .. }
+            | EngineError::Pull(PullError::Name(_)) => StatusCode::BAD_REQUEST,
             EngineError::Pull(PullError::Registry { .. } | PullError::Platform { .. }) => StatusCode::NOT_FOUND,
             EngineError::Pull(_) | EngineError::Disk { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -1,21 +1,28 @@
 //! Images of this host, and what registries say of names.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query};
-use axum::http::HeaderMap;
+use axum::extract::{Path, Query, Request};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_api::SecretBytes;
-use skep_engine::{Credentials, Image, PullProgress, familiar};
+use skep_api::{SecretBytes, Timestamp, with_causes};
+use skep_engine::{Credentials, EngineError, Image, PullProgress, familiar};
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 
+use super::json::parse;
+use super::stream::{json_error, json_lines, reader, written};
+use super::swarm::is_on;
 use super::{ApiError, State};
+use crate::filters::Filters;
 
 const PROGRESS_AHEAD: usize = 256;
+/// How long a registry may take to say whether it takes a password.
+const LOGIN_LIMIT: Duration = Duration::from_secs(30);
 
 fn tags(image: &Image) -> Vec<&str> {
     image.tags.iter().map(|tag| familiar(tag)).collect()
@@ -25,37 +32,244 @@ fn digests(image: &Image) -> Vec<&str> {
     image.digests.iter().map(|digest| familiar(digest)).collect()
 }
 
-pub(super) async fn list(state: State) -> Json<Vec<Value>> {
-    let images = state.engine.images();
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct ListQuery {
+    filters: Option<String>,
+    /// Of older clients.
+    filter: Option<String>,
+}
+
+pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result<Json<Vec<Value>>, ApiError> {
+    let known = ["dangling", "label", "reference", "before", "since", "until"];
+    let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
+    let dangling = filters.flag("dangling").map_err(ApiError::bad_request)?;
+    let until = filters.until().map_err(ApiError::bad_request)?;
+    let created_of = |filter: &str| -> Result<_, ApiError> {
+        let named = filters.values(filter).next().map(|name| state.engine.image(name)).transpose()?;
+        Ok(named.map(|image| image.created))
+    };
+    let (before, since) = (created_of("before")?, created_of("since")?);
+    let wanted = |image: &&Image| {
+        let named = |pattern: &str| {
+            image.tags.iter().chain(&image.digests).any(|tag| matches_reference(familiar(tag), pattern))
+        };
+        dangling.is_none_or(|dangling| image.tags.is_empty() == dangling)
+            && filters.labels("label", &image.config.labels)
+            && filters.any("reference", named)
+            && query.filter.as_deref().is_none_or(|pattern| pattern.is_empty() || named(pattern))
+            && before.is_none_or(|at| image.created < at)
+            && since.is_none_or(|at| image.created > at)
+            && until.is_none_or(|at| image.created < at)
+    };
     let value = |image: &Image| {
         json!({
             "Id": image.id, "ParentId": "", "RepoTags": tags(image), "RepoDigests": digests(image),
             "Created": image.created.as_nanos() / 1_000_000_000, "Size": image.size_bytes, "SharedSize": -1,
-            "Labels": image.config.labels, "Containers": -1,
+            "VirtualSize": image.size_bytes, "Labels": image.config.labels,
+            "Containers": state.engine.image_users(&image.id).len(),
         })
     };
-    Json(images.iter().map(value).collect())
+    let mut images = state.engine.images();
+    images.sort_by_key(|image| std::cmp::Reverse(image.created));
+    Ok(Json(images.iter().filter(wanted).map(value).collect()))
 }
 
-/// `/images/NAME/json`: names have slashes, so the path is taken apart here.
-pub(super) async fn get(state: State, Path(rest): Path<String>) -> Result<Json<Value>, ApiError> {
-    let Some(name) = rest.strip_suffix("/json") else {
-        return Err(ApiError::unsupported(format!("/images/{rest} is not supported yet by this version of skep")));
+/// Whether a name is meant by `repo`, `repo:tag`, or a pattern with `*`.
+fn matches_reference(name: &str, pattern: &str) -> bool {
+    let (repository, _) = name.rsplit_once([':', '@']).unwrap_or((name, ""));
+    let wanted = |text: &str| wildcard(pattern.as_bytes(), text.as_bytes());
+    wanted(name) || wanted(repository)
+}
+
+/// `*` is any run of characters but slashes, `?` any one.
+fn wildcard(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            wildcard(rest, text) || text.split_first().is_some_and(|(&c, after)| c != b'/' && wildcard(pattern, after))
+        }
+        (Some((&p, rest)), Some((&c, after))) => (p == c || (p == b'?' && c != b'/')) && wildcard(rest, after),
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+/// `/images/NAME/json` and so on: names have slashes, so the path is taken apart here.
+pub(super) async fn get(
+    state: State,
+    Path(rest): Path<String>,
+    Query(query): Query<SaveQuery>,
+) -> Result<Response, ApiError> {
+    let Some((name, what)) = rest.rsplit_once('/') else {
+        return match rest.as_str() {
+            "search" => {
+                Err(ApiError::unsupported("searching needs Docker Hub, which this daemon does not ask: name an image"))
+            }
+            "get" => save(&state, &query.all_names()),
+            other => Err(ApiError::not_found(format!("page not found: /images/{other}"))),
+        };
     };
+    match what {
+        "json" => Ok(Json(inspect(&state, name)?).into_response()),
+        "history" => Ok(Json(history(&state, name)?).into_response()),
+        "get" => save(&state, &[name.to_owned()]),
+        other => Err(ApiError::not_found(format!("page not found: /images/{name}/{other}"))),
+    }
+}
+
+fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
     let image = state.engine.image(name)?;
-    Ok(Json(json!({
-        "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": "", "Comment": "",
-        "Created": image.created, "Architecture": image.architecture, "Os": image.os, "Size": image.size_bytes,
-        "Config": image.config, "RootFS": {"Type": "layers", "Layers": image.layers},
-        "GraphDriver": {"Name": "overlay2", "Data": {}}, "Metadata": {},
-    })))
+    let mut config = json!(image.config);
+    for (key, missing) in [("Cmd", Value::Null), ("Entrypoint", Value::Null), ("Labels", Value::Null)] {
+        if config[key].as_array().is_some_and(Vec::is_empty)
+            || config[key].as_object().is_some_and(serde_json::Map::is_empty)
+        {
+            config[key] = missing;
+        }
+    }
+    let (author, comment) = state.engine.image_notes(&image);
+    Ok(json!({
+        "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": "", "Comment": comment,
+        "Created": image.created, "Author": author, "Architecture": image.architecture, "Os": image.os,
+        "Size": image.size_bytes, "VirtualSize": image.size_bytes, "DockerVersion": "",
+        "Config": config, "RootFS": {"Type": "layers", "Layers": image.layers},
+        "GraphDriver": {"Name": "overlay2", "Data": {}}, "Metadata": {"LastTagTime": Timestamp::NEVER},
+    }))
+}
+
+fn history(state: &State, name: &str) -> Result<Value, ApiError> {
+    let lines = state.engine.history(name)?;
+    let value = |line: &skep_engine::HistoryLine| {
+        json!({
+            "Id": line.id.as_deref().unwrap_or("<missing>"), "Created": line.created.as_nanos() / 1_000_000_000,
+            "CreatedBy": line.created_by, "Tags": if line.tags.is_empty() { Value::Null } else { json!(line.tags) },
+            "Size": line.size_bytes, "Comment": line.comment,
+        })
+    };
+    Ok(Value::Array(lines.iter().map(value).collect()))
+}
+
+#[derive(Deserialize, Default)]
+pub(super) struct SaveQuery {
+    #[serde(default)]
+    names: String,
+}
+
+impl SaveQuery {
+    fn all_names(&self) -> Vec<String> {
+        self.names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+/// `/images/get?names=a&names=b`: a parameter that may come again.
+pub(super) async fn save_several(state: State, request: Request) -> Result<Response, ApiError> {
+    let pairs: Vec<(String, String)> =
+        Query::try_from_uri(request.uri()).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
+    let names: Vec<String> = pairs
+        .into_iter()
+        .filter(|(key, _)| key == "names")
+        .flat_map(|(_, value)| SaveQuery { names: value }.all_names())
+        .collect();
+    save(&state, &names)
+}
+
+fn save(state: &State, names: &[String]) -> Result<Response, ApiError> {
+    if names.is_empty() {
+        return Err(ApiError::bad_request("no image is named: give names"));
+    }
+    let images = state.engine.images_to_save(names)?;
+    let engine = state.engine.clone();
+    Ok(written("application/x-tar", move |to| engine.save_images(&images, to)))
+}
+
+pub(super) async fn load(state: State, request: Request) -> Result<Response, ApiError> {
+    let archive = reader(request.into_body());
+    let engine = state.engine.clone();
+    let (lines, stream) = mpsc::channel(PROGRESS_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        let values = match engine.load_images(archive) {
+            Ok(told) => told.iter().map(|text| json!({"stream": format!("{text}\n")})).collect(),
+            Err(error) => vec![json_error(&with_causes(&error))],
+        };
+        for value in values {
+            // A client that went away does not undo it.
+            drop(lines.blocking_send(value));
+        }
+    });
+    Ok(json_lines(stream))
+}
+
+/// What is posted to an image.
+pub(super) async fn post(
+    state: State,
+    Path(rest): Path<String>,
+    Query(query): Query<BTreeMap<String, String>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let param = |name: &str| query.get(name).map_or("", String::as_str);
+    let (name, what) = rest.rsplit_once('/').unwrap_or(("", &rest));
+    match what {
+        "tag" => {
+            let tag = if param("tag").is_empty() { String::new() } else { format!(":{}", param("tag")) };
+            state.engine.tag(name, &format!("{}{tag}", param("repo")))?;
+            Ok(StatusCode::CREATED.into_response())
+        }
+        "push" => push(&state, name, param("tag"), &headers),
+        other => Err(ApiError::not_found(format!("page not found: /images/{name}/{other}"))),
+    }
+}
+
+fn push(state: &State, name: &str, tag: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let credentials = credentials(headers)?;
+    let full = if tag.is_empty() { name.to_owned() } else { format!("{name}:{tag}") };
+    // What is not here is told before the stream begins.
+    let image = state.engine.image(&full);
+    if image.is_err() {
+        return Err(ApiError::not_found(format!("An image does not exist locally with the tag: {name}")));
+    }
+    let engine = state.engine.clone();
+    let (lines, stream) = mpsc::channel(PROGRESS_AHEAD);
+    tokio::spawn(async move {
+        let begin = json!({"status": format!("The push refers to repository [{name}]", name = full)});
+        drop(lines.send(begin).await);
+        let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
+        let pushed = async {
+            let pushed = engine.push(&full, &credentials, &progress).await;
+            drop(progress);
+            pushed
+        };
+        let (pushed, ()) = tokio::join!(pushed, relay(steps, &lines));
+        let last = match pushed {
+            Ok(pushed) => vec![
+                json!({"status": format!("{}: digest: {} size: {}", pushed.tag, pushed.digest, pushed.size_bytes)}),
+                json!({"progressDetail": {}, "aux": {"Tag": pushed.tag, "Digest": pushed.digest, "Size": pushed.size_bytes}}),
+            ],
+            Err(error) => vec![json_error(&with_causes(&error))],
+        };
+        for value in last {
+            drop(lines.send(value).await);
+        }
+    });
+    Ok(json_lines(stream))
+}
+
+/// Hands on how far a pull or push has come.
+async fn relay(mut steps: mpsc::Receiver<PullProgress>, lines: &mpsc::Sender<Value>) {
+    while let Some(step) = steps.recv().await {
+        // A client that went away does not stop it.
+        drop(lines.send(json!({"status": step.status, "progressDetail": {}, "id": step.id})).await);
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PullQuery {
+pub(super) struct CreateQuery {
     from_image: Option<String>,
+    from_src: Option<String>,
+    repo: Option<String>,
     tag: Option<String>,
+    message: Option<String>,
+    platform: Option<String>,
 }
 
 /// What a client logs in with, from the header it sends it in.
@@ -69,52 +283,177 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
     Credentials::from_header(registry_auth(headers)?.expose()).map_err(ApiError::bad_request)
 }
 
-pub(super) async fn pull(
-    state: State,
-    Query(query): Query<PullQuery>,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let name = query.from_image.ok_or_else(|| ApiError::unsupported("importing images is not supported yet"))?;
+/// Pulls an image, or imports one.
+pub(super) async fn create(state: State, request: Request) -> Result<Response, ApiError> {
+    let Query(query): Query<CreateQuery> = Query::try_from_uri(request.uri()).map_err(ApiError::bad_request)?;
+    let changes: Vec<(String, String)> =
+        Query::try_from_uri(request.uri()).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
+    let changes = changes.into_iter().filter(|(key, _)| key == "changes").map(|(_, value)| value).collect::<Vec<_>>();
+    if let Some(source) = query.from_src.as_deref() {
+        return import(state, source, &query, changes, request.into_body()).await;
+    }
+    let name = query.from_image.filter(|name| !name.is_empty());
+    let name =
+        name.ok_or_else(|| ApiError::bad_request("no image is named: give fromImage, or fromSrc to import one"))?;
     let name = match query.tag.filter(|tag| !tag.is_empty()) {
         Some(tag) if tag.contains(':') => format!("{name}@{tag}"),
         Some(tag) => format!("{name}:{tag}"),
         None => name,
     };
-    let credentials = credentials(&headers)?;
-    let (progress, mut steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
+    if skep_engine::normalize(&name).is_none() {
+        return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
+    }
+    if let Some(platform) = query.platform.filter(|platform| !platform.is_empty()) {
+        let own = format!("linux/{}", skep_engine::architecture());
+        if !platform.starts_with(&own) {
+            return Err(ApiError::unsupported(format!(
+                "platform {platform} is not this host's, which is {own}: others are not supported yet"
+            )));
+        }
+    }
+    pull(&state, name, credentials(request.headers())?)
+}
+
+fn pull(state: &State, name: String, credentials: Credentials) -> Result<Response, ApiError> {
+    let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
     let (lines, stream) = mpsc::channel::<Value>(PROGRESS_AHEAD);
     let engine = state.engine.clone();
     tokio::spawn(async move {
-        let told = lines.clone();
-        let relay = async move {
-            while let Some(step) = steps.recv().await {
-                // A client that went away does not stop the pull.
-                drop(told.send(json!({"status": step.status, "progressDetail": {}, "id": step.id})).await);
-            }
-        };
+        let tag = name
+            .rsplit_once('/')
+            .map_or(name.as_str(), |(_, last)| last)
+            .split_once(':')
+            .map_or("latest", |(_, tag)| tag);
+        let begin = json!({"status": format!("Pulling from {}", familiar(name.split(['@']).next().unwrap_or(&name))), "id": tag});
+        drop(lines.send(begin).await);
+        let before = engine.image(&name).ok().map(|image| image.id);
         let pulled = async {
             let pulled = engine.pull(&name, &credentials, &progress).await;
             drop(progress);
             pulled
         };
-        let (pulled, ()) = tokio::join!(pulled, relay);
+        let (pulled, ()) = tokio::join!(pulled, relay(steps, &lines));
         let last = match pulled {
-            Ok(image) => json!({"status": format!("Status: image {} is here as {}", familiar(&name), image.id)}),
-            Err(error) => {
-                let text = error.to_string();
-                json!({"error": text, "errorDetail": {"message": text}})
+            Ok(image) => {
+                let digest = image
+                    .digests
+                    .iter()
+                    .filter_map(|pinned| pinned.split_once('@'))
+                    .map(|(_, digest)| digest)
+                    .next_back();
+                let fresh = if before.as_ref() == Some(&image.id) {
+                    "Image is up to date for"
+                } else {
+                    "Downloaded newer image for"
+                };
+                vec![
+                    json!({"status": format!("Digest: {}", digest.unwrap_or(&image.id))}),
+                    json!({"status": format!("Status: {fresh} {}", familiar(&name))}),
+                ]
             }
+            Err(error) => vec![json_error(&with_causes(&error))],
         };
-        drop(lines.send(last).await);
+        for value in last {
+            drop(lines.send(value).await);
+        }
     });
-    let body = ReceiverStream::new(stream).map(|value| Ok::<_, std::convert::Infallible>(format!("{value}\r\n")));
-    Ok(([("content-type", "application/json")], Body::from_stream(body)).into_response())
+    Ok(json_lines(stream))
 }
 
-pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<Json<Vec<Value>>, ApiError> {
-    let removal = state.engine.remove_image(&name)?;
+async fn import(
+    state: State,
+    source: &str,
+    query: &CreateQuery,
+    changes: Vec<String>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    if source != "-" {
+        return Err(ApiError::unsupported(
+            "importing from a URL is not supported yet: send the archive itself (fromSrc=-)",
+        ));
+    }
+    let repo = query.repo.clone().unwrap_or_default();
+    let name = match query.tag.as_deref().filter(|tag| !tag.is_empty()) {
+        Some(tag) => format!("{repo}:{tag}"),
+        None => repo,
+    };
+    let message = query.message.clone().unwrap_or_default();
+    let (engine, archive) = (state.engine.clone(), reader(body));
+    let imported = tokio::task::spawn_blocking(move || engine.import_image(archive, &name, &message, &changes)).await;
+    let image = imported.map_err(ApiError::bad_request)??;
+    Ok(Json(json!({"status": image.id})).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct RemoveQuery {
+    #[serde(default)]
+    force: String,
+}
+
+pub(super) async fn remove(
+    state: State,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let removal = state.engine.remove_image(&name, is_on(&query.force))?;
+    Ok(Json(removal_json(&removal)))
+}
+
+fn removal_json(removal: &skep_engine::Removal) -> Vec<Value> {
     let untagged = removal.untagged.iter().map(|tag| json!({"Untagged": familiar(tag)}));
-    Ok(Json(untagged.chain(removal.deleted.iter().map(|id| json!({"Deleted": id}))).collect()))
+    untagged.chain(removal.deleted.iter().map(|id| json!({"Deleted": id}))).collect()
+}
+
+#[derive(Deserialize)]
+pub(super) struct PruneQuery {
+    filters: Option<String>,
+}
+
+/// Removes images without a name, or with `dangling=false` all that no container stands on.
+pub(super) async fn prune(state: State, Query(query): Query<PruneQuery>) -> Result<Json<Value>, ApiError> {
+    let known = ["dangling", "label", "label!", "until"];
+    let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
+    let dangling = filters.flag("dangling").map_err(ApiError::bad_request)?.unwrap_or(true);
+    let until = filters.until().map_err(ApiError::bad_request)?;
+    let built_in = skep_engine::normalize(skep_engine::WHOAMI);
+    let wanted = |image: &Image| {
+        (!dangling || image.tags.is_empty())
+            && !built_in.as_ref().is_some_and(|name| image.tags.contains(name))
+            && filters.labels("label", &image.config.labels)
+            && !filters.any_label("label!", &image.config.labels)
+            && until.is_none_or(|at| image.created < at)
+    };
+    let removal = state.engine.prune_images(wanted);
+    Ok(Json(json!({"ImagesDeleted": removal_json(&removal), "SpaceReclaimed": removal.bytes})))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct AuthBody {
+    username: String,
+    password: String,
+    serveraddress: String,
+    identitytoken: String,
+}
+
+/// Asks a registry whether it takes the credentials.
+pub(super) async fn auth(state: State, body: axum::body::Bytes) -> Result<Json<Value>, ApiError> {
+    let body: AuthBody = parse(&body)?;
+    let credentials = if body.identitytoken.is_empty() {
+        Credentials::Basic { username: body.username, password: SecretBytes::new(body.password.into_bytes()) }
+    } else {
+        Credentials::Token(SecretBytes::new(body.identitytoken.into_bytes()))
+    };
+    let asked = tokio::time::timeout(LOGIN_LIMIT, state.engine.login(&body.serveraddress, &credentials)).await;
+    match asked {
+        Ok(Ok(())) => Ok(Json(json!({"Status": "Login Succeeded", "IdentityToken": ""}))),
+        Ok(Err(error @ EngineError::Pull(_))) => Err(ApiError::unauthorized(with_causes(&error))),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(ApiError::unauthorized(format!(
+            "the registry {} did not answer in {LOGIN_LIMIT:?}",
+            body.serveraddress
+        ))),
+    }
 }
 
 /// `/distribution/NAME/json`: what a name stands for in its registry.
@@ -135,4 +474,16 @@ pub(super) async fn distribution(
         "Descriptor": {"mediaType": resolved.media_type, "digest": resolved.digest, "size": resolved.size_bytes},
         "Platforms": platforms,
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_matched_with_and_without_tag() {
+        assert!(matches_reference("busybox:1", "busybox") && matches_reference("busybox:1", "busybox:1"));
+        assert!(matches_reference("busybox:1", "busy*") && matches_reference("a/b:1", "*/b"));
+        assert!(!matches_reference("a/b:1", "*") && !matches_reference("busybox:1", "busybox:2"));
+    }
 }

@@ -60,7 +60,8 @@ fn settle_networks(spec: &mut Value) {
     }
 }
 
-fn read(body: &Bytes) -> Result<Value, ApiError> {
+/// A body as JSON, without members that are null.
+pub(super) fn read(body: &Bytes) -> Result<Value, ApiError> {
     if body.is_empty() {
         return Ok(Value::Object(serde_json::Map::new()));
     }
@@ -70,7 +71,7 @@ fn read(body: &Bytes) -> Result<Value, ApiError> {
     Ok(value)
 }
 
-fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+pub(super) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
     serde_json::from_value(value).map_err(|error| ApiError::bad_request(format!("the request cannot be read: {error}")))
 }
 

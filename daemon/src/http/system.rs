@@ -49,19 +49,17 @@ fn kernel_version() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-pub(super) async fn auth() -> ApiError {
-    ApiError::unsupported("logging in through the daemon is not supported yet: give credentials with each request")
-}
-
 pub(super) async fn info(state: State) -> Json<Value> {
     let containers = state.engine.list();
     let running = containers.iter().filter(|c| matches!(c.state, ContainerState::Running(_))).count();
+    let paused =
+        containers.iter().filter(|c| matches!(&c.state, ContainerState::Running(running) if running.paused)).count();
     let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let labels: Vec<_> = state.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut info = json!({
         "ID": state.id, "Name": hostname, "ServerVersion": VERSION,
-        "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": 0,
+        "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": paused,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "the data root's"]],
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": ["json-file", "none"]},
@@ -86,6 +84,47 @@ pub(super) async fn info(state: State) -> Json<Value> {
         info.extend(fixed);
     }
     Json(info)
+}
+
+/// What images, containers and volumes take on disk.
+pub(super) async fn disk_usage(state: State) -> Json<Value> {
+    let measured = tokio::task::spawn_blocking(move || {
+        let engine = &state.engine;
+        let images: Vec<_> = engine
+            .images()
+            .iter()
+            .map(|image| {
+                let tags: Vec<_> = image.tags.iter().map(|tag| skep_engine::familiar(tag)).collect();
+                json!({
+                    "Id": image.id, "ParentId": "", "RepoTags": tags, "RepoDigests": image.digests,
+                    "Created": image.created.as_nanos() / 1_000_000_000, "Size": image.size_bytes, "SharedSize": 0,
+                    "Labels": image.config.labels, "Containers": engine.image_users(&image.id).len(),
+                })
+            })
+            .collect();
+        let containers: Vec<_> = engine
+            .list()
+            .iter()
+            .map(|container| {
+                let mut row = super::containers::summary(engine, container);
+                row["SizeRw"] = json!(engine.container_size(&container.id));
+                row
+            })
+            .collect();
+        let volumes: Vec<_> = engine
+            .volumes()
+            .iter()
+            .map(|volume| {
+                let mut row = super::volumes::volume_json(&state, volume);
+                let users = engine.volume_users(&volume.name).len();
+                row["UsageData"] = json!({"Size": engine.volume_size(&volume.name), "RefCount": users});
+                row
+            })
+            .collect();
+        json!({"LayersSize": engine.layers_size(), "Images": images, "Containers": containers, "Volumes": volumes,
+            "BuildCache": []})
+    });
+    Json(measured.await.unwrap_or_default())
 }
 
 fn operating_system() -> String {

@@ -307,7 +307,8 @@ impl ActiveNode {
     pub(super) async fn remove_containers(&self) {
         for container in self.engine.list() {
             if container.config.labels.contains_key(TASK_ID_LABEL)
-                && let Err(error) = self.engine.remove(&container.id, true).await
+                && let Err(error) =
+                    self.engine.remove(&container.id, skep_engine::RemoveOptions { force: true, volumes: true }).await
             {
                 tracing::warn!(container = container.id, %error, "a task's container could not be removed");
             }

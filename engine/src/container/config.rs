@@ -1,6 +1,7 @@
 //! What a container is made from, checked and complete.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +55,92 @@ pub struct ContainerConfig {
     /// Whether it is removed when it has ended.
     pub auto_remove: bool,
     pub log: LogConfig,
+    /// Whether its standard streams are a terminal.
+    pub tty: bool,
+    /// Whether it can be given input.
+    pub open_stdin: bool,
+    /// Whether its input ends with that of the first who is attached.
+    pub stdin_once: bool,
+    pub restart: RestartPolicy,
+    /// All capabilities and devices, and nothing masked or filtered.
+    pub privileged: bool,
+    pub devices: Vec<Device>,
+    /// Rules such as `c 10:200 rwm`.
+    pub device_rules: Vec<String>,
+    /// Of /dev/shm; zero: 64 MB.
+    pub shm_size_bytes: i64,
+    pub pid_mode: NamespaceMode,
+    pub ipc_mode: NamespaceMode,
+    pub uts_mode: NamespaceMode,
+    pub cgroup_mode: NamespaceMode,
+    pub domainname: String,
+    /// Absent: the usual ones.
+    pub masked_paths: Option<Vec<String>>,
+    pub read_only_paths: Option<Vec<String>>,
+    /// A system-call filter of its own, as the runtime-spec's `seccomp`; null: the default one.
+    pub seccomp_profile: serde_json::Value,
+    /// Ports that the image or the user says are served; what `--publish-all` publishes.
+    pub exposed_ports: Vec<String>,
+    /// Below which cgroup it has its own; empty: the engine's.
+    pub cgroup_parent: String,
+    /// Between the stop signal and SIGKILL, where the one who stops it does not say.
+    pub stop_timeout: Option<Duration>,
+    /// What it was asked for with, for whoever inspects it; null if a service made it.
+    pub request: serde_json::Value,
+}
+
+/// Whose namespace a container is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceMode {
+    #[default]
+    Private,
+    Host,
+    /// Another container's, by its id; that one must run.
+    Container(String),
+}
+
+/// A device of the host's that a container may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub host_path: String,
+    pub path: String,
+    /// Of `r`, `w` and `m`.
+    pub access: String,
+}
+
+/// Whether a container that has ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    #[default]
+    No,
+    Always,
+    /// Always, but not by a daemon's start once it was stopped by hand.
+    UnlessStopped,
+    OnFailure {
+        /// Zero: as often as it takes.
+        retries_max: u32,
+    },
+}
+
+impl RestartPolicy {
+    /// The Engine API's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Always => "always",
+            Self::UnlessStopped => "unless-stopped",
+            Self::OnFailure { .. } => "on-failure",
+        }
+    }
+
+    #[must_use]
+    pub const fn retries_max(self) -> u32 {
+        match self {
+            Self::OnFailure { retries_max } => retries_max,
+            Self::No | Self::Always | Self::UnlessStopped => 0,
+        }
+    }
 }
 
 /// What a container sees of networks.
@@ -66,6 +153,8 @@ pub enum NetworkMode {
     Host,
     /// Nothing but its loopback.
     None,
+    /// All that another container sees, by its id; that one must run.
+    Container(String),
     /// Places in networks that are not this host's alone.
     Joined(Vec<JoinedNetwork>),
 }
@@ -73,12 +162,13 @@ pub enum NetworkMode {
 impl NetworkMode {
     /// The Engine API's word.
     #[must_use]
-    pub const fn as_str(&self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Self::Bridge => "bridge",
-            Self::Host => "host",
-            Self::None => "none",
-            Self::Joined(_) => "default",
+            Self::Bridge => "bridge".into(),
+            Self::Host => "host".into(),
+            Self::None => "none".into(),
+            Self::Container(id) => format!("container:{id}"),
+            Self::Joined(_) => "default".into(),
         }
     }
 }
@@ -88,7 +178,7 @@ impl NetworkMode {
 pub struct JoinedNetwork {
     /// Its keeper's name for it.
     pub id: String,
-    pub address: std::net::Ipv4Addr,
+    pub address: Ipv4Addr,
 }
 
 impl ContainerConfig {
@@ -99,12 +189,17 @@ impl ContainerConfig {
     }
 
     pub(crate) fn has_no_new_privileges(&self) -> bool {
-        self.no_new_privileges == Some(true)
+        self.no_new_privileges == Some(true) && !self.privileged
+    }
+
+    /// Whether the default system-call filter is on.
+    pub(crate) fn has_filter(&self) -> bool {
+        self.seccomp && !self.privileged && self.seccomp_profile.is_null()
     }
 
     /// Whether the system-call filter comes compiled: where putting it on needs no privilege.
     pub(crate) fn has_compiled_filter(&self) -> bool {
-        self.seccomp && self.has_no_new_privileges()
+        self.has_filter() && self.has_no_new_privileges()
     }
 }
 
@@ -125,11 +220,17 @@ pub enum MountSource {
     Volume {
         name: String,
         labels: BTreeMap<String, String>,
+        /// The local driver's, if the volume is made for this container.
+        #[serde(default)]
+        options: BTreeMap<String, String>,
         no_copy: bool,
     },
     Tmpfs {
         size_bytes: Option<i64>,
         mode: Option<u32>,
+        /// More of mount(8)'s, such as `exec`; they win.
+        #[serde(default)]
+        options: Vec<String>,
     },
 }
 
@@ -166,7 +267,17 @@ pub struct ResourceLimits {
     pub cpu_shares: u64,
     pub memory_bytes: i64,
     pub memory_reservation_bytes: i64,
+    /// Memory and swap together; -1: as much swap as there is.
+    pub memory_swap_bytes: i64,
+    pub memory_swappiness: Option<u64>,
+    pub oom_kill_disable: bool,
     pub pids: i64,
+    pub cpu_period_micros: u64,
+    pub cpu_quota_micros: i64,
+    pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+    /// 10–1000.
+    pub blkio_weight: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -184,8 +295,15 @@ pub struct HealthCheck {
 pub struct PublishedPort {
     pub protocol: Protocol,
     pub container_port: u16,
+    /// The host's address it is served at; unspecified: all of them.
+    #[serde(default = "any_address")]
+    pub host_ip: Ipv4Addr,
     /// Zero: one that is free is taken at start.
     pub host_port: u16,
+}
+
+fn any_address() -> Ipv4Addr {
+    Ipv4Addr::UNSPECIFIED
 }
 
 /// How output is kept.

@@ -48,6 +48,11 @@ impl HealthMonitor {
         self.status
     }
 
+    /// Probes that failed since the last that passed.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// How long to wait before the next probe: short while the container starts.
     pub(crate) fn pause(&self, now: Instant) -> Duration {
         let starting = self.status == HealthStatus::Starting && now < self.started + self.check.start_period;

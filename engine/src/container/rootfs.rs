@@ -70,7 +70,11 @@ impl ContainerDirs {
         for line in &config.hosts {
             hosts += &format!("{line}\n");
         }
-        hosts += &format!("{address}\t{}\n", config.hostname);
+        let names = match config.domainname.as_str() {
+            "" => config.hostname.clone(),
+            domain => format!("{0}.{domain} {0}", config.hostname),
+        };
+        hosts += &format!("{address}\t{names}\n");
         let files =
             [("hosts", hosts), ("hostname", format!("{}\n", config.hostname)), ("resolv.conf", resolv_conf(config))];
         let mut mounts = Vec::new();
@@ -152,7 +156,7 @@ fn resolv_conf(config: &ContainerConfig) -> String {
         if !options.iter().any(|option| option.starts_with("ndots:")) {
             options.push("ndots:0".into());
         }
-    } else if config.network == NetworkMode::Host && config.dns.is_empty() {
+    } else if matches!(config.network, NetworkMode::Host | NetworkMode::Container(_)) && config.dns.is_empty() {
         text += &host;
     } else if config.dns.is_empty() {
         // The host's loopback is not the container's.

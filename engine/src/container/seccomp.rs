@@ -154,6 +154,51 @@ impl Profile {
     }
 }
 
+/// A profile as dockerd takes it, as the runtime-spec has it: rules that depend on capabilities,
+/// architectures or kernels are resolved for a container with the default capabilities on this host.
+pub fn seccomp_profile(docker: &Value) -> Result<Value, String> {
+    let default = docker["defaultAction"].as_str().ok_or("it has no defaultAction")?;
+    let has = |list: &Value, wanted: &dyn Fn(&str) -> bool| {
+        list.as_array().is_some_and(|list| list.iter().filter_map(Value::as_str).any(wanted))
+    };
+    let capability = |name: &str| super::spec::DEFAULT_CAPABILITIES.contains(&name);
+    let architecture = |name: &str| name == crate::image::architecture();
+    let mut rules = Vec::new();
+    for rule in docker["syscalls"].as_array().into_iter().flatten() {
+        let (only, never) = (&rule["includes"], &rule["excludes"]);
+        let listed = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
+        if (listed(&only["caps"]) && !has(&only["caps"], &capability))
+            || (listed(&only["arches"]) && !has(&only["arches"], &architecture))
+            || has(&never["caps"], &capability)
+            || has(&never["arches"], &architecture)
+        {
+            continue;
+        }
+        let action = rule["action"].as_str().ok_or("a rule has no action")?;
+        let names = match (rule["names"].as_array(), rule["name"].as_str()) {
+            (Some(names), _) if !names.is_empty() => json!(names),
+            (_, Some(name)) if !name.is_empty() => json!([name]),
+            _ => return Err("a rule names no system call".into()),
+        };
+        let mut one = json!({"names": names, "action": action});
+        for key in ["args", "errnoRet"] {
+            if !rule[key].is_null() {
+                one[key] = rule[key].clone();
+            }
+        }
+        rules.push(one);
+    }
+    let mut profile = json!({
+        "defaultAction": default,
+        "architectures": architectures().iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        "syscalls": rules,
+    });
+    if let Some(number) = docker["defaultErrnoRet"].as_u64() {
+        profile["defaultErrnoRet"] = json!(number);
+    }
+    Ok(profile)
+}
+
 fn architectures() -> &'static [(&'static str, ScmpArch)] {
     match std::env::consts::ARCH {
         "x86_64" => {
@@ -224,6 +269,20 @@ mod tests {
         assert!(sys::Filter::parse(&fs::read(&path).unwrap()).is_some());
         let other = Profile::new(&["CAP_SYS_ADMIN".to_owned()].into()).ensure_compiled(dir.path()).unwrap();
         assert_ne!(path, other);
+    }
+
+    #[test]
+    fn a_profile_of_docker_s_is_resolved_for_this_host() {
+        let rule = |names: &str, more: &str| format!(r#"{{"names":["{names}"],"action":"SCMP_ACT_ALLOW"{more}}}"#);
+        let rules = [
+            rule("read", ""),
+            rule("mount", r#","includes":{"caps":["CAP_SYS_ADMIN"]}"#),
+            rule("chown", r#","includes":{"caps":["CAP_CHOWN"]}"#),
+        ];
+        let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{}]}}"#, rules.join(","));
+        let profile = seccomp_profile(&serde_json::from_str(&text).unwrap()).unwrap().to_string();
+        assert!(profile.contains("read") && profile.contains("chown") && !profile.contains("mount"), "{profile}");
+        assert!(seccomp_profile(&json!({})).is_err());
     }
 
     #[test]

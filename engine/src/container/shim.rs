@@ -9,22 +9,23 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, pipe, read, setsid};
+use nix::unistd::{Pid, pipe2, setsid};
 use serde::{Deserialize, Serialize};
-use skep_api::{Timestamp, with_causes};
+use skep_api::with_causes;
 
 use crate::container::config::{LogConfig, LogDriver};
-use crate::container::logs::{LogWriter, Stream};
+use crate::container::logs::LogWriter;
 use crate::container::seccomp::FilteredExecutor;
 use crate::container::state::ExitRecord;
+use crate::container::streams::{Endpoints, Streams, now};
 use crate::{disk, sys};
 
 /// What the daemon tells the shim.
@@ -37,10 +38,17 @@ pub(crate) struct ShimConfig {
     pub(crate) bundle: PathBuf,
     pub(crate) log: LogConfig,
     pub(crate) log_path: PathBuf,
+    #[serde(default = "without_input")]
+    pub(crate) stdio: Stdio,
     /// The system-call filter to put on, compiled; none if libcontainer does it, or if none is wanted.
     pub(crate) filter: Option<PathBuf>,
     /// The cgroup file that counts kills for want of memory.
     pub(crate) oom_file: PathBuf,
+}
+
+/// How a container was made by a version that knew nothing else.
+fn without_input() -> Stdio {
+    Stdio::Pipes { open_stdin: false }
 }
 
 /// What the shim answers.
@@ -71,30 +79,93 @@ fn start(dir: &Path) -> Result<std::convert::Infallible, String> {
     let config: ShimConfig = read_json(&dir.join("shim.json"))?;
     // Out of the daemon's session; not possible, and not needed, if already leading one.
     let _ = setsid();
-    let text = |error: nix::Error| error.to_string();
-    let (out_read, out_write) = pipe().map_err(text)?;
-    let (err_read, err_write) = pipe().map_err(text)?;
-    for fd in [&out_read, &err_read] {
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(text)?;
-    }
-    let null = fs::File::open("/dev/null").map_err(|error| error.to_string())?;
-    let pid = make_container(&config, null.into(), out_write, err_write)?;
+    let plumbing = Plumbing::new(config.stdio, dir)?;
+    let pid = make_container(&config, &plumbing)?;
+    let endpoints = plumbing.finish()?;
     answer(&ShimAnswer::Started { pid: pid.as_raw() });
-    for fd in [&out_read, &err_read] {
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(text)?;
-    }
-    become_watcher(dir, pid, &out_read, &err_read)
+    become_watcher(dir, pid, &endpoints)
 }
 
-fn make_container(config: &ShimConfig, stdin: OwnedFd, out: OwnedFd, err: OwnedFd) -> Result<Pid, String> {
+/// How a process's standard streams are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stdio {
+    /// Two pipes, and one for input if it is `open`.
+    Pipes { open_stdin: bool },
+    /// All three are one terminal.
+    Terminal,
+}
+
+/// Both ends of a process's standard streams, until it has its own.
+enum Plumbing {
+    Pipes {
+        ours: Endpoints,
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// The runtime makes the terminal inside the container and hands us its other side.
+    Terminal {
+        listener: UnixListener,
+        path: PathBuf,
+    },
+}
+
+impl Plumbing {
+    fn new(stdio: Stdio, dir: &Path) -> Result<Self, String> {
+        let text = |error: nix::Error| error.to_string();
+        if stdio == Stdio::Terminal {
+            let path = dir.join("console.sock");
+            let listener = sys::listen(&path).map_err(|error| format!("the terminal's socket: {error}"))?;
+            return Ok(Self::Terminal { listener, path });
+        }
+        let (out_read, stdout) = pipe2(OFlag::O_CLOEXEC).map_err(text)?;
+        let (err_read, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(text)?;
+        let (stdin, input) = if stdio == (Stdio::Pipes { open_stdin: true }) {
+            let (stdin, input) = pipe2(OFlag::O_CLOEXEC).map_err(text)?;
+            (stdin, Some(input))
+        } else {
+            (fs::File::open("/dev/null").map_err(|error| error.to_string())?.into(), None)
+        };
+        let ours = Endpoints { outputs: [Some(out_read), Some(err_read)], input, terminal: false };
+        Ok(Self::Pipes { ours, stdin, stdout, stderr })
+    }
+
+    /// Gives a container, or one more process in one, its ends.
+    fn connect(&self, builder: ContainerBuilder) -> Result<ContainerBuilder, String> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|error| error.to_string());
+        Ok(match self {
+            Self::Pipes { stdin, stdout, stderr, .. } => {
+                builder.with_stdin(copy(stdin)?).with_stdout(copy(stdout)?).with_stderr(copy(stderr)?)
+            }
+            Self::Terminal { path, .. } => builder.with_console_socket(Some(path)),
+        })
+    }
+
+    /// Our ends, once the process has its own.
+    fn finish(self) -> Result<Endpoints, String> {
+        match self {
+            Self::Pipes { ours, .. } => Ok(ours),
+            Self::Terminal { listener, path } => {
+                let text = |error: io::Error| format!("the terminal did not come: {error}");
+                let (socket, _) = listener.accept().map_err(text)?;
+                let terminal = sys::receive_fd(&socket).map_err(text)?;
+                // It has done its work; the directory goes with the container at the latest.
+                let _ = fs::remove_file(path);
+                let input = Some(terminal.try_clone().map_err(text)?);
+                Ok(Endpoints { outputs: [Some(terminal), None], input, terminal: true })
+            }
+        }
+    }
+}
+
+fn make_container(config: &ShimConfig, plumbing: &Plumbing) -> Result<Pid, String> {
     let fail = |error: libcontainer::error::LibcontainerError| with_causes(&error);
-    let mut container = ContainerBuilder::new(config.id.clone(), SyscallType::default())
+    let builder = ContainerBuilder::new(config.id.clone(), SyscallType::default())
         .with_root_path(&config.root)
         .map_err(fail)?
-        .with_stdin(stdin)
-        .with_stdout(out)
-        .with_stderr(err)
-        .with_executor(FilteredExecutor::new(config.filter.as_deref())?)
+        .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
+    let mut container = plumbing
+        .connect(builder)?
         .as_init(&config.bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -109,25 +180,27 @@ fn make_container(config: &ShimConfig, stdin: OwnedFd, out: OwnedFd, err: OwnedF
     container.pid().map(|pid| Pid::from_raw(pid.as_raw())).ok_or_else(|| "the container has no process".to_owned())
 }
 
-fn become_watcher(dir: &Path, pid: Pid, out: &OwnedFd, err: &OwnedFd) -> Result<std::convert::Infallible, String> {
+/// The socket where attached clients come in is this process's standard input, before and after.
+fn become_watcher(dir: &Path, pid: Pid, endpoints: &Endpoints) -> Result<std::convert::Infallible, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let null = fs::OpenOptions::new().write(true).open("/dev/null").map_err(|error| text(&error))?;
     nix::unistd::dup2_stdout(&null).map_err(|error| text(&error))?;
-    let args = [
-        "skep-shim".to_owned(),
-        "shim-watch".to_owned(),
-        dir.display().to_string(),
-        pid.to_string(),
-        out.as_raw_fd().to_string(),
-        err.as_raw_fd().to_string(),
-    ];
+    let mut args = vec!["skep-shim".to_owned(), "shim-watch".to_owned(), dir.display().to_string(), pid.to_string()];
+    let [out, err] = &endpoints.outputs;
+    for fd in [out, err, &endpoints.input] {
+        if let Some(fd) = fd {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| text(&error))?;
+        }
+        args.push(fd.as_ref().map_or(-1, OwnedFd::as_raw_fd).to_string());
+    }
     let args: Vec<CString> = args.into_iter().map(|arg| CString::new(arg).expect("no NUL in a path")).collect();
     nix::unistd::execv(c"/proc/self/exe", &args).map_err(|error| text(&error))
 }
 
-/// `skep shim-watch DIR PID OUT ERR`.
-pub fn watch_main(dir: &Path, pid: i32, out: i32, err: i32) -> i32 {
-    match watch(dir, Pid::from_raw(pid), sys::inherited_fd(out), sys::inherited_fd(err)) {
+/// `skep shim-watch DIR PID OUT ERR IN`; -1 is none.
+pub fn watch_main(dir: &Path, pid: i32, fds: [i32; 3]) -> i32 {
+    let [out, err, input] = fds.map(|fd| (fd >= 0).then(|| sys::inherited_fd(fd)));
+    match watch(dir, Pid::from_raw(pid), [out, err], input) {
         Ok(()) => 0,
         Err(error) => {
             // The last place where it can be said.
@@ -137,66 +210,21 @@ pub fn watch_main(dir: &Path, pid: i32, out: i32, err: i32) -> i32 {
     }
 }
 
-fn watch(dir: &Path, pid: Pid, out: OwnedFd, err: OwnedFd) -> io::Result<()> {
+fn watch(dir: &Path, pid: Pid, outputs: [Option<OwnedFd>; 2], input: Option<OwnedFd>) -> io::Result<()> {
     let config: ShimConfig = read_json(&dir.join("shim.json")).map_err(io::Error::other)?;
-    let mut writer = match config.log.driver {
+    let writer = match config.log.driver {
         LogDriver::JsonFile => Some(LogWriter::open(&config.log_path, config.log)?),
         LogDriver::None => None,
     };
     let ended = sys::pidfd_open(pid.as_raw())?;
+    let endpoints = Endpoints { outputs, input, terminal: config.stdio == Stdio::Terminal };
+    let mut streams = Streams::new(endpoints, Some(sys::inherited_fd(0).into()), writer)?;
     // From here on it mostly sleeps; that it sleeps in less memory is no condition for it.
     let _ = sys::let_go_of_code();
-    let mut pipes = [Some((Stream::Stdout, out)), Some((Stream::Stderr, err))];
-    let mut running = true;
-    while running || pipes.iter().any(Option::is_some) {
-        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(3);
-        let order: Vec<usize> = (0..pipes.len()).filter(|&slot| pipes[slot].is_some()).collect();
-        for (_, fd) in pipes.iter().flatten() {
-            polled.push(PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::POLLIN));
-        }
-        if running {
-            polled.push(PollFd::new(std::os::fd::AsFd::as_fd(&ended), PollFlags::POLLIN));
-        }
-        // Once the first process is gone, what others still hold open gets one more second.
-        let limit = if running { PollTimeout::NONE } else { PollTimeout::from(1000u16) };
-        match poll(&mut polled, limit) {
-            Err(nix::Error::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(0) => break,
-            Ok(_) => {}
-        }
-        let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        for (&slot, _) in order.iter().zip(&ready).filter(|(_, ready)| **ready) {
-            copy_output(&mut pipes[slot], writer.as_mut());
-        }
-        if running && ready.last() == Some(&true) {
-            running = false;
-        }
-    }
-    if let Some(writer) = &mut writer {
-        // A full disk must not keep the exit code from being told.
-        let _ = writer.finish(now());
-    }
+    streams.run(&ended, None, &|| ())?;
     let record =
         ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
     disk::write_whole(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
-}
-
-/// Copies what one pipe has; closes it at its end.
-fn copy_output(pipe: &mut Option<(Stream, OwnedFd)>, writer: Option<&mut LogWriter>) {
-    let Some((stream, fd)) = pipe else { return };
-    let mut buffer = [0; 16 << 10];
-    match read(&*fd, &mut buffer) {
-        Ok(0) => *pipe = None,
-        Ok(len) => {
-            if let Some(writer) = writer {
-                // With a full disk output is lost rather than the container stalled.
-                let _ = writer.write(*stream, &buffer[..len], now());
-            }
-        }
-        Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
-        Err(_) => *pipe = None,
-    }
 }
 
 fn exit_code(pid: Pid) -> io::Result<i32> {
@@ -216,10 +244,6 @@ fn oom_killed(path: &Path) -> bool {
     text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
 }
 
-fn now() -> Timestamp {
-    Timestamp::from_system(SystemTime::now())
-}
-
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))
@@ -234,39 +258,48 @@ pub(crate) struct ExecConfig {
     pub(crate) process_path: PathBuf,
     /// As [`ShimConfig::filter`].
     pub(crate) filter: Option<PathBuf>,
+    pub(crate) stdio: Stdio,
     /// After this the process is killed.
-    pub(crate) limit: Duration,
+    pub(crate) limit: Option<Duration>,
 }
 
-/// `skep shim-exec FILE`: runs one more process in a container and exits as it does. Its output is
-/// this process's own.
-pub fn exec_main(path: &Path) -> i32 {
-    match exec(path) {
-        Ok(code) => code,
+/// `skep shim-exec DIR`: runs one more process in a container as `DIR/exec.json` says, tells its pid,
+/// watches it, and exits as it does. Attached clients come in by the socket that is its standard input.
+pub fn exec_main(dir: &Path) -> i32 {
+    let started = exec(dir);
+    match started {
+        Ok((pid, endpoints, limit)) => {
+            answer(&ShimAnswer::Started { pid: pid.as_raw() });
+            watch_exec(pid, endpoints, limit).unwrap_or(126)
+        }
         Err(reason) => {
-            let _ = writeln!(io::stderr(), "{reason}");
+            answer(&ShimAnswer::Failed { reason });
             126
         }
     }
 }
 
-fn exec(path: &Path) -> Result<i32, String> {
-    let config: ExecConfig = read_json(path)?;
-    let pid = ContainerBuilder::new(config.id, SyscallType::default())
+fn exec(dir: &Path) -> Result<(Pid, Endpoints, Option<Duration>), String> {
+    let config: ExecConfig = read_json(&dir.join("exec.json"))?;
+    let plumbing = Plumbing::new(config.stdio, dir)?;
+    let builder = ContainerBuilder::new(config.id, SyscallType::default())
         .with_root_path(config.root)
         .map_err(|error| with_causes(&error))?
-        .with_executor(FilteredExecutor::new(config.filter.as_deref())?)
+        .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
+    let pid = plumbing
+        .connect(builder)?
         .as_tenant()
         .with_detach(true)
         .with_process(Some(config.process_path))
         .build()
         .map_err(|error| with_causes(&error))?;
-    let pid = Pid::from_raw(pid.as_raw());
-    let ended = sys::pidfd_open(pid.as_raw()).map_err(|error| error.to_string())?;
-    let limit = PollTimeout::try_from(config.limit).unwrap_or(PollTimeout::MAX);
-    let waited = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&ended), PollFlags::POLLIN)], limit);
-    if waited == Ok(0) {
-        sys::pidfd_signal(&ended, libc::SIGKILL).map_err(|error| error.to_string())?;
-    }
-    exit_code(pid).map_err(|error| error.to_string())
+    Ok((Pid::from_raw(pid.as_raw()), plumbing.finish()?, config.limit))
+}
+
+fn watch_exec(pid: Pid, endpoints: Endpoints, limit: Option<Duration>) -> io::Result<i32> {
+    let ended = sys::pidfd_open(pid.as_raw())?;
+    let mut streams = Streams::new(endpoints, Some(sys::inherited_fd(0).into()), None)?;
+    // It may have ended by itself at that very moment.
+    streams.run(&ended, limit, &|| drop(sys::pidfd_signal(&ended, libc::SIGKILL)))?;
+    exit_code(pid)
 }

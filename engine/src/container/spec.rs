@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::container::config::{ContainerConfig, FileMount, MountSource};
+use crate::container::config::{ContainerConfig, FileMount, MountSource, NamespaceMode};
+use crate::container::devices;
 use crate::container::seccomp::Profile;
 use crate::container::user::ResolvedUser;
 
@@ -25,6 +26,51 @@ pub(crate) const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
+];
+
+/// By the kernel's numbers, without `CAP_`.
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
 const MASKED: [&str; 12] = [
@@ -55,6 +101,8 @@ pub(crate) struct Place<'a> {
     pub(crate) files: &'a [FileMount],
     pub(crate) volumes: &'a BTreeMap<String, PathBuf>,
     pub(crate) user: &'a ResolvedUser,
+    /// The first processes of the containers whose namespaces are shared, by their ids.
+    pub(crate) peers: &'a BTreeMap<String, i32>,
 }
 
 /// The capabilities that `config` comes to.
@@ -63,14 +111,30 @@ pub(crate) fn capabilities(config: &ContainerConfig) -> BTreeSet<String> {
         let upper = text.to_ascii_uppercase();
         if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
     };
+    if config.privileged {
+        return all_capabilities();
+    }
     let drop: BTreeSet<_> = config.cap_drop.iter().map(name).collect();
-    let mut set: BTreeSet<String> = if drop.contains("CAP_ALL") {
+    let add: BTreeSet<_> = config.cap_add.iter().map(name).collect();
+    let mut set: BTreeSet<String> = if add.contains("CAP_ALL") {
+        all_capabilities()
+    } else if drop.contains("CAP_ALL") {
         BTreeSet::new()
     } else {
-        DEFAULT_CAPABILITIES.iter().map(|&c| c.to_owned()).filter(|c| !drop.contains(c)).collect()
+        DEFAULT_CAPABILITIES.iter().map(|&c| c.to_owned()).collect()
     };
-    set.extend(config.cap_add.iter().map(name));
+    set.retain(|capability| !drop.contains(capability));
+    set.extend(add.into_iter().filter(|capability| capability != "CAP_ALL"));
     set
+}
+
+/// All capabilities that the daemon has to give.
+pub(crate) fn all_capabilities() -> BTreeSet<String> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let own = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let own = own.unwrap_or(0);
+    let given = ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| own & (1 << bit) != 0);
+    given.map(|(_, name)| format!("CAP_{name}")).collect()
 }
 
 /// Builds `config.json`.
@@ -83,10 +147,11 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
     let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
     json!({
         "ociVersion": "1.0.2",
-        "hostname": config.hostname,
+        "hostname": (config.uts_mode != NamespaceMode::Host).then_some(&config.hostname),
+        "domainname": (!config.domainname.is_empty()).then_some(&config.domainname),
         "root": {"path": place.rootfs, "readonly": config.read_only},
         "process": {
-            "terminal": false,
+            "terminal": config.tty,
             "user": {"uid": place.user.uid, "gid": place.user.gid, "additionalGids": place.user.groups, "umask": 0o022},
             "args": args,
             "env": environment(config, place.user),
@@ -120,30 +185,20 @@ fn environment(config: &ContainerConfig, user: &ResolvedUser) -> Vec<String> {
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOSTNAME", &config.hostname),
         ("HOME", &user.home),
+        ("TERM", if config.tty { "xterm" } else { "" }),
     ] {
-        if !has(&env, name) {
+        if !value.is_empty() && !has(&env, name) {
             env.push(format!("{name}={value}"));
         }
     }
     env
 }
 
+/// Of /dev/shm, unless said otherwise.
+const SHM_SIZE_BYTES: i64 = 64 << 20;
+
 fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
-    let mut mounts = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
-    ];
+    let mut mounts = system_mounts(config, place);
     let mut own = config.mounts.clone();
     // Outer mounts first, so that none hides another.
     own.sort_by_key(|mount| mount.target.split('/').filter(|part| !part.is_empty()).count());
@@ -159,8 +214,11 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
                 options.push("rbind".into());
                 ("bind", place.volumes[name].display().to_string())
             }
-            MountSource::Tmpfs { size_bytes, mode } => {
-                options.extend(["nosuid".into(), "nodev".into(), "noexec".into()]);
+            MountSource::Tmpfs { size_bytes, mode, options: own } => {
+                let usual =
+                    ["nosuid", "nodev", "noexec"].into_iter().filter(|option| !own.contains(&option[2..].to_owned()));
+                options.extend(usual.map(str::to_owned));
+                options.extend(own.iter().cloned());
                 options.extend(size_bytes.map(|size| format!("size={size}")));
                 options.extend(mode.map(|mode| format!("mode={mode:o}")));
                 ("tmpfs", "tmpfs".to_owned())
@@ -178,31 +236,99 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     mounts
 }
 
+/// What every container has mounted, but for what it mounts there itself.
+fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
+    let access = if config.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+    ];
+    let own_mount = |target: &str| config.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target);
+    match &config.ipc_mode {
+        NamespaceMode::Private => {
+            let size = if config.shm_size_bytes > 0 { config.shm_size_bytes } else { SHM_SIZE_BYTES };
+            mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+            if !own_mount("/dev/shm") {
+                let size = format!("size={size}");
+                let options = ["nosuid", "noexec", "nodev", "mode=1777", size.as_str()];
+                mounts.push(mount("/dev/shm", "tmpfs", "shm", &options));
+            }
+        }
+        NamespaceMode::Host => {
+            mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind"]));
+            mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
+        }
+        NamespaceMode::Container(id) => {
+            let root = format!("/proc/{}/root", place.peers.get(id).copied().unwrap_or_default());
+            mounts.push(mount("/dev/mqueue", "bind", &format!("{root}/dev/mqueue"), &["rbind"]));
+            mounts.push(mount("/dev/shm", "bind", &format!("{root}/dev/shm"), &["rbind"]));
+        }
+    }
+    mounts.retain(|mount| !own_mount(mount["destination"].as_str().unwrap_or_default()));
+    mounts
+}
+
 fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<String>) -> Value {
-    let masked: Vec<String> = MASKED
-        .iter()
-        .map(|&path| path.to_owned())
-        .chain(thermal_throttle_paths())
-        .filter(|path| Path::new(path).exists())
-        .collect();
+    let existing = |paths: Vec<String>| paths.into_iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>();
+    let usual_masked = || MASKED.iter().map(|&path| path.to_owned()).chain(thermal_throttle_paths()).collect();
+    let usual_read_only = || READ_ONLY.iter().map(|&path| path.to_owned()).collect();
+    let (masked, read_only) = if config.privileged {
+        (Vec::new(), Vec::new())
+    } else {
+        (
+            existing(config.masked_paths.clone().unwrap_or_else(usual_masked)),
+            existing(config.read_only_paths.clone().unwrap_or_else(usual_read_only)),
+        )
+    };
     let mut linux = json!({
         "cgroupsPath": place.cgroup,
-        "namespaces": [
-            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
-            {"type": "cgroup"},
-        ],
+        "namespaces": namespaces(config, place),
         "maskedPaths": masked,
-        "readonlyPaths": READ_ONLY.iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>(),
+        "readonlyPaths": read_only,
         "sysctl": config.sysctls,
+        "devices": devices::nodes(config),
         "resources": resources(config),
     });
-    if let (Some(netns), Some(namespaces)) = (place.netns, linux["namespaces"].as_array_mut()) {
-        namespaces.push(json!({"type": "network", "path": netns}));
+    if !config.seccomp_profile.is_null() && !config.privileged {
+        linux["seccomp"] = config.seccomp_profile.clone();
+        return linux;
     }
-    if config.seccomp && !config.has_compiled_filter() {
+    if config.has_filter() && !config.has_compiled_filter() {
         linux["seccomp"] = Profile::new(capabilities).to_oci();
     }
     linux
+}
+
+fn namespaces(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
+    let mut namespaces = vec![json!({"type": "mount"})];
+    for (kind, file, mode) in [
+        ("pid", "pid", &config.pid_mode),
+        ("ipc", "ipc", &config.ipc_mode),
+        ("uts", "uts", &config.uts_mode),
+        ("cgroup", "cgroup", &config.cgroup_mode),
+    ] {
+        match mode {
+            NamespaceMode::Private => namespaces.push(json!({"type": kind})),
+            NamespaceMode::Host => {}
+            NamespaceMode::Container(id) => {
+                let pid = place.peers.get(id).copied().unwrap_or_default();
+                namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+            }
+        }
+    }
+    if let Some(netns) = place.netns {
+        namespaces.push(json!({"type": "network", "path": netns}));
+    }
+    namespaces
 }
 
 /// Each CPU's throttling counters leak what others do.
@@ -212,6 +338,13 @@ fn thermal_throttle_paths() -> impl Iterator<Item = String> {
 }
 
 fn resources(config: &ContainerConfig) -> Value {
+    let mut resources = limits_of(config);
+    resources["devices"] = devices::rules(config);
+    resources
+}
+
+/// What may be changed while it runs.
+pub(crate) fn limits_of(config: &ContainerConfig) -> Value {
     let limits = &config.limits;
     let mut cpu = json!({});
     if limits.nano_cpus > 0 {
@@ -220,31 +353,41 @@ fn resources(config: &ContainerConfig) -> Value {
     if limits.cpu_shares > 0 {
         cpu["shares"] = json!(limits.cpu_shares);
     }
+    if limits.cpu_period_micros > 0 {
+        cpu["period"] = json!(limits.cpu_period_micros);
+    }
+    if limits.cpu_quota_micros != 0 {
+        cpu["quota"] = json!(limits.cpu_quota_micros);
+    }
+    for (key, set) in [("cpus", &limits.cpuset_cpus), ("mems", &limits.cpuset_mems)] {
+        if !set.is_empty() {
+            cpu[key] = json!(set);
+        }
+    }
     let mut memory = json!({});
-    if limits.memory_bytes > 0 {
-        memory["limit"] = json!(limits.memory_bytes);
+    for (key, bytes) in [
+        ("limit", limits.memory_bytes),
+        ("reservation", limits.memory_reservation_bytes),
+        ("swap", limits.memory_swap_bytes),
+    ] {
+        if bytes != 0 {
+            memory[key] = json!(bytes);
+        }
     }
-    if limits.memory_reservation_bytes > 0 {
-        memory["reservation"] = json!(limits.memory_reservation_bytes);
+    if let Some(swappiness) = limits.memory_swappiness {
+        memory["swappiness"] = json!(swappiness);
     }
-    let mut resources = json!({"devices": devices(), "cpu": cpu, "memory": memory});
+    if limits.oom_kill_disable {
+        memory["disableOOMKiller"] = json!(true);
+    }
+    let mut resources = json!({"cpu": cpu, "memory": memory});
     if limits.pids > 0 {
         resources["pids"] = json!({"limit": limits.pids});
     }
+    if limits.blkio_weight > 0 {
+        resources["blockIO"] = json!({"weight": limits.blkio_weight});
+    }
     resources
-}
-
-/// No device but the harmless ones; any may be made (mknod), which opens nothing.
-fn devices() -> Value {
-    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
-    for kind in ["c", "b"] {
-        rules.push(json!({"allow": true, "type": kind, "access": "m"}));
-    }
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-        rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
-    }
-    rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
-    json!(rules)
 }
 
 #[cfg(test)]

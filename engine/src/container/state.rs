@@ -10,6 +10,8 @@ use crate::container::health::HealthStatus;
 pub enum ContainerState {
     Created,
     Running(Running),
+    /// It has ended, and will be started again after a while.
+    Restarting(Exit),
     Exited(Exit),
 }
 
@@ -29,6 +31,9 @@ pub struct Running {
     /// The ports in force, with those that were picked.
     pub ports: Vec<crate::container::config::PublishedPort>,
     pub health: HealthStatus,
+    /// Whether all its processes are held.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +53,9 @@ impl ContainerState {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Created => "created",
+            Self::Running(running) if running.paused => "paused",
             Self::Running(_) => "running",
+            Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",
         }
     }

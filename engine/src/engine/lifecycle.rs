@@ -1,69 +1,67 @@
 //! Starting, watching, stopping and removing containers; and finding them again after a restart.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use skep_api::{Timestamp, with_causes};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::Command;
-use tokio::sync::watch;
 
 use super::{Container, Engine, EngineError, Record, disk_error, now};
-use crate::container::config::{ContainerConfig, FileMount, JoinedNetwork, MountSource, NetworkMode, PublishedPort};
 use crate::container::health::{HealthMonitor, HealthStatus};
+use crate::container::restart;
 use crate::container::rootfs::ContainerDirs;
-use crate::container::seccomp::Profile;
-use crate::container::shim::{ExecConfig, ShimAnswer, ShimConfig};
-use crate::container::spec::{self, Place};
-use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
-use crate::container::user;
-use crate::network::{Joining, NetworkKeeper};
-use crate::{disk, sys};
+use crate::container::state::{ContainerState, Exit, ExitRecord};
+use crate::sys;
 
-/// How long a container may take to be made.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a killed container may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Between the stop signal and SIGKILL, if nobody says.
+const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long the removal of a container waits for those who read its output.
 const READERS_LIMIT: Duration = Duration::from_secs(5);
 const READERS_PAUSE: Duration = Duration::from_millis(5);
 /// What is kept of a check's output.
-const PROBE_OUTPUT_MAX: u64 = 4096;
+const PROBE_OUTPUT_MAX: usize = 4096;
 /// The exit code when it was lost: the host was cut off.
 const CODE_LOST: i32 = 255;
+
+/// How a container is removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemoveOptions {
+    /// Kill it first if it runs.
+    pub force: bool,
+    /// Its nameless volumes go with it.
+    pub volumes: bool,
+}
 
 impl Engine {
     /// Starts a container; returns once its first process runs.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
+        container.stopped_by_hand.store(false, Ordering::Relaxed);
+        *container.backoff.lock().expect("nobody panics while holding it") = restart::RestartBackoff::default();
+        self.start_unless_running(&container).await
+    }
+
+    async fn start_unless_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
         let one = container.operation.lock().await;
         if matches!(*container.state.borrow(), ContainerState::Running(_)) {
             return Ok(());
         }
-        match self.launch(&container).await {
+        match self.launch(container).await {
             Ok(running) => {
                 container.state.send_replace(ContainerState::Running(running));
                 container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
-                self.tell_container(&container, "start", &[]);
+                self.tell_container(container, "start", &[]);
                 self.supervise(container.clone());
                 Ok(())
             }
             Err(error) => {
-                self.clean_up(&container).await;
-                let reason = with_causes(&error);
-                let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
-                let reason = match (code, container.config.command().first()) {
-                    // Clients look for these words.
-                    (127, Some(program)) => format!("exec: {program:?}: executable file not found in $PATH ({reason})"),
-                    _ => reason,
-                };
+                self.clean_up(container).await;
+                container.waiting.lock().expect("nobody panics while holding it").clear();
+                let (code, reason) = start_failure(&with_causes(&error), container.config().command().first());
                 container.state.send_replace(ContainerState::Exited(Exit {
                     code,
                     started_at: Timestamp::NEVER,
@@ -74,149 +72,9 @@ impl Engine {
                 // The reason for the failed start is what the caller needs to hear.
                 let _ = container.save();
                 drop(one);
-                self.remove_if_asked(&container).await;
+                self.remove_if_asked(container).await;
                 Err(EngineError::Start { id: container.id.clone(), reason })
             }
-        }
-    }
-
-    async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
-        let config = &container.config;
-        let Connected { address, through, ports } = self.connect(container).await?;
-        let layers: Vec<PathBuf> = container.layers.iter().map(|layer| self.images.layer_dir(layer)).collect();
-        let shim = self.shim_config(container)?;
-        let prepared = {
-            let (container, shim) = (container.clone(), shim_json(&shim)?);
-            let netns = (config.network != NetworkMode::Host).then(|| self.bridge.netns_path(&container.id));
-            let cgroup = self.cgroup(&container.id);
-            let init = self.config.data_dir.join("bin/skep-init");
-            let volumes = self.volume_dirs(&container);
-            move || prepare(&container, &layers, address, &Outside { netns, cgroup, init, volumes, shim })
-        };
-        tokio::task::spawn_blocking(prepared).await.map_err(io::Error::other)??;
-        let started_at = now();
-        let (shim_pid, pid) = self.spawn_shim(&container.dirs.data).await?;
-        let health = if config.health.is_some() { HealthStatus::Starting } else { HealthStatus::None };
-        Ok(Running {
-            pid,
-            shim_pid,
-            shim_start_ticks: start_ticks(shim_pid).unwrap_or(0),
-            started_at,
-            address,
-            through,
-            ports,
-            health,
-        })
-    }
-
-    /// Gives a container what it is to see of networks.
-    async fn connect(&self, container: &Container) -> io::Result<Connected> {
-        let (id, config) = (&container.id, &container.config);
-        let alone = |ports| Connected { address: Ipv4Addr::LOCALHOST, through: None, ports };
-        match &config.network {
-            NetworkMode::Bridge => {
-                let (address, ports) = self.bridge.connect(id, &config.ports).await?;
-                Ok(Connected { address, through: None, ports })
-            }
-            NetworkMode::Host => Ok(alone(Vec::new())),
-            NetworkMode::None => self.bridge.isolate(id).await.map(|()| alone(Vec::new())),
-            NetworkMode::Joined(networks) => {
-                let keeper = self.network_keeper().ok_or_else(|| io::Error::other("this host is in no swarm"))?;
-                let ports = self.bridge.prepare(id, &config.ports).await?;
-                let through = keeper.join(id, self.joining(container, networks, ports.clone())).await?;
-                self.bridge.lead(id, through).await?;
-                let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
-                Ok(Connected { address, through: Some(through), ports })
-            }
-        }
-    }
-
-    fn joining(&self, container: &Container, networks: &[JoinedNetwork], ports: Vec<PublishedPort>) -> Joining {
-        let netns = self.bridge.netns_path(&container.id);
-        Joining { netns, networks: networks.to_vec(), ports, resolvers: container.config.dns.clone() }
-    }
-
-    /// Names who keeps the networks that are not this host's alone, and tells it of the containers
-    /// that are in them already.
-    pub fn set_network_keeper(&self, keeper: Option<Arc<dyn NetworkKeeper>>) {
-        if let Some(keeper) = &keeper {
-            for container in self.lock().values() {
-                if let NetworkMode::Joined(networks) = &container.config.network
-                    && let ContainerState::Running(running) = &*container.state.borrow()
-                {
-                    keeper.adopt(&container.id, self.joining(container, networks, running.ports.clone()));
-                }
-            }
-        }
-        *self.keeper.lock().expect("nobody panics while holding it") = keeper;
-    }
-
-    fn network_keeper(&self) -> Option<Arc<dyn NetworkKeeper>> {
-        self.keeper.lock().expect("nobody panics while holding it").clone()
-    }
-
-    /// The compiled system-call filter of a container that takes one.
-    fn filter(&self, config: &ContainerConfig) -> io::Result<Option<PathBuf>> {
-        let profile = config.has_compiled_filter().then(|| Profile::new(&spec::capabilities(config)));
-        profile.map(|profile| profile.ensure_compiled(&self.config.run_dir.join("seccomp"))).transpose()
-    }
-
-    fn shim_config(&self, container: &Container) -> io::Result<ShimConfig> {
-        let cgroup = self.cgroup(&container.id);
-        let relative = cgroup.strip_prefix("/").unwrap_or(&cgroup);
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let oom_file = if v1.exists() {
-            v1.join(relative).join("memory.oom_control")
-        } else {
-            Path::new("/sys/fs/cgroup").join(relative).join("memory.events")
-        };
-        Ok(ShimConfig {
-            id: container.id.clone(),
-            root: self.config.run_dir.join("state"),
-            bundle: container.dirs.data.clone(),
-            log: container.config.log.clone(),
-            log_path: container.dirs.log(),
-            filter: self.filter(&container.config)?,
-            oom_file,
-        })
-    }
-
-    fn cgroup(&self, id: &str) -> PathBuf {
-        Path::new(&self.config.cgroup_parent).join(id)
-    }
-
-    fn volume_dirs(&self, container: &Container) -> BTreeMap<String, PathBuf> {
-        let names = container.config.mounts.iter().filter_map(|mount| match &mount.source {
-            MountSource::Volume { name, .. } => Some(name),
-            MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
-        });
-        names.map(|name| (name.clone(), self.volumes.data_dir(name))).collect()
-    }
-
-    /// Runs the shim and waits for its answer: its pid and the container's.
-    async fn spawn_shim(&self, dir: &Path) -> io::Result<(i32, i32)> {
-        fs::create_dir_all(self.config.run_dir.join("state"))?;
-        let mut child = Command::new(&self.config.program)
-            .arg("shim")
-            .arg(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .current_dir("/")
-            .spawn()?;
-        let shim_pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
-        let stdout = child.stdout.take().ok_or_else(|| io::Error::other("the shim has no output"))?;
-        // The shim lives on; it is only waited for so that it leaves no zombie.
-        self.tasks.spawn(async move { drop(child.wait().await) });
-        let mut line = String::new();
-        let mut reader = BufReader::new(stdout);
-        tokio::time::timeout(START_LIMIT, reader.read_line(&mut line)).await.map_err(|_| {
-            io::Error::new(io::ErrorKind::TimedOut, format!("the shim said nothing in {START_LIMIT:?}"))
-        })??;
-        match serde_json::from_str(&line) {
-            Ok(ShimAnswer::Started { pid }) => Ok((shim_pid, pid)),
-            Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(reason)),
-            Err(_) => Err(io::Error::other("the shim ended without an answer")),
         }
     }
 
@@ -226,7 +84,7 @@ impl Engine {
         self.tasks.spawn(async move {
             let running = match &*container.state.borrow() {
                 ContainerState::Running(running) => running.clone(),
-                ContainerState::Created | ContainerState::Exited(_) => return,
+                ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => return,
             };
             let ended = wait_process(running.shim_pid);
             let probes = engine.clone().probe(container.clone(), running.health);
@@ -236,45 +94,91 @@ impl Engine {
             }
             let exit = read_exit(&container.dirs, running.started_at);
             engine.clean_up(&container).await;
-            let code = exit.code;
-            container.state.send_replace(ContainerState::Exited(exit));
-            if let Err(error) = container.save() {
-                tracing::error!(container = %container.id, %error, "a container's end could not be saved");
+            engine.handle_exit(&container, exit).await;
+        });
+    }
+
+    /// Brings a container that has ended to its next state: ended for good, or started once more.
+    async fn handle_exit(self: &Arc<Self>, container: &Arc<Container>, exit: Exit) {
+        let code = exit.code;
+        let delay = if container.stopped_by_hand.load(Ordering::Relaxed) {
+            None
+        } else {
+            let ran = exit.finished_at.since(exit.started_at);
+            let mut backoff = container.backoff.lock().expect("nobody panics while holding it");
+            backoff.handle_exit(container.config().restart, code, ran)
+        };
+        container.state.send_replace(match delay {
+            Some(_) => ContainerState::Restarting(exit),
+            None => ContainerState::Exited(exit),
+        });
+        if let Err(error) = container.save() {
+            tracing::error!(container = %container.id, %error, "a container's end could not be saved");
+        }
+        if code == 137 && matches!(&*container.state.borrow(), ContainerState::Exited(exit) if exit.oom_killed) {
+            self.tell_container(container, "oom", &[]);
+        }
+        self.tell_container(container, "die", &[("exitCode", code.to_string())]);
+        match delay {
+            Some(delay) => self.start_after(container, delay),
+            None => self.remove_if_asked(container).await,
+        }
+    }
+
+    /// Starts a container after `delay`, unless something else happens to it before.
+    fn start_after(self: &Arc<Self>, container: &Arc<Container>, delay: Duration) {
+        let (engine, container) = (Arc::clone(self), container.clone());
+        self.tasks.spawn(async move {
+            let mut state = container.state.subscribe();
+            let other = state.wait_for(|state| !matches!(state, ContainerState::Restarting(_)));
+            tokio::select! {
+                _ = other => return,
+                () = tokio::time::sleep(delay) => {}
             }
-            engine.tell_container(&container, "die", &[("exitCode", code.to_string())]);
-            engine.remove_if_asked(&container).await;
+            container.restarts.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = Box::pin(engine.start_unless_running(&container)).await {
+                tracing::warn!(container = %container.id, %error, "a container could not be started again");
+                let exit = match &*container.state.borrow() {
+                    ContainerState::Exited(exit) => exit.clone(),
+                    ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Running(_) => return,
+                };
+                Box::pin(engine.handle_exit(&container, exit)).await;
+            }
         });
     }
 
     /// Removes a container that was to be gone once it has ended, and once those who read its output
     /// have all of it.
     async fn remove_if_asked(&self, container: &Container) {
+        let auto_remove = container.config().auto_remove;
         let deadline = Instant::now() + READERS_LIMIT;
-        while container.config.auto_remove && Arc::strong_count(&container.readers) > 1 && Instant::now() < deadline {
+        while auto_remove && Arc::strong_count(&container.readers) > 1 && Instant::now() < deadline {
             tokio::time::sleep(READERS_PAUSE).await;
         }
-        if container.config.auto_remove
-            && let Err(error) = self.remove(&container.id, false).await
-        {
+        let options = RemoveOptions { force: false, volumes: true };
+        if auto_remove && let Err(error) = self.remove(&container.id, options).await {
             tracing::warn!(container = %container.id, %error, "a container was not removed at its end");
         }
     }
 
     /// Runs the health check again and again; never ends by itself.
     async fn probe(self: Arc<Self>, container: Arc<Container>, status: HealthStatus) {
-        let Some(check) = container.config.health.clone() else { return std::future::pending().await };
+        let Some(check) = container.config().health.clone() else { return std::future::pending().await };
         let mut monitor = HealthMonitor::new(check.clone(), status, Instant::now());
         loop {
             tokio::time::sleep(monitor.pause(Instant::now())).await;
-            let passed = match self.exec(&container.id, &check.command, check.timeout).await {
-                Ok((code, _)) => code == 0,
-                Err(error) => {
-                    tracing::debug!(container = %container.id, %error, "a health check could not run");
-                    false
-                }
-            };
+            if container.is_paused() {
+                continue;
+            }
+            let started_at = now();
+            let (code, output) =
+                match self.run_command(&container, &check.command, check.timeout, PROBE_OUTPUT_MAX).await {
+                    Ok(result) => result,
+                    Err(error) => (-1, with_causes(&error)),
+                };
             let before = monitor.status();
-            monitor.handle_result(passed, Instant::now());
+            monitor.handle_result(code == 0, Instant::now());
+            container.keep_probe(super::Probe { started_at, ended_at: now(), code, output }, monitor.failures());
             if monitor.status() != before {
                 container.state.send_modify(|state| {
                     if let ContainerState::Running(running) = state {
@@ -286,62 +190,6 @@ impl Engine {
                 self.tell_container(&container, &format!("health_status: {}", monitor.status().as_str()), &[]);
             }
         }
-    }
-
-    /// Runs a command in a running container; returns its exit code and the start of its output.
-    pub async fn exec(&self, name: &str, command: &[String], limit: Duration) -> Result<(i32, String), EngineError> {
-        let container = self.find(name)?;
-        if !matches!(*container.state.borrow(), ContainerState::Running(_)) {
-            let found = container.state.borrow().as_str();
-            return Err(EngineError::WrongState { id: container.id.clone(), found, wanted: "running" });
-        }
-        let doing = || disk_error(format!("running a command in container {}", container.id));
-        let number = rand::random::<u64>();
-        let file = |what: &str| container.dirs.run.join(format!("exec-{number:016x}-{what}.json"));
-        let (process_path, exec_path) = (file("process"), file("config"));
-        let config = ExecConfig {
-            id: container.id.clone(),
-            root: self.config.run_dir.join("state"),
-            process_path: process_path.clone(),
-            filter: self.filter(&container.config).map_err(doing())?,
-            limit,
-        };
-        let spec: serde_json::Value =
-            serde_json::from_slice(&fs::read(container.dirs.data.join("config.json")).map_err(doing())?)
-                .map_err(io::Error::other)
-                .map_err(doing())?;
-        let mut process = spec["process"].clone();
-        process["args"] = command.into();
-        disk::write_whole(&process_path, process.to_string().as_bytes()).map_err(doing())?;
-        disk::write_whole(&exec_path, &serde_json::to_vec(&config).map_err(io::Error::other).map_err(doing())?)
-            .map_err(doing())?;
-        let result = self.run_exec(&exec_path, limit).await.map_err(doing());
-        for path in [process_path, exec_path] {
-            // They are gone with the container at the latest.
-            let _ = fs::remove_file(path);
-        }
-        result
-    }
-
-    async fn run_exec(&self, path: &Path, limit: Duration) -> io::Result<(i32, String)> {
-        let mut child = Command::new(&self.config.program)
-            .arg("shim-exec")
-            .arg(path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut output = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            let read = stdout.take(PROBE_OUTPUT_MAX).read_to_end(&mut output).await;
-            read?;
-        }
-        // The command's own limit is kept by the process that runs it.
-        let status = tokio::time::timeout(limit + KILL_LIMIT, child.wait())
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the command did not end"))??;
-        Ok((status.code().unwrap_or(CODE_LOST), String::from_utf8_lossy(&output).into_owned()))
     }
 
     /// Takes down what a running container needs; what fails is told and goes on.
@@ -362,6 +210,7 @@ impl Engine {
         if let Err(error) = result.await.map_err(io::Error::other).flatten() {
             tracing::warn!(container = %container.id, %error, "a container left something behind");
         }
+        self.unmount_volumes(&container.id, &container.config());
         if let Some(keeper) = self.network_keeper()
             && let Err(error) = keeper.leave(&container.id).await
         {
@@ -372,57 +221,112 @@ impl Engine {
         }
     }
 
-    /// Asks a container to stop; kills it after `grace`.
-    pub async fn stop(&self, name: &str, grace: Duration) -> Result<Exit, EngineError> {
+    /// Asks a container to stop; kills it after `grace`, or after its own time.
+    pub async fn stop(&self, name: &str, grace: Option<Duration>) -> Result<Exit, EngineError> {
+        self.stop_with(name, None, grace).await
+    }
+
+    /// As [`stop`](Self::stop), with another signal than the container's own.
+    pub async fn stop_with(
+        &self,
+        name: &str,
+        signal: Option<&str>,
+        grace: Option<Duration>,
+    ) -> Result<Exit, EngineError> {
         let container = self.find(name)?;
-        let signal = if container.config.stop_signal.is_empty() { "SIGTERM" } else { &container.config.stop_signal };
+        let config = container.config();
+        let own = if config.stop_signal.is_empty() { "SIGTERM" } else { &config.stop_signal };
+        container.stopped_by_hand.store(true, Ordering::Relaxed);
+        container.state.send_if_modified(|state| match state {
+            // It was to be started once more.
+            ContainerState::Restarting(exit) => {
+                *state = ContainerState::Exited(exit.clone());
+                true
+            }
+            ContainerState::Created | ContainerState::Running(_) | ContainerState::Exited(_) => false,
+        });
+        container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
         if let ContainerState::Exited(exit) = &*container.state.borrow() {
             return Ok(exit.clone());
         }
-        self.kill(name, signal)?;
-        if let Ok(exit) = tokio::time::timeout(grace, self.wait(name)).await {
-            return exit;
-        }
-        self.kill(name, "SIGKILL")?;
-        tokio::time::timeout(KILL_LIMIT, self.wait(name)).await.unwrap_or_else(|_| {
-            Err(EngineError::WrongState { id: container.id.clone(), found: "running", wanted: "killed" })
-        })
+        self.kill(name, signal.unwrap_or(own))?;
+        let grace = grace.or(config.stop_timeout).unwrap_or(STOP_GRACE);
+        let exit = match tokio::time::timeout(grace, self.wait(&container.id)).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                self.kill(name, "SIGKILL")?;
+                tokio::time::timeout(KILL_LIMIT, self.wait(&container.id)).await.unwrap_or_else(|_| {
+                    Err(EngineError::WrongState { id: container.id.clone(), found: "running", wanted: "killed" })
+                })
+            }
+        };
+        self.tell_container(&container, "stop", &[]);
+        exit
     }
 
     /// Sends a signal, by name or number, to a container's first process.
     pub fn kill(&self, name: &str, signal: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
         let number = parse_signal(signal).ok_or_else(|| EngineError::Signal(signal.to_owned()))?;
-        let running = match &*container.state.borrow() {
-            ContainerState::Running(running) => running.clone(),
-            other @ (ContainerState::Created | ContainerState::Exited(_)) => {
-                return Err(EngineError::WrongState {
-                    id: container.id.clone(),
-                    found: other.as_str(),
-                    wanted: "running",
-                });
-            }
-        };
+        container.require_running()?;
+        let ContainerState::Running(running) = container.state.borrow().clone() else { return Ok(()) };
+        let config = container.config();
+        let stop_signal = parse_signal(&config.stop_signal).unwrap_or(libc::SIGTERM);
+        let ends = number == libc::SIGKILL || number == stop_signal;
+        if ends {
+            container.stopped_by_hand.store(true, Ordering::Relaxed);
+        }
         let sent = sys::pidfd_open(running.pid).and_then(|pidfd| {
             // The number may be another's by now; only the shim's child is meant.
             if parent_pid(running.pid) == Some(running.shim_pid) { sys::pidfd_signal(&pidfd, number) } else { Ok(()) }
         });
         match sent {
+            Ok(()) => {}
             // It has just ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            other => other.map_err(disk_error(format!("signalling container {}", container.id))),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(disk_error(format!("signalling container {}", container.id))(error)),
         }
+        self.tell_container(&container, "kill", &[("signal", number.to_string())]);
+        // What is held does not hear the signal.
+        if ends && running.paused { self.set_paused(&container, false) } else { Ok(()) }
     }
 
-    /// Removes a container and its anonymous volumes; `force` kills it first.
-    pub async fn remove(&self, name: &str, force: bool) -> Result<(), EngineError> {
+    /// Holds all processes of a container, or lets them go on.
+    pub fn pause(&self, name: &str, paused: bool) -> Result<(), EngineError> {
         let container = self.find(name)?;
-        if matches!(*container.state.borrow(), ContainerState::Running(_)) {
-            if !force {
-                return Err(EngineError::WrongState { id: container.id.clone(), found: "running", wanted: "stopped" });
+        container.require_running()?;
+        if container.is_paused() == paused {
+            let found = if paused { "already paused" } else { "not paused" };
+            return Err(EngineError::Conflict(format!("container {} is {found}", container.id)));
+        }
+        self.set_paused(&container, paused)
+    }
+
+    fn set_paused(&self, container: &Container, paused: bool) -> Result<(), EngineError> {
+        let dir = self.config.run_dir.join("state").join(&container.id);
+        let doing = if paused { "pausing" } else { "unpausing" };
+        libcontainer::container::Container::load(dir)
+            .and_then(|mut inner| if paused { inner.pause() } else { inner.resume() })
+            .map_err(|error| disk_error(format!("{doing} container {}", container.id))(io::Error::other(error)))?;
+        container.state.send_modify(|state| {
+            if let ContainerState::Running(running) = state {
+                running.paused = paused;
             }
-            self.kill(&container.id, "SIGKILL")?;
-            drop(tokio::time::timeout(KILL_LIMIT, self.wait(&container.id)).await);
+        });
+        container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
+        self.tell_container(container, if paused { "pause" } else { "unpause" }, &[]);
+        Ok(())
+    }
+
+    /// Removes a container.
+    pub async fn remove(&self, name: &str, options: RemoveOptions) -> Result<(), EngineError> {
+        let container = self.find(name)?;
+        if !matches!(*container.state.borrow(), ContainerState::Created | ContainerState::Exited(_)) {
+            if !options.force {
+                let found = container.state.borrow().as_str();
+                return Err(EngineError::WrongState { id: container.id.clone(), found, wanted: "stopped" });
+            }
+            drop(self.stop_with(&container.id, Some("SIGKILL"), Some(KILL_LIMIT)).await);
         }
         let _one = container.operation.lock().await;
         self.clean_up(&container).await;
@@ -432,8 +336,14 @@ impl Engine {
             .map_err(io::Error::other)
             .flatten()
             .map_err(disk_error(format!("removing container {}", container.id)))?;
-        self.lock().remove(&container.id);
+        if self.lock().remove(&container.id).is_none() {
+            return Ok(());
+        }
+        self.execs.forget_container(&container.id);
         self.tell_container(&container, "destroy", &[]);
+        if options.volumes {
+            self.remove_nameless_volumes(&container.config());
+        }
         Ok(())
     }
 
@@ -453,88 +363,50 @@ impl Engine {
     }
 
     fn adopt(self: &Arc<Self>, id: String, record: Record) {
-        let dirs = self.dirs(&id);
-        let container = Arc::new(Container {
-            id: id.clone(),
-            config: Arc::new(record.config),
-            layers: record.layers,
-            created: record.created,
-            dirs,
-            state: watch::channel(record.state.clone()).0,
-            operation: tokio::sync::Mutex::default(),
-            readers: Arc::default(),
-        });
+        let (state, restart) = (record.state.clone(), record.config.restart);
+        let by_hand = record.stopped_by_hand;
+        let container = Arc::new(Container::from_record(id.clone(), self.dirs(&id), record));
         self.lock().insert(id.clone(), container.clone());
-        if let ContainerState::Running(running) = record.state {
-            self.bridge.adopt(&id, running.address, running.through, running.ports.clone());
-            let alive = start_ticks(running.shim_pid) == Some(running.shim_start_ticks);
-            if !alive {
-                // Supervision finds it gone at once and reads what the shim left.
-                container.state.send_modify(|state| {
-                    if let ContainerState::Running(running) = state {
-                        running.shim_pid = 0;
+        match state {
+            ContainerState::Running(running) => {
+                self.bridge.adopt(&id, running.address, running.through, running.ports.clone());
+                let alive = start_ticks(running.shim_pid) == Some(running.shim_start_ticks);
+                if !alive {
+                    // Supervision finds it gone at once and reads what the shim left.
+                    container.state.send_modify(|state| {
+                        if let ContainerState::Running(running) = state {
+                            running.shim_pid = 0;
+                        }
+                    });
+                }
+                self.supervise(container);
+            }
+            ContainerState::Restarting(_) => self.start_after(&container, Duration::ZERO),
+            ContainerState::Exited(_) if restart::starts_with_daemon(restart, by_hand) => {
+                let engine = Arc::clone(self);
+                self.tasks.spawn(async move {
+                    if let Err(error) = engine.start_unless_running(&container).await {
+                        tracing::warn!(container = %container.id, %error, "a container was not started");
                     }
                 });
             }
-            self.supervise(container);
-        } else if matches!(record.state, ContainerState::Exited(_)) {
-            // The daemon died between its end and its removal.
-            let engine = Arc::clone(self);
-            self.tasks.spawn(async move { engine.remove_if_asked(&container).await });
+            ContainerState::Exited(_) => {
+                // The daemon died between its end and its removal.
+                let engine = Arc::clone(self);
+                self.tasks.spawn(async move { engine.remove_if_asked(&container).await });
+            }
+            ContainerState::Created => {}
         }
     }
 }
 
-/// What a container has of networks once it is connected.
-struct Connected {
-    address: Ipv4Addr,
-    through: Option<Ipv4Addr>,
-    ports: Vec<PublishedPort>,
-}
-
-/// What a container needs from outside its own directories.
-struct Outside {
-    /// None: the host's.
-    netns: Option<PathBuf>,
-    cgroup: PathBuf,
-    init: PathBuf,
-    volumes: BTreeMap<String, PathBuf>,
-    shim: Vec<u8>,
-}
-
-fn shim_json(config: &ShimConfig) -> io::Result<Vec<u8>> {
-    Ok(serde_json::to_vec(config)?)
-}
-
-/// Puts everything in place on disk that the shim reads.
-fn prepare(container: &Container, layers: &[PathBuf], address: Ipv4Addr, outside: &Outside) -> io::Result<()> {
-    let (config, dirs) = (&container.config, &container.dirs);
-    fs::create_dir_all(&dirs.run)?;
-    fs::set_permissions(&dirs.data, fs::Permissions::from_mode(0o710))?;
-    dirs.mount_root(layers)?;
-    let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
-    let mut files = dirs.write_etc(config, address)?;
-    files.extend(dirs.write_payloads(&config.payloads)?);
-    if config.init {
-        files.push(FileMount { source: outside.init.clone(), target: "/sbin/skep-init".into(), read_only: true });
-    }
-    let place = Place {
-        rootfs: &dirs.rootfs(),
-        netns: outside.netns.as_deref(),
-        cgroup: &outside.cgroup,
-        files: &files,
-        volumes: &outside.volumes,
-        user: &user,
-    };
-    if config.command().is_empty() {
-        return Err(io::Error::other("no command is given, and the image names none"));
-    }
-    let spec = spec::build(config, &place);
-    disk::write_whole(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
-    disk::write_whole(&dirs.data.join("shim.json"), &outside.shim)?;
-    match fs::remove_file(dirs.data.join("exit.json")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// What a start that failed is told as: the exit code that stands for it, and the reason.
+pub(super) fn start_failure(reason: &str, program: Option<&String>) -> (i32, String) {
+    let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
+    match (code, program) {
+        // Clients look for these words.
+        (127, Some(program)) => (code, format!("exec: {program:?}: executable file not found in $PATH ({reason})")),
+        _ => (code, reason.to_owned()),
     }
 }
 
@@ -572,7 +444,7 @@ fn read_exit(dirs: &ContainerDirs, started_at: Timestamp) -> Exit {
 }
 
 /// When a process started, in ticks since the host's start; `None` if it is gone or a zombie.
-fn start_ticks(pid: i32) -> Option<u64> {
+pub(super) fn start_ticks(pid: i32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     (fields.first()? != "Z").then(|| fields.get(19)?.parse().ok()).flatten()
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-use skep_api::Timestamp;
 
-use crate::image::store::{Image, ImageConfig, ImageStore};
+use crate::image::layer;
+use crate::image::store::{ConfigBlob, HistoryEntry, ImageConfig, ImageStore, RootFs};
 
 /// The built-in image's name.
 pub const WHOAMI: &str = "skep/whoami:latest";
@@ -18,9 +18,11 @@ pub(crate) const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tiny
 /// Puts the built-in image into the store, unless it is there.
 pub(crate) fn ensure(store: &ImageStore) -> io::Result<()> {
     let digest = hex::encode(Sha256::digest(PROGRAM));
-    let id = format!("sha256:{digest}");
     let tag = super::normalize(WHOAMI).expect("a valid name");
-    if store.find(WHOAMI).is_some_and(|image| image.id == id && store.has_layer(&image.layers[0])) {
+    // Says which program the image was made from.
+    let marker = store.dir().join("builtin");
+    let there = std::fs::read_to_string(&marker).is_ok_and(|made_from| made_from == digest);
+    if there && store.find(WHOAMI).is_some_and(|image| image.layers.iter().all(|layer| store.has_layer(layer))) {
         return Ok(());
     }
     let dir = store.incoming()?;
@@ -31,23 +33,22 @@ pub(crate) fn ensure(store: &ImageStore) -> io::Result<()> {
     std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/:/whoami\nwhoami:x:1000:1000::/:/whoami\n")?;
     std::fs::write(dir.join("etc/group"), "root:x:0:\nwhoami:x:1000:\n")?;
     install(&dir.join("whoami"))?;
-    store.keep_layer(&dir, &id)?;
-    store.keep(Image {
-        tags: BTreeSet::from([tag]),
-        digests: BTreeSet::new(),
-        config: ImageConfig {
+    let (diff_id, _) = layer::seal(store, &dir)?;
+    let config = ConfigBlob {
+        architecture: super::architecture().into(),
+        os: "linux".into(),
+        config: Some(ImageConfig {
             entrypoint: vec!["/whoami".into()],
             user: "whoami".into(),
             working_dir: "/".into(),
             ..ImageConfig::default()
-        },
-        layers: vec![id.clone()],
-        size_bytes: PROGRAM.len() as u64,
-        architecture: super::architecture().into(),
-        os: "linux".into(),
-        created: Timestamp::NEVER,
-        id,
-    })
+        }),
+        rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },
+        history: vec![HistoryEntry { created_by: "built into skep".into(), ..HistoryEntry::default() }],
+        ..ConfigBlob::default()
+    };
+    store.keep_config(&serde_json::to_vec(&config)?, BTreeSet::from([tag]), BTreeSet::new())?;
+    std::fs::write(marker, digest)
 }
 
 /// Writes the carried program to `path`, executable.

@@ -14,10 +14,10 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
-use skep_api::{SecretBytes, Timestamp, with_causes};
+use skep_api::{SecretBytes, with_causes};
 use tokio::sync::mpsc;
 
+use crate::image::layer::LayerBlob;
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack::{self, UnpackError};
 
@@ -73,7 +73,7 @@ impl Credentials {
         Ok(Self::Basic { username: auth.username, password: SecretBytes::new(auth.password.into_bytes()) })
     }
 
-    fn to_auth(&self) -> RegistryAuth {
+    pub(crate) fn to_auth(&self) -> RegistryAuth {
         match self {
             Self::Anonymous => RegistryAuth::Anonymous,
             Self::Token(token) => RegistryAuth::Bearer(String::from_utf8_lossy(token.expose()).into_owned()),
@@ -139,9 +139,13 @@ impl Puller {
         Self { config, store }
     }
 
+    pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
+        self.config.insecure.contains(reference.registry()) || is_loopback(reference.registry())
+    }
+
     /// The places to ask for `image`: mirrors first for Docker Hub, then its own registry.
     fn endpoints(&self, reference: &Reference) -> Vec<(Reference, bool)> {
-        let insecure = self.config.insecure.contains(reference.registry()) || is_loopback(reference.registry());
+        let insecure = self.is_insecure(reference);
         let mut places = Vec::new();
         if reference.registry() == "docker.io" {
             for mirror in &self.config.mirrors {
@@ -154,7 +158,7 @@ impl Puller {
         places
     }
 
-    fn client(&self, reference: &Reference, plain: bool) -> Client {
+    pub(crate) fn client(&self, reference: &Reference, plain: bool) -> Client {
         let protocol = if plain {
             ClientProtocol::HttpsExcept(vec![reference.resolve_registry().to_owned()])
         } else {
@@ -255,18 +259,10 @@ impl Puller {
                 self.layer(image, (&client, &place), layer, diff_id, progress)
             })
             .await?;
-        let kept = Image {
-            id: format!("sha256:{}", hex::encode(Sha256::digest(&raw))),
-            tags: reference.digest().is_none().then(|| super::normalize(image)).flatten().into_iter().collect(),
-            digests: BTreeSet::from([format!("{}@{digest}", super::repository(image))]),
-            size_bytes: manifest.layers.iter().map(|layer| u64::try_from(layer.size).unwrap_or(0)).sum(),
-            layers: config.rootfs.diff_ids,
-            architecture: config.architecture,
-            os: config.os,
-            created: config.created.and_then(|text| Timestamp::parse(&text)).unwrap_or_default(),
-            config: config.config.unwrap_or_default(),
-        };
-        self.store.keep(kept.clone()).map_err(|cause| PullError::Disk { image: image.to_owned(), cause })?;
+        let tags = reference.digest().is_none().then(|| super::normalize(image)).flatten().into_iter().collect();
+        let digests = BTreeSet::from([format!("{}@{digest}", super::repository(image))]);
+        let kept = self.store.keep_config(&raw, tags, digests);
+        let kept = kept.map_err(|cause| PullError::Disk { image: image.to_owned(), cause })?;
         Ok(kept)
     }
 
@@ -293,6 +289,7 @@ impl Puller {
         let mut file = tokio::fs::File::create(&archive.0).await.map_err(disk)?;
         client.pull_blob(place, layer, &mut file).await.map_err(|error| registry_error(image, &error))?;
         tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(disk)?;
+        let size_bytes = file.metadata().await.map_err(disk)?.len();
         tell("Download complete");
         let (from, into, want) = (archive.0.clone(), dir.0.clone(), diff_id.to_owned());
         tokio::task::spawn_blocking(move || {
@@ -301,7 +298,9 @@ impl Puller {
         })
         .await
         .map_err(|error| disk(std::io::Error::other(error)))??;
-        self.store.keep_layer(&dir.0, diff_id).map_err(disk)?;
+        let media_type = super::layer::media_type(&archive.0).map_err(disk)?.to_owned();
+        let blob = LayerBlob { digest: layer.digest.clone(), media_type, size_bytes };
+        self.store.keep_layer(&dir.0, &archive.0, &blob, diff_id).map_err(disk)?;
         tell("Pull complete");
         Ok(())
     }

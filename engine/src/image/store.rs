@@ -1,7 +1,8 @@
 //! The images of this host: records as JSON files, layers unpacked once each and shared.
 //!
 //! A layer's directory is named by the digest of its plain data, so it is the same whatever image
-//! it belongs to, and two images share it.
+//! it belongs to, and two images share it. Its archive is kept beside it, as it came: what is pushed
+//! or saved is what was pulled, bit for bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use skep_api::Timestamp;
 
 use crate::disk;
+use crate::image::layer::LayerBlob;
 
 /// An image as it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,16 +53,24 @@ pub struct ImageConfig {
     pub volumes: BTreeMap<String, serde_json::Value>,
     #[serde(deserialize_with = "or_default")]
     pub exposed_ports: BTreeMap<String, serde_json::Value>,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<skep_api::container::HealthConfig>,
+    /// Instructions for a build on top of it.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub on_build: Vec<String>,
+    /// What runs commands that are given as one string.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
 }
 
 fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(d).map(Option::unwrap_or_default)
 }
 
-/// The configuration blob of an image, as far as it is used.
-#[derive(Debug, Deserialize)]
+/// The configuration blob of an image.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ConfigBlob {
     #[serde(default)]
     pub(crate) architecture: String,
@@ -70,11 +81,36 @@ pub(crate) struct ConfigBlob {
     #[serde(default)]
     pub(crate) config: Option<ImageConfig>,
     pub(crate) rootfs: RootFs,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) history: Vec<HistoryEntry>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) author: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) comment: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct RootFs {
+    #[serde(rename = "type", default)]
+    pub(crate) kind: String,
     pub(crate) diff_ids: Vec<String>,
+}
+
+/// One step of an image's making: the OCI image-spec's `history`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct HistoryEntry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) created: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) created_by: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) author: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) comment: String,
+    /// Whether it changed no file.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) empty_layer: bool,
 }
 
 /// The images and layers below one directory.
@@ -87,7 +123,7 @@ pub(crate) struct ImageStore {
 impl ImageStore {
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let store = Self { dir: dir.to_owned(), images: Mutex::default() };
-        for sub in ["records", "layers"] {
+        for sub in ["records", "layers", "blobs", "configs"] {
             fs::create_dir_all(dir.join(sub))?;
         }
         // What an interrupted pull left is of no use.
@@ -139,8 +175,58 @@ impl ImageStore {
         self.dir.join("layers").join(layer_name(diff_id))
     }
 
+    /// Whether the layer is here, unpacked and as an archive.
     pub(crate) fn has_layer(&self, diff_id: &str) -> bool {
-        self.layer_dir(diff_id).exists()
+        self.layer_dir(diff_id).exists() && self.blob(diff_id).is_some()
+    }
+
+    fn blob_path(&self, diff_id: &str) -> PathBuf {
+        self.dir.join("blobs").join(layer_name(diff_id))
+    }
+
+    /// A layer's archive, and what registries call it.
+    pub(crate) fn blob(&self, diff_id: &str) -> Option<(PathBuf, LayerBlob)> {
+        let path = self.blob_path(diff_id);
+        let blob = serde_json::from_slice(&fs::read(path.with_extension("json")).ok()?).ok()?;
+        path.exists().then_some((path, blob))
+    }
+
+    /// Keeps another archive of a layer, such as a compressed one.
+    pub(crate) fn keep_blob(&self, archive: &Path, blob: &LayerBlob, diff_id: &str) -> io::Result<()> {
+        let path = self.blob_path(diff_id);
+        fs::rename(archive, &path)?;
+        disk::write_whole(&path.with_extension("json"), &serde_json::to_vec(blob)?)
+    }
+
+    /// The configuration blob of an image, byte for byte.
+    pub(crate) fn config_blob(&self, id: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.dir.join("configs").join(&id["sha256:".len()..]))
+    }
+
+    /// Keeps an image whose layers are here by its configuration blob; returns it.
+    pub(crate) fn keep_config(
+        &self,
+        raw: &[u8],
+        tags: BTreeSet<String>,
+        digests: BTreeSet<String>,
+    ) -> io::Result<Image> {
+        let config: ConfigBlob = serde_json::from_slice(raw)?;
+        let id = format!("sha256:{}", hex::encode(Sha256::digest(raw)));
+        disk::write_whole(&self.dir.join("configs").join(&id["sha256:".len()..]), raw)?;
+        let size_bytes = config.rootfs.diff_ids.iter().map(|layer| disk::usage(&self.layer_dir(layer))).sum();
+        let image = Image {
+            id,
+            tags,
+            digests,
+            size_bytes,
+            layers: config.rootfs.diff_ids,
+            architecture: config.architecture,
+            os: config.os,
+            created: config.created.and_then(|text| Timestamp::parse(&text)).unwrap_or_default(),
+            config: config.config.unwrap_or_default(),
+        };
+        self.keep(image.clone())?;
+        Ok(image)
     }
 
     /// A new directory that becomes a layer by [`keep_layer`](Self::keep_layer).
@@ -150,10 +236,11 @@ impl ImageStore {
         Ok(dir)
     }
 
-    /// Puts an unpacked layer in its place. Two that bring the same one may race.
-    pub(crate) fn keep_layer(&self, from: &Path, diff_id: &str) -> io::Result<()> {
+    /// Puts an unpacked layer and its archive in their places. Two that bring the same one may race.
+    pub(crate) fn keep_layer(&self, from: &Path, archive: &Path, blob: &LayerBlob, diff_id: &str) -> io::Result<()> {
+        self.keep_blob(archive, blob, diff_id)?;
         match fs::rename(from, self.layer_dir(diff_id)) {
-            Err(_) if self.has_layer(diff_id) => fs::remove_dir_all(from),
+            Err(_) if self.layer_dir(diff_id).exists() => fs::remove_dir_all(from),
             other => other,
         }
     }
@@ -176,6 +263,14 @@ impl ImageStore {
         Ok(())
     }
 
+    /// Gives an image one more name; the image that had it loses it.
+    pub(crate) fn tag(&self, id: &str, tag: String) -> io::Result<()> {
+        let image = self.lock().get(id).cloned();
+        let mut image = image.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image is gone"))?;
+        image.tags.insert(tag);
+        self.keep(image)
+    }
+
     fn write(&self, image: &Image) -> io::Result<()> {
         disk::write_whole(&self.record(&image.id), &serde_json::to_vec_pretty(image)?)
     }
@@ -184,31 +279,83 @@ impl ImageStore {
         self.dir.join("records").join(format!("{}.json", &id["sha256:".len()..]))
     }
 
-    /// Takes one name off an image; the image itself goes with its last name. `in_use` are layers
-    /// that containers stand on.
-    pub(crate) fn remove(&self, name: &str, image: &Image, in_use: &BTreeSet<String>) -> io::Result<Removal> {
+    /// Takes one name off an image, or all of them; the image itself goes with its last name, unless
+    /// `keep` says that somebody needs it. `in_use` are layers that containers stand on.
+    pub(crate) fn remove(
+        &self,
+        name: &str,
+        image: &Image,
+        in_use: &BTreeSet<String>,
+        keep: bool,
+    ) -> io::Result<Removal> {
         let mut images = self.lock();
         let Some(kept) = images.get_mut(&image.id) else { return Ok(Removal::default()) };
         let mut removal = Removal::default();
         let tag = super::normalize(name).filter(|tag| kept.tags.remove(tag));
         removal.untagged.extend(tag);
+        if removal.untagged.is_empty() && name.contains('@') {
+            let digest = super::pinned(name).filter(|digest| kept.digests.remove(digest));
+            removal.untagged.extend(digest);
+        }
         if removal.untagged.is_empty() {
             removal.untagged.extend(std::mem::take(&mut kept.tags));
         }
-        if !kept.tags.is_empty() {
+        if kept.tags.is_empty() && !keep {
+            removal.untagged.extend(std::mem::take(&mut kept.digests));
+        } else {
             self.write(kept)?;
             return Ok(removal);
         }
         fs::remove_file(self.record(&image.id))?;
+        // Images of an older version had none.
+        let _ = fs::remove_file(self.dir.join("configs").join(&image.id["sha256:".len()..]));
         images.remove(&image.id);
-        removal.deleted = Some(image.id.clone());
+        removal.deleted.push(image.id.clone());
         let used: BTreeSet<&String> = images.values().flat_map(|image| &image.layers).chain(in_use).collect();
         for layer in image.layers.iter().filter(|layer| !used.contains(layer)) {
-            if self.has_layer(layer) {
+            removal.bytes += disk::usage(&self.layer_dir(layer));
+            if self.layer_dir(layer).exists() {
                 fs::remove_dir_all(self.layer_dir(layer))?;
+                removal.deleted.push(layer.clone());
+            }
+            let blob = self.blob_path(layer);
+            for path in [blob.with_extension("json"), blob] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
         }
         Ok(removal)
+    }
+
+    /// Removes layers that no image has and no container stands on: what builds left that failed.
+    /// Only while nothing is built or pulled.
+    pub(crate) fn remove_orphans(&self, in_use: &BTreeSet<String>) -> io::Result<u64> {
+        let images = self.lock();
+        let used = images.values().flat_map(|image| &image.layers).chain(in_use);
+        let used: BTreeSet<&str> = used.map(|layer| layer_name(layer)).collect();
+        let mut bytes = 0;
+        for sub in ["layers", "blobs"] {
+            for entry in fs::read_dir(self.dir.join(sub))? {
+                let path = entry?.path();
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                if used.contains(name.as_str()) {
+                    continue;
+                }
+                if path.is_dir() {
+                    bytes += disk::usage(&path);
+                    fs::remove_dir_all(&path)?;
+                } else {
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 }
 
@@ -216,7 +363,9 @@ impl ImageStore {
 #[derive(Debug, Default)]
 pub struct Removal {
     pub untagged: Vec<String>,
-    pub deleted: Option<String>,
+    /// The image and the layers that went with it.
+    pub deleted: Vec<String>,
+    pub bytes: u64,
 }
 
 /// 128 bits of the digest: names are short, for overlayfs takes them all in one page.

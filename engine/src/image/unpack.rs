@@ -24,6 +24,42 @@ pub enum UnpackError {
 
 /// Unpacks `archive` (plain, gzip or zstd) into `dir`, and checks that the plain data is `diff_id`.
 pub(crate) fn unpack(archive: impl Read, dir: &Path, diff_id: &str) -> Result<u64, UnpackError> {
+    let (len, got) = unpack_plain(archive, dir, diff_id)?;
+    if got == diff_id { Ok(len) } else { Err(UnpackError::Digest { want: diff_id.to_owned(), got }) }
+}
+
+/// Unpacks an archive that nobody vouches for.
+pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, UnpackError> {
+    unpack_plain(archive, dir, "of the archive").map(|(len, _)| len)
+}
+
+/// Unpacks an archive over what is there.
+pub(crate) fn unpack_into(archive: impl Read, dir: &Path) -> Result<(), UnpackError> {
+    unpack_unchecked(archive, dir).map(drop)
+}
+
+/// Unpacks an archive that holds files as they are: no name says that another is hidden.
+pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
+    let mut tar = tar::Archive::new(decompress(archive)?);
+    tar.set_preserve_permissions(true);
+    tar.set_preserve_ownerships(true);
+    tar.set_preserve_mtime(true);
+    tar.set_unpack_xattrs(true);
+    tar.set_overwrite(true);
+    for entry in tar.entries()? {
+        let mut entry = entry?;
+        if !entry.unpack_in(dir)? {
+            let path = entry.path()?.display().to_string();
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{path} would land outside of the directory"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn unpack_plain(archive: impl Read, dir: &Path, diff_id: &str) -> Result<(u64, String), UnpackError> {
     let io_error = |cause| UnpackError::Io(diff_id.to_owned(), cause);
     let mut plain = Counted { inner: decompress(archive).map_err(io_error)?, hash: Sha256::new(), len: 0 };
     {
@@ -40,7 +76,7 @@ pub(crate) fn unpack(archive: impl Read, dir: &Path, diff_id: &str) -> Result<u6
     // What follows the archive's end belongs to the digest too.
     io::copy(&mut plain, &mut io::sink()).map_err(io_error)?;
     let got = format!("sha256:{}", hex::encode(plain.hash.finalize()));
-    if got == diff_id { Ok(plain.len) } else { Err(UnpackError::Digest { want: diff_id.to_owned(), got }) }
+    Ok((plain.len, got))
 }
 
 fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str) -> Result<(), UnpackError> {
@@ -99,7 +135,7 @@ fn whiteout(parent: &Path, hidden: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut archive = BufReader::with_capacity(1 << 18, archive);
     let magic = io::BufRead::fill_buf(&mut archive)?;
     Ok(match magic {

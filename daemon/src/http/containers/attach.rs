@@ -1,45 +1,35 @@
-//! Following a container's output over a connection that is taken over from HTTP, and waiting for
-//! its end.
+//! Being attached to a container's streams, and waiting for its end.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::json;
-use skep_api::Timestamp;
 use skep_engine::{ContainerState, Engine, Exit, LogOptions};
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 
+use crate::http::hijack::{End, Streams, parse_detach_keys};
 use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
-use crate::logs;
-
-/// A frame without content, which clients pass over: only writing tells that one is gone, since they
-/// close their own side as soon as they have no input.
-const EMPTY_FRAME: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
-/// How long nothing is written to a client before it is asked whether it is there.
-const QUIET_LIMIT: Duration = Duration::from_secs(5);
-/// What frames of several streams in one are called.
-const MULTIPLEXED: HeaderValue = HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
+use crate::logs::stream_frame;
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
 pub(in crate::http) struct AttachQuery {
-    #[serde(default)]
     logs: String,
-    #[serde(default)]
+    stream: String,
+    stdin: String,
     stdout: String,
-    #[serde(default)]
     stderr: String,
+    detach_keys: String,
 }
 
-/// Sends what the container writes from now on, until it ends. Input is not taken yet.
+/// Connects a client with the container's streams: at once if it runs, else as it starts.
 pub(in crate::http) async fn attach(
     state: State,
     Path(id): Path<String>,
@@ -47,50 +37,80 @@ pub(in crate::http) async fn attach(
     request: Request,
 ) -> Result<Response, ApiError> {
     let container = state.engine.inspect(&id)?;
-    // What was written before belongs to nobody who attaches now, unless asked for.
-    let ran = !matches!(container.state, ContainerState::Created);
-    let since = (ran && !is_on(&query.logs)).then(|| Timestamp::from_system(std::time::SystemTime::now()));
+    if let ContainerState::Running(running) = &container.state
+        && running.paused
+    {
+        return Err(ApiError::conflict(format!("container {id} is paused: unpause it before you attach")));
+    }
+    let config = &container.config;
+    let detach_keys = parse_detach_keys(&query.detach_keys)
+        .ok_or_else(|| ApiError::bad_request(format!("invalid detach keys {:?}", query.detach_keys)))?;
+    let ended = matches!(container.state, ContainerState::Exited(_));
+    // One that has ended has nothing to say but what it said.
+    let only_logs = is_on(&query.logs) && !is_on(&query.stream);
+    let attachment = if only_logs || (ended && is_on(&query.logs)) {
+        tokio::sync::oneshot::channel().1
+    } else {
+        state.engine.attach(&id)?
+    };
+    let streams = Streams {
+        tty: config.tty,
+        stdin: is_on(&query.stdin) && config.open_stdin,
+        stdout: is_on(&query.stdout),
+        stderr: is_on(&query.stderr),
+        stdin_ends: config.stdin_once,
+        detach_keys: if config.tty { detach_keys } else { Vec::new() },
+        before: if is_on(&query.logs) { so_far(&state.engine, &id, &query, config.tty).await? } else { Vec::new() },
+        settled: None,
+    };
+    let (engine, id) = (state.engine.clone(), container.id);
+    let detached = move |end| {
+        if end == End::Detached {
+            engine.tell_detached(&id);
+        }
+    };
+    Ok(streams.serve(state.0, request, attachment, detached))
+}
+
+/// What the container has written until now.
+async fn so_far(engine: &Engine, id: &str, query: &AttachQuery, tty: bool) -> Result<Vec<Bytes>, ApiError> {
     let options = LogOptions {
         stdout: is_on(&query.stdout),
         stderr: is_on(&query.stderr),
-        since,
+        since: None,
         until: None,
         tail: None,
-        follow: true,
+        follow: false,
     };
-    let mut lines = state.engine.logs(&id, options)?;
-    let upgrades = request.headers().contains_key(header::UPGRADE);
-    if !upgrades {
-        return Ok(logs::container_logs(lines, logs::LogParams::default()));
+    let mut lines = engine.logs(id, options)?;
+    let mut before = Vec::new();
+    while let Some(line) = lines.recv().await {
+        let text = line.text.into_bytes();
+        before.push(if tty { text.into() } else { stream_frame(line.stream, &text) });
     }
-    let upgraded = hyper::upgrade::on(request);
-    let stop = state.stop.clone();
-    tokio::spawn(async move {
-        let Ok(upgraded) = upgraded.await else { return };
-        let mut client = TokioIo::new(upgraded);
-        let params = logs::LogParams::default();
-        loop {
-            let frame = tokio::select! {
-                () = stop.cancelled() => return,
-                line = lines.recv() => match line {
-                    Some(line) => params.frame(&line, ""),
-                    None => break,
-                },
-                () = tokio::time::sleep(QUIET_LIMIT) => Bytes::from_static(&EMPTY_FRAME),
-            };
-            if client.write_all(&frame).await.is_err() {
-                return;
-            }
-        }
-        // The client learns of the end by it.
-        drop(client.shutdown().await);
-    });
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
-    headers.insert(header::CONTENT_TYPE, MULTIPLEXED);
-    Ok(response)
+    Ok(before)
+}
+
+#[derive(Deserialize)]
+pub(in crate::http) struct ResizeQuery {
+    h: u16,
+    w: u16,
+}
+
+impl ResizeQuery {
+    pub(in crate::http) fn size(&self) -> (u16, u16) {
+        (self.h, self.w)
+    }
+}
+
+pub(in crate::http) async fn resize(
+    state: State,
+    Path(id): Path<String>,
+    Query(query): Query<ResizeQuery>,
+) -> Result<StatusCode, ApiError> {
+    let (rows, columns) = query.size();
+    state.engine.resize(&id, rows, columns).await?;
+    Ok(StatusCode::OK)
 }
 
 #[derive(Deserialize)]
@@ -142,28 +162,32 @@ async fn await_end(
     mut state: watch::Receiver<ContainerState>,
     condition: Condition,
 ) -> Option<Exit> {
-    let ended = |state: &ContainerState| match state {
-        ContainerState::Exited(exit) => Some(exit.clone()),
+    let exit_of = |state: &ContainerState| match state {
+        ContainerState::Restarting(exit) | ContainerState::Exited(exit) => Some(exit.clone()),
         ContainerState::Created | ContainerState::Running(_) => None,
+    };
+    let is_at_rest = |state: &ContainerState| match state {
+        ContainerState::Created | ContainerState::Exited(_) => true,
+        ContainerState::Running(_) | ContainerState::Restarting(_) => false,
     };
     match condition {
         Condition::NotRunning => {
-            state.wait_for(|state| !matches!(state, ContainerState::Running(_))).await.ok()?;
-            return ended(&state.borrow());
+            let found = state.wait_for(is_at_rest).await.ok()?;
+            return exit_of(&found);
         }
         Condition::NextExit => {
-            state.wait_for(|state| ended(state).is_none()).await.ok()?;
+            state.wait_for(|state| exit_of(state).is_none()).await.ok()?;
         }
         Condition::Removed => {}
     }
-    let exit = state.wait_for(|state| ended(state).is_some()).await.ok().and_then(|state| ended(&state));
-    if condition == Condition::Removed {
-        // The last of it is dropped when it is removed.
-        while engine.inspect(id).is_ok() {
-            if state.changed().await.is_err() {
-                break;
-            }
-        }
+    if condition == Condition::NextExit {
+        return state.wait_for(|state| exit_of(state).is_some()).await.ok().and_then(|state| exit_of(&state));
+    }
+    // Its last end before it is gone.
+    let mut exit = exit_of(&state.borrow_and_update());
+    // The last of it is dropped when it is removed.
+    while engine.inspect(id).is_ok() && state.changed().await.is_ok() {
+        exit = exit_of(&state.borrow_and_update()).or(exit);
     }
     exit
 }

@@ -1,22 +1,26 @@
-//! Making a container from a request, and starting it.
+//! Making a container from a request.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query};
+use axum::extract::Query;
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
-use skep_api::service::Protocol;
 use skep_engine::{
-    ContainerConfig, ContainerMount, ContainerState, LogConfig, MountSource, NetworkMode, PublishedPort, ResourceLimits,
+    ContainerConfig, Device, Engine, LogConfig, NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy,
 };
-use skep_worker::{container_mount, health_check};
+use skep_worker::health_check;
 
-use crate::http::{ApiError, State, json::parse};
+use super::mounts::{mounts, volumes_from};
+use super::ports::{PortBinding, exposed, published};
+use super::security;
+use crate::http::json::read;
+use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
 #[derive(Debug, Default, Deserialize)]
@@ -24,14 +28,23 @@ use crate::http::{ApiError, State, json::parse};
 struct CreateBody {
     image: String,
     hostname: String,
+    domainname: String,
     user: String,
     env: Vec<String>,
+    #[serde(deserialize_with = "words")]
     cmd: Vec<String>,
+    #[serde(deserialize_with = "words")]
     entrypoint: Vec<String>,
     working_dir: String,
     labels: BTreeMap<String, String>,
     stop_signal: String,
+    stop_timeout: Option<i64>,
     healthcheck: Option<HealthConfig>,
+    tty: bool,
+    open_stdin: bool,
+    stdin_once: bool,
+    volumes: BTreeMap<String, Value>,
+    exposed_ports: BTreeMap<String, Value>,
     host_config: HostConfig,
 }
 
@@ -41,9 +54,13 @@ struct HostConfig {
     binds: Vec<String>,
     mounts: Vec<Mount>,
     tmpfs: BTreeMap<String, String>,
+    volumes_from: Vec<String>,
     port_bindings: BTreeMap<String, Vec<PortBinding>>,
+    publish_all_ports: bool,
     network_mode: String,
     auto_remove: bool,
+    restart_policy: RestartPolicyBody,
+    privileged: bool,
     cap_add: Vec<String>,
     cap_drop: Vec<String>,
     dns: Vec<String>,
@@ -54,22 +71,57 @@ struct HostConfig {
     readonly_rootfs: bool,
     init: bool,
     sysctls: BTreeMap<String, String>,
-    ulimits: Vec<Ulimit>,
     oom_score_adj: i64,
     security_opt: Vec<String>,
+    masked_paths: Option<Vec<String>>,
+    readonly_paths: Option<Vec<String>>,
+    devices: Vec<DeviceBody>,
+    device_cgroup_rules: Vec<String>,
+    shm_size: i64,
+    pid_mode: String,
+    ipc_mode: String,
+    #[serde(rename = "UTSMode")]
+    uts_mode: String,
+    cgroupns_mode: String,
+    cgroup_parent: String,
+    log_config: LogConfigBody,
+    #[serde(flatten)]
+    resources: Resources,
+}
+
+/// What may also be changed while it runs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct Resources {
     memory: i64,
     memory_reservation: i64,
+    memory_swap: i64,
+    memory_swappiness: Option<i64>,
+    oom_kill_disable: bool,
     nano_cpus: i64,
     cpu_shares: u64,
+    cpu_period: u64,
+    cpu_quota: i64,
+    cpuset_cpus: String,
+    cpuset_mems: String,
     pids_limit: i64,
-    log_config: LogConfigBody,
+    blkio_weight: u16,
+    ulimits: Vec<Ulimit>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct PortBinding {
-    host_ip: String,
-    host_port: String,
+pub(super) struct RestartPolicyBody {
+    name: String,
+    maximum_retry_count: i64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DeviceBody {
+    path_on_host: String,
+    path_in_container: String,
+    cgroup_permissions: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,41 +132,37 @@ struct LogConfigBody {
     config: BTreeMap<String, String>,
 }
 
+/// A command line as words, or in one string.
+fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Words(Vec<String>),
+        One(String),
+    }
+    Ok(match Either::deserialize(d)? {
+        Either::Words(words) => words,
+        Either::One(text) => vec![text],
+    })
+}
+
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 33] = [
-    ("/Tty", &[], "a terminal (--tty)"),
-    ("/OpenStdin", &[], "standard input (--interactive)"),
-    ("/HostConfig/Privileged", &[], "--privileged"),
-    ("/HostConfig/PublishAllPorts", &[], "--publish-all"),
-    ("/HostConfig/Devices", &[], "--device"),
-    ("/HostConfig/DeviceRequests", &[], "--gpus"),
-    ("/HostConfig/VolumesFrom", &[], "--volumes-from"),
-    ("/HostConfig/Links", &[], "--link: join a network and use names instead, which"),
-    ("/HostConfig/RestartPolicy/Name", &["no"], "--restart"),
-    ("/HostConfig/PidMode", &[], "--pid"),
-    ("/HostConfig/IpcMode", &["private", "shareable"], "--ipc"),
-    ("/HostConfig/UTSMode", &[], "--uts"),
-    ("/HostConfig/UsernsMode", &[], "--userns"),
-    ("/HostConfig/CgroupnsMode", &["private"], "--cgroupns"),
-    ("/HostConfig/CpusetCpus", &[], "--cpuset-cpus"),
-    ("/HostConfig/Runtime", &["skep"], "--runtime"),
-    ("/HostConfig/ShmSize", &[], "--shm-size"),
-    ("/Domainname", &[], "--domainname"),
-    ("/MacAddress", &[], "--mac-address"),
-    ("/StopTimeout", &[], "--stop-timeout: give the time to stop, which"),
-    ("/Volumes", &[], "an anonymous volume: name it (--volume NAME:TARGET), since a nameless one"),
-    ("/HostConfig/VolumeDriver", &["local"], "--volume-driver"),
-    ("/HostConfig/CgroupParent", &[], "--cgroup-parent"),
-    ("/HostConfig/DeviceCgroupRules", &[], "--device-cgroup-rule"),
+const UNSUPPORTED: [(&str, &[&str], &str); 15] = [
+    ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
+    ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
+    ("/HostConfig/UsernsMode", &["host"], "--userns"),
+    ("/HostConfig/Runtime", &["skep"], "--runtime: leave it out for the built-in one, since another"),
+    ("/HostConfig/VolumeDriver", &["local"], "--volume-driver: use local, since another"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
-    ("/HostConfig/OomKillDisable", &[], "--oom-kill-disable"),
-    ("/HostConfig/MemorySwap", &[], "--memory-swap"),
-    ("/HostConfig/CpuPeriod", &[], "--cpu-period: use --cpus, since it"),
-    ("/HostConfig/CpuQuota", &[], "--cpu-quota: use --cpus, since it"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
     ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
-    ("/HostConfig/CpusetMems", &[], "--cpuset-mems"),
-    ("/HostConfig/BlkioWeight", &[], "--blkio-weight"),
+    ("/HostConfig/BlkioWeightDevice", &[], "--blkio-weight-device"),
+    ("/HostConfig/BlkioDeviceReadBps", &[], "--device-read-bps"),
+    ("/HostConfig/BlkioDeviceWriteBps", &[], "--device-write-bps"),
+    ("/HostConfig/BlkioDeviceReadIOps", &[], "--device-read-iops"),
+    ("/HostConfig/BlkioDeviceWriteIOps", &[], "--device-write-iops"),
+    ("/MacAddress", &[], "--mac-address"),
+    ("/HostConfig/Isolation", &["default"], "--isolation"),
 ];
 
 fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
@@ -145,23 +193,104 @@ pub(in crate::http) async fn create(
     Query(query): Query<CreateQuery>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    refuse_unsupported(&parse::<Value>(&body)?)?;
-    let body: CreateBody = parse(&body)?;
-    let image = state.engine.image(&body.image)?;
-    let config = body.config(&query.name, image.config.healthcheck.as_ref())?;
-    let id = state.engine.create(config)?;
+    let request = read(&body)?;
+    let id = state.engine.create(container_config(&state.engine, &query.name, request)?)?;
     Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": []}))))
+}
+
+/// What a request comes to.
+fn container_config(engine: &Engine, name: &str, request: Value) -> Result<ContainerConfig, ApiError> {
+    refuse_unsupported(&request)?;
+    let body: CreateBody = crate::http::json::from_value(request.clone())?;
+    if body.image.is_empty() {
+        return Err(ApiError::bad_request("no image is given: name one in Image"));
+    }
+    let name = name.trim_start_matches('/');
+    if !name.is_empty() {
+        super::require_name(name)?;
+    }
+    let image = engine.image(&body.image)?;
+    let from = volumes_from(engine, &body.host_config.volumes_from)?;
+    let modes = Modes::read(engine, &body.host_config)?;
+    let mut config = body.config(name, image.config.healthcheck.as_ref())?;
+    for mount in from {
+        if !config.mounts.iter().any(|own| own.target == mount.target) {
+            config.mounts.push(mount);
+        }
+    }
+    let publish_all = request.pointer("/HostConfig/PublishAllPorts") == Some(&Value::Bool(true));
+    if publish_all {
+        let all = config.exposed_ports.iter().chain(image.config.exposed_ports.keys());
+        config.ports.extend(exposed(all, &config.ports)?);
+    }
+    Modes { network: config.network, pid: config.pid_mode, ipc: config.ipc_mode, uts: config.uts_mode } = modes;
+    config.request = request;
+    Ok(config)
+}
+
+/// Whose namespaces a container is in.
+struct Modes {
+    network: NetworkMode,
+    pid: NamespaceMode,
+    ipc: NamespaceMode,
+    uts: NamespaceMode,
+}
+
+impl Modes {
+    fn read(engine: &Engine, host: &HostConfig) -> Result<Self, ApiError> {
+        let peer = |name: &str| engine.inspect(name).map(|peer| peer.id);
+        let mode = |flag: &str, text: &str| match text {
+            "" | "private" | "shareable" | "none" => Ok(NamespaceMode::Private),
+            "host" => Ok(NamespaceMode::Host),
+            other => match other.strip_prefix("container:") {
+                Some(name) => Ok(NamespaceMode::Container(peer(name)?)),
+                None => {
+                    Err(ApiError::bad_request(format!("invalid {flag} mode {other:?}: use host or container:NAME")))
+                }
+            },
+        };
+        Ok(Self {
+            network: match host.network_mode.as_str() {
+                "" | "default" | "bridge" => NetworkMode::Bridge,
+                "host" => NetworkMode::Host,
+                "none" => NetworkMode::None,
+                other => match other.strip_prefix("container:") {
+                    Some(name) => NetworkMode::Container(peer(name)?),
+                    None => {
+                        return Err(ApiError::unsupported(format!(
+                            "network {other:?} for a single container is not supported yet: use bridge, host, none or container:NAME, or a service"
+                        )));
+                    }
+                },
+            },
+            pid: mode("pid", &host.pid_mode)?,
+            ipc: mode("ipc", &host.ipc_mode)?,
+            uts: mode("uts", &host.uts_mode)?,
+        })
+    }
 }
 
 impl CreateBody {
     fn config(self, name: &str, image_check: Option<&HealthConfig>) -> Result<ContainerConfig, ApiError> {
         let host = self.host_config;
         let log = LogConfig::parse(&host.log_config.driver, &host.log_config.config).map_err(ApiError::bad_request)?;
-        let (no_new_privileges, seccomp) = security(&host.security_opt)?;
+        let restart = restart_policy(&host.restart_policy)?;
+        if host.auto_remove && restart != RestartPolicy::No {
+            return Err(ApiError::bad_request(
+                "can't create 'AutoRemove' container with restart policy: give one of them",
+            ));
+        }
+        if !self.working_dir.is_empty() && !self.working_dir.starts_with('/') {
+            let dir = self.working_dir;
+            return Err(ApiError::bad_request(format!(
+                "the working directory {dir:?} is invalid: it needs to be an absolute path"
+            )));
+        }
+        let security = security::read(&host.security_opt)?;
+        let limits = host.resources.limits()?;
         Ok(ContainerConfig {
             name: name.to_owned(),
             image: self.image,
-            image_id: String::new(),
             entrypoint: self.entrypoint,
             args: self.cmd,
             env: self.env,
@@ -169,63 +298,165 @@ impl CreateBody {
             user: self.user,
             groups: host.group_add,
             hostname: self.hostname,
+            domainname: self.domainname,
             labels: self.labels,
-            mounts: mounts(&host.binds, &host.mounts, &host.tmpfs)?,
-            payloads: Vec::new(),
+            mounts: mounts(&host.binds, &host.mounts, &host.tmpfs, &self.volumes)?,
             init: host.init,
             read_only: host.readonly_rootfs,
-            no_new_privileges,
-            seccomp,
+            no_new_privileges: security.no_new_privileges,
+            seccomp: security.seccomp,
+            seccomp_profile: security.profile,
+            privileged: host.privileged,
             cap_add: host.cap_add,
             cap_drop: host.cap_drop,
+            masked_paths: host.masked_paths,
+            read_only_paths: host.readonly_paths,
+            devices: host.devices.into_iter().map(device).collect::<Result<_, _>>()?,
+            device_rules: device_rules(host.device_cgroup_rules)?,
+            shm_size_bytes: host.shm_size,
+            cgroup_mode: cgroup_mode(&host.cgroupns_mode)?,
+            cgroup_parent: host.cgroup_parent,
             sysctls: host.sysctls,
-            ulimits: host.ulimits,
+            ulimits: host.resources.ulimits,
             oom_score_adj: host.oom_score_adj,
-            limits: ResourceLimits {
-                nano_cpus: host.nano_cpus,
-                cpu_shares: host.cpu_shares,
-                memory_bytes: host.memory,
-                memory_reservation_bytes: host.memory_reservation,
-                pids: host.pids_limit.max(0),
-            },
+            limits,
             stop_signal: self.stop_signal,
+            stop_timeout: self.stop_timeout.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs),
             health: health_check(self.healthcheck.as_ref(), image_check),
             hosts: host.extra_hosts.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
             dns: host.dns,
             dns_search: host.dns_search,
             dns_options: host.dns_options,
-            network: network(&host.network_mode)?,
-            ports: ports(&host.port_bindings)?,
+            ports: published(&host.port_bindings)?,
+            exposed_ports: self.exposed_ports.into_keys().collect(),
             auto_remove: host.auto_remove,
+            restart,
             log,
+            tty: self.tty,
+            open_stdin: self.open_stdin,
+            stdin_once: self.stdin_once,
+            ..ContainerConfig::default()
         })
     }
 }
 
-fn network(mode: &str) -> Result<NetworkMode, ApiError> {
-    match mode {
-        "" | "default" | "bridge" => Ok(NetworkMode::Bridge),
-        "host" => Ok(NetworkMode::Host),
-        "none" => Ok(NetworkMode::None),
-        other => Err(ApiError::unsupported(format!(
-            "network {other:?} for a single container is not supported yet: use bridge, host or none, or a service"
-        ))),
+impl Resources {
+    pub(super) fn limits(&self) -> Result<ResourceLimits, ApiError> {
+        const MEMORY_MIN: i64 = 6 << 20;
+        if self.memory != 0 && self.memory < MEMORY_MIN {
+            return Err(ApiError::bad_request("Minimum memory limit allowed is 6MB: give more, or 0 for no limit"));
+        }
+        if self.memory_swap > 0 && self.memory_swap < self.memory {
+            return Err(ApiError::bad_request(
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
+            ));
+        }
+        if self.nano_cpus < 0 {
+            return Err(ApiError::bad_request("the number of CPUs is negative: give 0 for no limit, or more"));
+        }
+        let cpus = i64::try_from(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).unwrap_or(1);
+        if self.nano_cpus > cpus * 1_000_000_000 {
+            return Err(ApiError::bad_request(format!(
+                "range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+            )));
+        }
+        if self.nano_cpus > 0 && (self.cpu_period > 0 || self.cpu_quota > 0) {
+            return Err(ApiError::bad_request(
+                "conflicting options: Nano CPUs and CPU period or quota cannot both be set",
+            ));
+        }
+        if self.memory_swappiness.is_some_and(|value| !(-1..=100).contains(&value)) {
+            return Err(ApiError::bad_request("invalid memory swappiness: the valid range is 0-100"));
+        }
+        if self.blkio_weight != 0 && !(10..=1000).contains(&self.blkio_weight) {
+            return Err(ApiError::bad_request("range of blkio weight is from 10 to 1000"));
+        }
+        Ok(ResourceLimits {
+            nano_cpus: self.nano_cpus,
+            cpu_shares: self.cpu_shares,
+            memory_bytes: self.memory,
+            memory_reservation_bytes: self.memory_reservation,
+            // As dockerd does: as much swap as memory, if nothing is said.
+            memory_swap_bytes: self.memory_swap,
+            memory_swappiness: self.memory_swappiness.and_then(|value| u64::try_from(value).ok()),
+            oom_kill_disable: self.oom_kill_disable,
+            pids: self.pids_limit.max(0),
+            cpu_period_micros: self.cpu_period,
+            cpu_quota_micros: self.cpu_quota,
+            cpuset_cpus: self.cpuset_cpus.clone(),
+            cpuset_mems: self.cpuset_mems.clone(),
+            blkio_weight: self.blkio_weight,
+        })
     }
 }
 
-/// Whether privileges may be gained, and whether system calls are filtered.
-fn security(options: &[String]) -> Result<(Option<bool>, bool), ApiError> {
-    let (mut no_new_privileges, mut seccomp) = (None, true);
-    for option in options {
-        match option.replace('=', ":").as_str() {
-            "no-new-privileges" | "no-new-privileges:true" => no_new_privileges = Some(true),
-            "no-new-privileges:false" => no_new_privileges = Some(false),
-            "seccomp:unconfined" => seccomp = false,
-            "seccomp:builtin" => {}
-            _ => return Err(ApiError::unsupported(format!("security option {option:?} is not supported yet"))),
-        }
+impl Resources {
+    /// Limits as a request would name them.
+    pub(super) fn json_of(limits: &ResourceLimits) -> Value {
+        json!({
+            "Memory": limits.memory_bytes, "MemoryReservation": limits.memory_reservation_bytes,
+            "MemorySwap": limits.memory_swap_bytes, "NanoCpus": limits.nano_cpus,
+            "CpuShares": limits.cpu_shares, "CpuPeriod": limits.cpu_period_micros,
+            "CpuQuota": limits.cpu_quota_micros, "CpusetCpus": limits.cpuset_cpus, "CpusetMems": limits.cpuset_mems,
+            "PidsLimit": limits.pids, "BlkioWeight": limits.blkio_weight,
+        })
     }
-    Ok((no_new_privileges, seccomp))
+}
+
+impl RestartPolicyBody {
+    pub(super) fn is_empty(&self) -> bool {
+        self.name.is_empty()
+    }
+}
+
+pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, ApiError> {
+    let retries_max = u32::try_from(body.maximum_retry_count)
+        .map_err(|_| ApiError::bad_request("invalid restart policy: the maximum retry count cannot be negative"))?;
+    let policy = match body.name.as_str() {
+        "" | "no" => RestartPolicy::No,
+        "always" => RestartPolicy::Always,
+        "unless-stopped" => RestartPolicy::UnlessStopped,
+        "on-failure" => return Ok(RestartPolicy::OnFailure { retries_max }),
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+            )));
+        }
+    };
+    if retries_max > 0 {
+        return Err(ApiError::bad_request(
+            "invalid restart policy: the maximum retry count can only be used with 'on-failure'",
+        ));
+    }
+    Ok(policy)
+}
+
+fn cgroup_mode(text: &str) -> Result<NamespaceMode, ApiError> {
+    match text {
+        "" | "private" => Ok(NamespaceMode::Private),
+        "host" => Ok(NamespaceMode::Host),
+        other => Err(ApiError::bad_request(format!("invalid cgroup namespace mode {other:?}: use private or host"))),
+    }
+}
+
+fn device(body: DeviceBody) -> Result<Device, ApiError> {
+    let host_path = body.path_on_host;
+    if !Path::new(&host_path).exists() {
+        return Err(ApiError::bad_request(format!("error gathering device information: {host_path:?} is not there")));
+    }
+    let access = if body.cgroup_permissions.is_empty() { "rwm".to_owned() } else { body.cgroup_permissions };
+    if !access.chars().all(|letter| "rwm".contains(letter)) {
+        return Err(ApiError::bad_request(format!("invalid device mode {access:?}: it is made of r, w and m")));
+    }
+    let path = if body.path_in_container.is_empty() { host_path.clone() } else { body.path_in_container };
+    Ok(Device { host_path, path, access })
+}
+
+fn device_rules(rules: Vec<String>) -> Result<Vec<String>, ApiError> {
+    match rules.iter().find(|rule| !skep_engine::is_device_rule(rule)) {
+        Some(rule) => Err(ApiError::bad_request(format!("invalid device cgroup rule {rule:?}: write 'c 10:200 rwm'"))),
+        None => Ok(rules),
+    }
 }
 
 /// `NAME:IP` becomes a line of /etc/hosts.
@@ -234,113 +465,10 @@ fn extra_host(text: &str) -> Result<String, ApiError> {
         .split_once([':', '='])
         .ok_or_else(|| ApiError::bad_request(format!("extra host {text:?} cannot be read: write NAME:IP")))?;
     let ip = ip.trim_matches(['[', ']']);
-    if ip.parse::<std::net::IpAddr>().is_err() {
+    if ip != "host-gateway" && ip.parse::<std::net::IpAddr>().is_err() {
         return Err(ApiError::bad_request(format!("extra host {text:?}: {ip:?} is no IP address")));
     }
     Ok(format!("{ip} {name}"))
-}
-
-fn mounts(
-    binds: &[String],
-    mounts: &[Mount],
-    tmpfs: &BTreeMap<String, String>,
-) -> Result<Vec<ContainerMount>, ApiError> {
-    let mut all: Vec<ContainerMount> = mounts.iter().map(container_mount).collect();
-    for text in binds {
-        all.push(bind(text)?);
-    }
-    for (target, options) in tmpfs {
-        let option = |name: &str| options.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-        let size_bytes = option("size").and_then(skep_engine::parse_size).and_then(|size| i64::try_from(size).ok());
-        let mode = option("mode").and_then(|mode| u32::from_str_radix(mode, 8).ok());
-        let read_only = options.split(',').any(|part| part == "ro");
-        let source = MountSource::Tmpfs { size_bytes, mode };
-        all.push(ContainerMount { source, target: target.clone(), read_only });
-    }
-    for mount in &all {
-        if !mount.target.starts_with('/') || mount.target.split('/').any(|part| part == "..") {
-            let target = &mount.target;
-            return Err(ApiError::bad_request(format!("mount target {target:?} must be an absolute path without ..")));
-        }
-    }
-    Ok(all)
-}
-
-/// Reads `SOURCE:TARGET[:OPTIONS]`: a path of the host, or a volume's name.
-fn bind(text: &str) -> Result<ContainerMount, ApiError> {
-    let wrong = || ApiError::bad_request(format!("bind {text:?} cannot be read: write SOURCE:TARGET[:ro]"));
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, options) = match parts.as_slice() {
-        [target] => ("", *target, ""),
-        [source, target] => (*source, *target, ""),
-        [source, target, options] => (*source, *target, *options),
-        _ => return Err(wrong()),
-    };
-    let source = if source.starts_with('/') {
-        // As dockerd does for this form: what is not there is made.
-        std::fs::create_dir_all(source)
-            .or_else(|error| if std::path::Path::new(source).exists() { Ok(()) } else { Err(error) })
-            .map_err(|error| ApiError::bad_request(format!("bind source {source}: {error}")))?;
-        MountSource::Bind { path: source.to_owned(), propagation: String::new() }
-    } else {
-        MountSource::Volume { name: source.to_owned(), labels: BTreeMap::new(), no_copy: false }
-    };
-    let read_only = options.split(',').any(|option| option == "ro");
-    Ok(ContainerMount { source, target: target.to_owned(), read_only })
-}
-
-fn ports(bindings: &BTreeMap<String, Vec<PortBinding>>) -> Result<Vec<PublishedPort>, ApiError> {
-    let mut ports = Vec::new();
-    for (key, bindings) in bindings {
-        let wrong = || ApiError::bad_request(format!("port {key:?} cannot be read: write 80/tcp"));
-        let (number, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
-        let container_port = number.parse().map_err(|_| wrong())?;
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            _ => return Err(wrong()),
-        };
-        for PortBinding { host_ip, host_port } in bindings {
-            if !matches!(host_ip.as_str(), "" | "0.0.0.0" | "::") {
-                return Err(ApiError::unsupported(format!(
-                    "publishing on the address {host_ip} alone is not supported yet for single containers"
-                )));
-            }
-            let host_port = if host_port.is_empty() {
-                0
-            } else {
-                host_port.parse().map_err(|_| ApiError::bad_request(format!("host port {host_port:?} is no port")))?
-            };
-            ports.push(PublishedPort { protocol, container_port, host_port });
-        }
-    }
-    Ok(ports)
-}
-
-pub(in crate::http) async fn start(state: State, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    if matches!(state.engine.inspect(&id)?.state, ContainerState::Running(_)) {
-        return Ok(StatusCode::NOT_MODIFIED);
-    }
-    state.engine.start(&id).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-#[derive(Deserialize)]
-pub(in crate::http) struct RestartQuery {
-    t: Option<u64>,
-}
-
-pub(in crate::http) async fn restart(
-    state: State,
-    Path(id): Path<String>,
-    Query(query): Query<RestartQuery>,
-) -> Result<StatusCode, ApiError> {
-    if matches!(state.engine.inspect(&id)?.state, ContainerState::Running(_)) {
-        state.engine.stop(&id, Duration::from_secs(query.t.unwrap_or(10))).await?;
-    }
-    state.engine.start(&id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 #[cfg(test)]
@@ -353,7 +481,7 @@ mod tests {
         let made = refuse_unsupported(&value).and_then(|()| {
             serde_json::from_value::<CreateBody>(value).unwrap().config("c", None).map(|config| {
                 let mounts: Vec<_> = config.mounts.iter().map(|mount| &mount.target).collect();
-                format!("{:?} {mounts:?} {:?} {:?}", config.network, config.ports, config.hosts)
+                format!("{:?} {mounts:?} {:?} {:?} {:?}", config.restart, config.ports, config.hosts, config.args)
             })
         });
         let got = made.unwrap_or_else(|error| format!("{error:?}"));
@@ -362,16 +490,21 @@ mod tests {
 
     #[test]
     fn requests_become_containers_or_are_refused_by_name() {
-        check(r#"{"Image":"a","HostConfig":{"NetworkMode":"default","RestartPolicy":{"Name":"no"}}}"#, "Bridge");
+        check(r#"{"Image":"a","HostConfig":{"NetworkMode":"default","RestartPolicy":{"Name":"no"}}}"#, "No");
         check(r#"{"HostConfig":{"Binds":["data:/d","/tmp:/t:ro"],"Tmpfs":{"/x":"size=1m"}}}"#, r#"["/d", "/t", "/x"]"#);
+        check(r#"{"Volumes":{"/v":{}},"Cmd":"true"}"#, r#"["/v"]"#);
+        check(r#"{"Cmd":"true"}"#, r#"["true"]"#);
         check(r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}}"#, "host_port: 8080");
         check(r#"{"HostConfig":{"ExtraHosts":["db:10.0.0.9"]}}"#, "10.0.0.9 db");
-        check(r#"{"Tty":true}"#, "--tty");
-        check(r#"{"HostConfig":{"Privileged":true}}"#, "--privileged");
-        check(r#"{"HostConfig":{"RestartPolicy":{"Name":"always"}}}"#, "--restart");
-        check(r#"{"HostConfig":{"NetworkMode":"mine"}}"#, "mine");
+        check(r#"{"HostConfig":{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3}}}"#, "retries_max: 3");
+        check(r#"{"HostConfig":{"RestartPolicy":{"Name":"always","MaximumRetryCount":3}}}"#, "only be used");
+        check(r#"{"HostConfig":{"RestartPolicy":{"Name":"sometimes"}}}"#, "sometimes");
+        check(r#"{"HostConfig":{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}}"#, "AutoRemove");
         check(r#"{"HostConfig":{"Binds":["data:rel"]}}"#, "absolute");
-        check(r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1"}]}}}"#, "127.0.0.1 alone");
-        check(r#"{"HostConfig":{"SecurityOpt":["label=disable"]}}"#, "label=disable");
+        check(r#"{"HostConfig":{"Binds":["a1:/d","b1:/d"]}}"#, "Duplicate");
+        check(r#"{"HostConfig":{"Memory":1024}}"#, "6MB");
+        check(r#"{"HostConfig":{"SecurityOpt":["colour=red"]}}"#, "colour=red");
+        check(r#"{"HostConfig":{"Links":["a:b"]}}"#, "--link");
+        check(r#"{"WorkingDir":"here"}"#, "absolute");
     }
 }

@@ -1,0 +1,235 @@
+//! Building images: the context comes as an archive, the progress goes as lines.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use axum::Json;
+use axum::extract::{Query, Request};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_api::{SecretBytes, with_causes};
+use skep_engine::{BuildError, BuildOptions, BuildOutput, Credentials, NetworkMode, ResourceLimits};
+use tokio::sync::mpsc;
+
+use super::stream::{json_error, json_lines, reader};
+use super::swarm::is_on;
+use super::{ApiError, State};
+
+const LINES_AHEAD: usize = 256;
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(super) struct BuildQuery {
+    dockerfile: String,
+    remote: String,
+    q: String,
+    nocache: String,
+    pull: String,
+    buildargs: String,
+    labels: String,
+    target: String,
+    networkmode: String,
+    extrahosts: String,
+    memory: i64,
+    memswap: i64,
+    cpushares: u64,
+    cpusetcpus: String,
+    cpuperiod: u64,
+    cpuquota: i64,
+    shmsize: i64,
+    version: String,
+    squash: String,
+    outputs: String,
+}
+
+impl BuildQuery {
+    fn options(&self, tags: Vec<String>, headers: &HeaderMap) -> Result<BuildOptions, ApiError> {
+        if self.version == "2" {
+            return Err(ApiError::unsupported(
+                "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
+            ));
+        }
+        for (what, asks) in [("squash", is_on(&self.squash)), ("outputs", !self.outputs.is_empty())] {
+            if asks {
+                return Err(ApiError::unsupported(format!("{what} is not supported yet for builds")));
+            }
+        }
+        Ok(BuildOptions {
+            dockerfile: self.dockerfile.clone(),
+            tags,
+            build_args: map("buildargs", &self.buildargs)?,
+            labels: map("labels", &self.labels)?,
+            target: self.target.clone(),
+            no_cache: is_on(&self.nocache),
+            pull: is_on(&self.pull),
+            network: match self.networkmode.as_str() {
+                "" | "default" | "bridge" => NetworkMode::Bridge,
+                "host" => NetworkMode::Host,
+                "none" => NetworkMode::None,
+                other => {
+                    return Err(ApiError::unsupported(format!("network {other:?} is not supported yet for builds")));
+                }
+            },
+            hosts: hosts(&self.extrahosts)?,
+            limits: ResourceLimits {
+                memory_bytes: self.memory,
+                memory_swap_bytes: self.memswap,
+                cpu_shares: self.cpushares,
+                cpuset_cpus: self.cpusetcpus.clone(),
+                cpu_period_micros: self.cpuperiod,
+                cpu_quota_micros: self.cpuquota,
+                ..ResourceLimits::default()
+            },
+            shm_size_bytes: self.shmsize,
+            credentials: registry_config(headers)?,
+        })
+    }
+}
+
+fn map<T: serde::de::DeserializeOwned + Default>(name: &str, text: &str) -> Result<T, ApiError> {
+    if text.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_str(text).map_err(|error| ApiError::bad_request(format!("{name} cannot be read: {error}")))
+}
+
+/// `["name:ip"]`, or the same in one string.
+fn hosts(text: &str) -> Result<Vec<String>, ApiError> {
+    let list: Vec<String> = if text.starts_with('[') {
+        map("extrahosts", text)?
+    } else {
+        text.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect()
+    };
+    let line = |host: &String| {
+        let (name, ip) = host
+            .split_once([':', '='])
+            .ok_or_else(|| ApiError::bad_request(format!("extra host {host:?} cannot be read: write NAME:IP")))?;
+        Ok(format!("{ip} {name}"))
+    };
+    list.iter().map(line).collect()
+}
+
+/// `X-Registry-Config`: what to log in with, by registry.
+fn registry_config(headers: &HeaderMap) -> Result<BTreeMap<String, Credentials>, ApiError> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Entry {
+        username: String,
+        password: String,
+    }
+    let Some(header) = headers.get("x-registry-config") else { return Ok(BTreeMap::new()) };
+    let wrong =
+        || ApiError::bad_request("X-Registry-Config cannot be read: it is JSON by registry, in base 64 for URLs");
+    let bytes = BASE64_URL_SAFE.decode(header.as_bytes()).map_err(|_| wrong())?;
+    let entries: BTreeMap<String, Entry> = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
+    let entry = |(registry, entry): (String, Entry)| {
+        let password = SecretBytes::new(entry.password.into_bytes());
+        (registry, Credentials::Basic { username: entry.username, password })
+    };
+    Ok(entries.into_iter().filter(|(_, entry)| !entry.username.is_empty()).map(entry).collect())
+}
+
+/// A build's context on disk, gone with the build.
+struct Context(PathBuf);
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, "a build's context was not removed");
+        }
+    }
+}
+
+pub(super) async fn build(state: State, request: Request) -> Result<Response, ApiError> {
+    let Query(query): Query<BuildQuery> = Query::try_from_uri(request.uri()).map_err(ApiError::bad_request)?;
+    let pairs: Vec<(String, String)> =
+        Query::try_from_uri(request.uri()).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
+    let tags =
+        pairs.into_iter().filter(|(key, value)| key == "t" && !value.is_empty()).map(|(_, value)| value).collect();
+    let mut options = query.options(tags, request.headers())?;
+    if let Some(wrong) = options.tags.iter().find(|tag| skep_engine::normalize(tag).is_none()) {
+        return Err(ApiError::bad_request(format!("invalid reference format: {wrong:?}")));
+    }
+    let dir = state.engine.data_dir().join(format!("tmp/build-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir_all(&dir).map_err(|error| ApiError::internal(format!("{}: {error}", dir.display())))?;
+    let context = Context(dir);
+    if query.remote.is_empty() {
+        let (archive, into) = (reader(request.into_body()), context.0.clone());
+        let unpacked = tokio::task::spawn_blocking(move || skep_engine::unpack_context(archive, &into)).await;
+        unpacked.map_err(ApiError::internal)?.map_err(|error| {
+            ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
+        })?;
+    } else {
+        let plain = fetch_context(&query.remote, &context.0).await.map_err(ApiError::bad_request)?;
+        if plain {
+            options.dockerfile = "Dockerfile".into();
+        }
+    }
+    let quiet = is_on(&query.q);
+    let (lines, stream) = mpsc::channel(LINES_AHEAD);
+    let engine = state.engine.clone();
+    tokio::spawn(async move {
+        let (output, mut told) = mpsc::channel(LINES_AHEAD);
+        let relay = async {
+            while let Some(output) = told.recv().await {
+                let value = match output {
+                    BuildOutput::Text(_) if quiet => continue,
+                    BuildOutput::Text(text) => json!({"stream": text}),
+                    BuildOutput::Image(id) => json!({"aux": {"ID": id}}),
+                };
+                if lines.send(value).await.is_err() {
+                    // The client is gone: the build is given up at its next word.
+                    told.close();
+                }
+            }
+        };
+        let built = async {
+            let built = engine.build(&context.0, &options, &output).await;
+            drop(output);
+            built
+        };
+        let (built, ()) = tokio::join!(built, relay);
+        match built {
+            Ok(image) if quiet => drop(lines.send(json!({"stream": format!("{}\n", image.id)})).await),
+            Ok(_) => {}
+            Err(error) => drop(lines.send(failure(&error)).await),
+        }
+        drop(context);
+    });
+    Ok(json_lines(stream))
+}
+
+fn failure(error: &BuildError) -> Value {
+    let text = with_causes(error);
+    match error {
+        BuildError::Command { code, .. } => json!({"error": text, "errorDetail": {"code": code, "message": text}}),
+        BuildError::Dockerfile(_) | BuildError::Step { .. } | BuildError::Engine(_) | BuildError::GivenUp => {
+            json_error(&text)
+        }
+    }
+}
+
+/// Fetches a context from elsewhere: an archive, or a Dockerfile alone; says whether it was that.
+async fn fetch_context(remote: &str, into: &std::path::Path) -> Result<bool, String> {
+    if !remote.starts_with("http://") && !remote.starts_with("https://") || remote.contains(".git") {
+        return Err(format!("the context {remote:?} is not supported: give the URL of an archive or of a Dockerfile"));
+    }
+    let bytes = skep_engine::fetch(remote).await?;
+    let dir = into.to_owned();
+    let is_text = std::str::from_utf8(&bytes).is_ok_and(|text| !text.contains('\0'));
+    if is_text {
+        return std::fs::write(dir.join("Dockerfile"), bytes).map(|()| true).map_err(|error| error.to_string());
+    }
+    let unpacked = tokio::task::spawn_blocking(move || skep_engine::unpack_context(bytes.as_slice(), &dir)).await;
+    unpacked.map_err(|error| error.to_string())?.map(|()| false).map_err(|error| with_causes(&error))
+}
+
+/// Removes what builds left that no image has.
+pub(super) async fn prune(state: State) -> Result<Json<Value>, ApiError> {
+    let bytes = state.engine.prune_layers()?;
+    Ok(Json(json!({"CachesDeleted": [], "SpaceReclaimed": bytes})))
+}

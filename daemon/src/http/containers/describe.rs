@@ -1,0 +1,327 @@
+//! Containers as the Engine API tells of them.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use skep_api::Timestamp;
+use skep_engine::{
+    ContainerMount, ContainerState, Engine, HealthStatus, Inspection, JoinedNetwork, MountSource, NetworkMode,
+    PublishedPort, familiar,
+};
+
+pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
+    match state {
+        ContainerState::Running(running) => running.health,
+        ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => HealthStatus::None,
+    }
+}
+
+fn ports(state: &ContainerState) -> &[PublishedPort] {
+    match state {
+        ContainerState::Running(running) => &running.ports,
+        ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => &[],
+    }
+}
+
+/// One row of a list.
+pub(in crate::http) fn summary(engine: &Engine, container: &Inspection) -> Value {
+    let config = &container.config;
+    let mut listed: Vec<_> = ports(&container.state)
+        .iter()
+        .map(|port| {
+            json!({"IP": port.host_ip, "PrivatePort": port.container_port, "PublicPort": port.host_port,
+            "Type": port.protocol.as_str()})
+        })
+        .collect();
+    if matches!(container.state, ContainerState::Running(_)) {
+        let unpublished = config.exposed_ports.iter().filter_map(|key| {
+            let (number, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
+            let number: u16 = number.parse().ok()?;
+            let published = ports(&container.state).iter().any(|port| port.container_port == number);
+            (!published).then(|| json!({"PrivatePort": number, "Type": protocol}))
+        });
+        listed.extend(unpublished);
+    }
+    json!({
+        "Id": container.id, "Names": [format!("/{}", config.name)], "Image": familiar(&config.image),
+        "ImageID": config.image_id, "Command": config.command().join(" "),
+        "Created": container.created.as_nanos() / 1_000_000_000, "Ports": listed, "Labels": config.labels,
+        "State": container.state.as_str(), "Status": status_text(&container.state),
+        "HostConfig": {"NetworkMode": network_mode(container)},
+        "NetworkSettings": {"Networks": networks(container)}, "Mounts": mounts(engine, container),
+    })
+}
+
+/// `Up 5 minutes (healthy)`, `Exited (0) 3 hours ago`.
+fn status_text(state: &ContainerState) -> String {
+    let now = Timestamp::from_system(std::time::SystemTime::now());
+    let ago = |at: Timestamp| roughly(now.since(at));
+    match state {
+        ContainerState::Created => "Created".into(),
+        ContainerState::Running(running) => {
+            let health = match running.health {
+                _ if running.paused => " (Paused)".into(),
+                HealthStatus::None => String::new(),
+                HealthStatus::Starting => " (health: starting)".into(),
+                HealthStatus::Healthy | HealthStatus::Unhealthy => format!(" ({})", running.health.as_str()),
+            };
+            format!("Up {}{health}", ago(running.started_at))
+        }
+        ContainerState::Restarting(exit) => format!("Restarting ({}) {} ago", exit.code, ago(exit.finished_at)),
+        ContainerState::Exited(exit) => format!("Exited ({}) {} ago", exit.code, ago(exit.finished_at)),
+    }
+}
+
+fn roughly(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => "Less than a second".into(),
+        1 => "1 second".into(),
+        2..=59 => format!("{seconds} seconds"),
+        60..=119 => "About a minute".into(),
+        120..=3599 => format!("{} minutes", seconds / 60),
+        3600..=7199 => "About an hour".into(),
+        7200..=172_799 => format!("{} hours", seconds / 3600),
+        172_800..=1_209_599 => format!("{} days", seconds / 86_400),
+        _ => format!("{} weeks", seconds / 604_800),
+    }
+}
+
+/// All that is told of one.
+pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
+    let config = &container.config;
+    let command = config.command();
+    let state_json = state_json(container);
+    let mut value = json!({
+        "Id": container.id, "Created": container.created, "Path": command.first().map_or("", String::as_str),
+        "Args": command.get(1..).unwrap_or_default(), "State": state_json,
+        "Image": config.image_id, "Name": format!("/{}", config.name), "RestartCount": container.restarts,
+        "Driver": "overlay2", "Platform": "linux", "LogPath": container.log_path,
+        "ResolvConfPath": container.data_dir.join("resolv.conf"),
+        "HostnamePath": container.data_dir.join("hostname"), "HostsPath": container.data_dir.join("hosts"),
+        "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
+        "ExecIDs": if container.execs.is_empty() { Value::Null } else { json!(container.execs) },
+        "GraphDriver": {"Name": "overlay2", "Data": {
+            "UpperDir": container.data_dir.join("diff"), "MergedDir": container.data_dir.join("rootfs"),
+            "WorkDir": container.data_dir.join("work"), "LowerDir": container.layer_dirs.join(":"),
+        }},
+        "Mounts": mounts(engine, container),
+    });
+    value["Config"] = config_json(container);
+    value["HostConfig"] = host_config(container);
+    value["NetworkSettings"] = network_settings(container);
+    value
+}
+
+fn config_json(container: &Inspection) -> Value {
+    let config = &container.config;
+    let asked = |pointer: &str| container.config.request.pointer(pointer).cloned().unwrap_or_default();
+    let set = |keys: &[String]| -> Map<String, Value> { keys.iter().map(|key| (key.clone(), json!({}))).collect() };
+    let volumes: Vec<String> =
+        config.mounts.iter().filter(|mount| is_anonymous(mount)).map(|mount| mount.target.clone()).collect();
+    let mut value = json!({
+        "Hostname": config.hostname, "Domainname": config.domainname, "User": config.user, "Env": config.env,
+        "Cmd": if config.args.is_empty() { Value::Null } else { json!(config.args) },
+        "Entrypoint": if config.entrypoint.is_empty() { Value::Null } else { json!(config.entrypoint) },
+        "Image": familiar(&config.image), "WorkingDir": config.working_dir,
+        "Labels": config.labels, "Tty": config.tty, "OpenStdin": config.open_stdin,
+        "StdinOnce": config.stdin_once, "OnBuild": null,
+        "AttachStdin": asked("/AttachStdin") == Value::Bool(true),
+        "AttachStdout": asked("/AttachStdout") == Value::Bool(true),
+        "AttachStderr": asked("/AttachStderr") == Value::Bool(true),
+        "Volumes": if volumes.is_empty() { Value::Null } else { Value::Object(set(&volumes)) },
+    });
+    if !config.exposed_ports.is_empty() {
+        value["ExposedPorts"] = Value::Object(set(&config.exposed_ports));
+    }
+    if !config.stop_signal.is_empty() {
+        value["StopSignal"] = json!(config.stop_signal);
+    }
+    if let Some(timeout) = config.stop_timeout {
+        value["StopTimeout"] = json!(timeout.as_secs());
+    }
+    if let Some(check) = &config.health {
+        let test: Vec<_> = std::iter::once("CMD").chain(check.command.iter().map(String::as_str)).collect();
+        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        value["Healthcheck"] = match asked("/Healthcheck") {
+            Value::Null => json!({
+                "Test": test,
+                "Interval": nanos(check.interval), "Timeout": nanos(check.timeout), "Retries": check.retries, "StartPeriod": nanos(check.start_period),
+            }),
+            own => own,
+        };
+    }
+    value
+}
+
+fn is_anonymous(mount: &ContainerMount) -> bool {
+    matches!(&mount.source, MountSource::Volume { name, .. } if name.len() == 64)
+}
+
+fn network_mode(container: &Inspection) -> Value {
+    match container.config.request.pointer("/HostConfig/NetworkMode") {
+        Some(Value::String(mode)) if !mode.is_empty() && mode != "default" => json!(mode),
+        _ => json!(container.config.network.name()),
+    }
+}
+
+/// The members of a `HostConfig` that clients expect to find, asking for nothing.
+const HOST_CONFIG: &str = r#"{
+"Binds": null, "ContainerIDFile": "", "PortBindings": {}, "VolumeDriver": "", "VolumesFrom": null,
+"ConsoleSize": [0, 0], "CapAdd": null, "CapDrop": null, "CgroupnsMode": "private", "Dns": [],
+"DnsOptions": [], "DnsSearch": [], "ExtraHosts": null, "GroupAdd": null, "IpcMode": "private",
+"Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "", "Privileged": false,
+"PublishAllPorts": false, "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "Runtime": "skep",
+"Isolation": "", "CpuShares": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": [],
+"BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
+"BlkioDeviceWriteIOps": [], "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0,
+"CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": null,
+"DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0, "MemorySwappiness": null,
+"OomKillDisable": false, "PidsLimit": null, "Ulimits": [], "CpuCount": 0, "CpuPercent": 0,
+"IOMaximumIOps": 0, "IOMaximumBandwidth": 0, "MaskedPaths": null, "ReadonlyPaths": null
+}"#;
+
+/// What was asked for, completed by what is in force.
+fn host_config(container: &Inspection) -> Value {
+    let config = &container.config;
+    let limits = &config.limits;
+    let mut value: Value = serde_json::from_str(HOST_CONFIG).expect("the text is JSON");
+    if let (Some(all), Some(asked)) =
+        (value.as_object_mut(), config.request.pointer("/HostConfig").and_then(Value::as_object))
+    {
+        all.extend(asked.iter().map(|(key, member)| (key.clone(), member.clone())));
+    }
+    let in_force = json!({
+        "NetworkMode": network_mode(container), "ReadonlyRootfs": config.read_only, "Init": config.init,
+        "Memory": limits.memory_bytes, "NanoCpus": limits.nano_cpus, "CpuShares": limits.cpu_shares,
+        "PidsLimit": if limits.pids > 0 { json!(limits.pids) } else { Value::Null },
+        "MemoryReservation": limits.memory_reservation_bytes, "MemorySwap": limits.memory_swap_bytes,
+        "CpuPeriod": limits.cpu_period_micros, "CpuQuota": limits.cpu_quota_micros,
+        "CpusetCpus": limits.cpuset_cpus, "CpusetMems": limits.cpuset_mems,
+        "BlkioWeight": limits.blkio_weight, "AutoRemove": config.auto_remove,
+        "RestartPolicy": {"Name": config.restart.as_str(), "MaximumRetryCount": config.restart.retries_max()},
+        "ShmSize": if config.shm_size_bytes > 0 { config.shm_size_bytes } else { 64 << 20 },
+        "LogConfig": {"Type": config.log.driver.as_str(),
+            "Config": config.request.pointer("/HostConfig/LogConfig/Config").cloned().unwrap_or_else(|| json!({}))},
+    });
+    if let (Some(all), Value::Object(in_force)) = (value.as_object_mut(), in_force) {
+        all.extend(in_force);
+        if config.request.is_null() {
+            all.extend([
+                ("CapAdd".to_owned(), json!(config.cap_add)),
+                ("CapDrop".to_owned(), json!(config.cap_drop)),
+                ("Sysctls".to_owned(), json!(config.sysctls)),
+                ("Ulimits".to_owned(), json!(config.ulimits)),
+            ]);
+        }
+    }
+    value
+}
+
+fn network_settings(container: &Inspection) -> Value {
+    let mut bindings = Map::new();
+    for port in ports(&container.state) {
+        let key = format!("{}/{}", port.container_port, port.protocol.as_str());
+        let binding = json!({"HostIp": port.host_ip, "HostPort": port.host_port.to_string()});
+        match bindings.entry(key).or_insert_with(|| json!([])) {
+            Value::Array(list) => list.push(binding),
+            other => *other = json!([binding]),
+        }
+    }
+    if matches!(container.state, ContainerState::Running(_)) {
+        for key in &container.config.exposed_ports {
+            bindings.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    let networks = networks(container);
+    let first = networks.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
+    let of_first = |key: &str| first.get(key).cloned().unwrap_or_else(|| json!(""));
+    let running = matches!(container.state, ContainerState::Running(_));
+    json!({
+        "Bridge": "", "SandboxID": if running { container.id.as_str() } else { "" },
+        "SandboxKey": container.netns.as_ref().filter(|_| running), "HairpinMode": false,
+        "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null, "EndpointID": of_first("EndpointID"), "Gateway": of_first("Gateway"),
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": of_first("IPAddress"),
+        "IPPrefixLen": first.get("IPPrefixLen").cloned().unwrap_or_else(|| json!(0)),
+        "IPv6Gateway": "", "MacAddress": of_first("MacAddress"), "Ports": bindings, "Networks": networks,
+    })
+}
+
+/// Its places in networks, by the networks' ids where they are the swarm's.
+fn networks(container: &Inspection) -> Value {
+    let address = match &container.state {
+        ContainerState::Running(running) => running.address.to_string(),
+        ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => String::new(),
+    };
+    match &container.config.network {
+        NetworkMode::Bridge => json!({"bridge": endpoint("bridge", &address)}),
+        NetworkMode::Host => json!({"host": endpoint("host", "")}),
+        NetworkMode::None => json!({"none": endpoint("none", "")}),
+        NetworkMode::Container(_) => json!({}),
+        NetworkMode::Joined(joined) => {
+            let place = |place: &JoinedNetwork| (place.id.clone(), endpoint(&place.id, &place.address.to_string()));
+            Value::Object(joined.iter().map(place).collect())
+        }
+    }
+}
+
+fn endpoint(network: &str, address: &str) -> Value {
+    json!({
+        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
+        "NetworkID": network, "EndpointID": "", "Gateway": "", "IPAddress": address, "IPPrefixLen": 0,
+        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
+    })
+}
+
+fn mounts(engine: &Engine, container: &Inspection) -> Vec<Value> {
+    let mount = |mount: &ContainerMount| {
+        let (target, rw) = (&mount.target, !mount.read_only);
+        let mode = if mount.read_only { "ro" } else { "" };
+        match &mount.source {
+            MountSource::Bind { path, propagation } => {
+                let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
+                json!({"Type": "bind", "Source": path, "Destination": target, "Mode": mode, "RW": rw,
+                    "Propagation": propagation})
+            }
+            MountSource::Volume { name, .. } => json!({
+                "Type": "volume", "Name": name, "Source": engine.volume_dir(name), "Destination": target,
+                "Driver": "local", "Mode": mode, "RW": rw, "Propagation": "",
+            }),
+            MountSource::Tmpfs { .. } => json!({"Type": "tmpfs", "Source": "", "Destination": target, "Mode": mode,
+                "RW": rw, "Propagation": ""}),
+        }
+    };
+    container.config.mounts.iter().map(mount).collect()
+}
+
+fn state_json(container: &Inspection) -> Value {
+    let state = &container.state;
+    let never = Timestamp::NEVER;
+    let (pid, code, oom, error, started, finished) = match state {
+        ContainerState::Created => (0, 0, false, "", never, never),
+        ContainerState::Running(running) => (running.pid, 0, false, "", running.started_at, never),
+        ContainerState::Restarting(exit) | ContainerState::Exited(exit) => {
+            (0, exit.code, exit.oom_killed, exit.error.as_str(), exit.started_at, exit.finished_at)
+        }
+    };
+    let restarting = matches!(state, ContainerState::Restarting(_));
+    let mut value = json!({
+        "Status": state.as_str(), "Running": restarting || matches!(state, ContainerState::Running(_)),
+        "Paused": matches!(state, ContainerState::Running(running) if running.paused),
+        "Restarting": restarting, "OOMKilled": oom, "Dead": false, "Pid": pid, "ExitCode": code, "Error": error,
+        "StartedAt": started, "FinishedAt": finished,
+    });
+    let health = health_of(state);
+    if health != HealthStatus::None {
+        let log: Vec<_> = container
+            .probes
+            .iter()
+            .map(|probe| {
+                json!({"Start": probe.started_at, "End": probe.ended_at, "ExitCode": probe.code, "Output": probe.output})
+            })
+            .collect();
+        value["Health"] = json!({"Status": health.as_str(), "FailingStreak": container.failing_streak, "Log": log});
+    }
+    value
+}

@@ -1,0 +1,115 @@
+//! The ports of single containers.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::Deserialize;
+use skep_api::service::Protocol;
+use skep_engine::PublishedPort;
+
+use crate::http::ApiError;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct PortBinding {
+    host_ip: String,
+    host_port: String,
+}
+
+/// Reads `80/tcp`.
+fn parse_port(key: &str) -> Result<(u16, Protocol), ApiError> {
+    let wrong = || ApiError::bad_request(format!("port {key:?} cannot be read: write 80/tcp"));
+    let (number, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
+    let number = number.parse().map_err(|_| wrong())?;
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return Err(wrong()),
+    };
+    Ok((number, protocol))
+}
+
+/// The ports that a request publishes. One that is given for the host's IPv6 addresses alone is
+/// passed over where the same is given for IPv4.
+pub(super) fn published(bindings: &BTreeMap<String, Vec<PortBinding>>) -> Result<Vec<PublishedPort>, ApiError> {
+    let mut ports: Vec<PublishedPort> = Vec::new();
+    for (key, bindings) in bindings {
+        let (container_port, protocol) = parse_port(key)?;
+        for PortBinding { host_ip, host_port } in bindings {
+            let host_ip: Ipv4Addr = match host_ip.as_str() {
+                "" | "0.0.0.0" | "::" => Ipv4Addr::UNSPECIFIED,
+                other => other.parse().map_err(|_| {
+                    ApiError::unsupported(format!(
+                        "publishing on the address {other} is not supported yet: use an IPv4 address"
+                    ))
+                })?,
+            };
+            for host_port in host_ports(host_port)? {
+                let port = PublishedPort { protocol, container_port, host_ip, host_port };
+                if !ports.contains(&port) || host_port == 0 {
+                    ports.push(port);
+                }
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// One port, or none for any; of a range the first, as a request gives one range for one port.
+fn host_ports(text: &str) -> Result<Vec<u16>, ApiError> {
+    let wrong = || ApiError::bad_request(format!("host port {text:?} is no port: use 1 to 65535"));
+    if text.is_empty() {
+        return Ok(vec![0]);
+    }
+    let first = text.split_once('-').map_or(text, |(first, _)| first);
+    Ok(vec![first.parse().map_err(|_| wrong())?])
+}
+
+/// Any port of the host's for each that is exposed and not published yet.
+pub(super) fn exposed<'a>(
+    all: impl Iterator<Item = &'a String>,
+    published: &[PublishedPort],
+) -> Result<Vec<PublishedPort>, ApiError> {
+    let mut more: Vec<PublishedPort> = Vec::new();
+    for key in all {
+        let (container_port, protocol) = parse_port(key)?;
+        let has = |ports: &[PublishedPort]| {
+            ports.iter().any(|port| port.container_port == container_port && port.protocol == protocol)
+        };
+        if !has(published) && !has(&more) {
+            more.push(PublishedPort { protocol, container_port, host_ip: Ipv4Addr::UNSPECIFIED, host_port: 0 });
+        }
+    }
+    Ok(more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(json: &str, want: &str) {
+        let got = match published(&serde_json::from_str(json).unwrap()) {
+            Ok(ports) => {
+                let text = |p: &PublishedPort| {
+                    format!("{}:{}:{}/{}", p.host_ip, p.host_port, p.container_port, p.protocol.as_str())
+                };
+                ports.iter().map(text).collect::<Vec<_>>().join(" ")
+            }
+            Err(error) => format!("{error:?}"),
+        };
+        assert!(got.contains(want), "{got} should say {want}");
+    }
+
+    #[test]
+    fn bindings_are_read_and_addresses_obeyed() {
+        check(r#"{"80/tcp":[{"HostPort":"8080"}]}"#, "0.0.0.0:8080:80/tcp");
+        check(r#"{"80":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}"#, "127.0.0.1:8080:80/tcp");
+        check(r#"{"53/udp":[{}]}"#, "0.0.0.0:0:53/udp");
+        check(r#"{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"1"},{"HostIp":"::","HostPort":"1"}]}"#, "0.0.0.0:1:80/tcp");
+        check(r#"{"80/tcp":[{"HostPort":"many"}]}"#, "many");
+        check(r#"{"80/icmp":[]}"#, "80/icmp");
+        check(r#"{"80/tcp":[{"HostIp":"::1"}]}"#, "::1");
+    }
+}

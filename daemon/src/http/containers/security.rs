@@ -1,0 +1,42 @@
+//! `--security-opt`: what a container may, beyond its capabilities.
+
+use serde_json::Value;
+
+use crate::http::ApiError;
+
+/// What the options come to.
+#[derive(Debug)]
+pub(super) struct Security {
+    /// The daemon's default if not said.
+    pub(super) no_new_privileges: Option<bool>,
+    /// Whether the default system-call filter is on.
+    pub(super) seccomp: bool,
+    /// Another one, as the runtime-spec has it; null if there is none.
+    pub(super) profile: Value,
+}
+
+pub(super) fn read(options: &[String]) -> Result<Security, ApiError> {
+    let mut security = Security { no_new_privileges: None, seccomp: true, profile: Value::Null };
+    for option in options {
+        let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (key, value) {
+            ("no-new-privileges", "" | "true") => security.no_new_privileges = Some(true),
+            ("no-new-privileges", "false") => security.no_new_privileges = Some(false),
+            ("seccomp", "unconfined") => security.seccomp = false,
+            ("seccomp", "builtin") | ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("seccomp", json) => {
+                let profile: Value = serde_json::from_str(json)
+                    .map_err(|error| ApiError::bad_request(format!("the seccomp profile cannot be read: {error}")))?;
+                security.profile = skep_engine::seccomp_profile(&profile)
+                    .map_err(|error| ApiError::bad_request(format!("the seccomp profile cannot be used: {error}")))?;
+            }
+            ("apparmor", _) => {
+                return Err(ApiError::unsupported(
+                    "AppArmor profiles are not supported yet: use apparmor=unconfined, or none",
+                ));
+            }
+            _ => return Err(ApiError::bad_request(format!("invalid --security-opt: {option:?}"))),
+        }
+    }
+    Ok(security)
+}

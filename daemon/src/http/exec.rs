@@ -1,0 +1,134 @@
+//! More processes in running containers.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, Request};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skep_engine::{EngineError, ExecSpec, ExecState, LogSource};
+
+use super::containers::attach::ResizeQuery;
+use super::hijack::{Streams, parse_detach_keys};
+use super::json::parse;
+use super::{ApiError, State};
+use crate::logs::stream_frame;
+
+/// The largest request that starts an exec.
+const START_LEN_MAX: usize = 64 << 10;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct CreateBody {
+    attach_stdin: bool,
+    detach_keys: String,
+    tty: bool,
+    env: Vec<String>,
+    cmd: Vec<String>,
+    privileged: bool,
+    user: String,
+    working_dir: String,
+}
+
+pub(super) async fn create(
+    state: State,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body: CreateBody = parse(&body)?;
+    if parse_detach_keys(&body.detach_keys).is_none() {
+        return Err(ApiError::bad_request(format!("invalid detach keys {:?}", body.detach_keys)));
+    }
+    let spec = ExecSpec {
+        command: body.cmd,
+        env: body.env,
+        working_dir: body.working_dir,
+        user: body.user,
+        tty: body.tty,
+        open_stdin: body.attach_stdin,
+        privileged: body.privileged,
+    };
+    let id = state.engine.create_exec(&id, spec)?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": id}))))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartBody {
+    detach: bool,
+    tty: bool,
+    console_size: Option<[u16; 2]>,
+}
+
+pub(super) async fn start(state: State, Path(id): Path<String>, request: Request) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = axum::body::to_bytes(body, START_LEN_MAX).await;
+    let body: StartBody = parse(&bytes.map_err(ApiError::bad_request)?)?;
+    let exec = state.engine.exec(&id)?;
+    if exec.spec.tty != body.tty && body.tty {
+        return Err(ApiError::bad_request(format!("exec {id} was created without a terminal")));
+    }
+    let mut streams = Streams {
+        tty: exec.spec.tty,
+        stdin: exec.spec.open_stdin,
+        stdout: true,
+        stderr: true,
+        stdin_ends: true,
+        detach_keys: if exec.spec.tty { parse_detach_keys("").unwrap_or_default() } else { Vec::new() },
+        before: Vec::new(),
+        settled: None,
+    };
+    let (ready, receiver) = tokio::sync::oneshot::channel();
+    match state.engine.start_exec(&id).await {
+        Ok(mut attachment) => {
+            if let Some([rows, columns]) = body.console_size.filter(|_| exec.spec.tty) {
+                // It may have ended by now.
+                drop(attachment.input.resize(rows, columns).await);
+            }
+            drop(ready.send(attachment));
+            let (engine, id) = (state.engine.clone(), exec.id.clone());
+            streams.settled = Some(tokio::spawn(async move { drop(engine.wait_exec(&id).await) }));
+        }
+        // Whoever is to be attached hears of it where the output would be, and asks for the exit code.
+        Err(EngineError::Start { reason, .. }) if !body.detach => {
+            let text = format!("OCI runtime exec failed: {reason}\r\n").into_bytes();
+            streams.before.push(if exec.spec.tty { text.into() } else { stream_frame(LogSource::Stderr, &text) });
+            drop(ready);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if body.detach {
+        return Ok(StatusCode::OK.into_response());
+    }
+    Ok(streams.serve(state.0, Request::from_parts(parts, Body::empty()), receiver, |_| {}))
+}
+
+pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let exec = state.engine.exec(&id)?;
+    let (running, pid, code) = match exec.state() {
+        ExecState::Created => (false, 0, None),
+        ExecState::Running { pid } => (true, pid, None),
+        ExecState::Exited { code } => (false, 0, Some(code)),
+    };
+    let spec = &exec.spec;
+    Ok(Json(json!({
+        "ID": exec.id, "ContainerID": exec.container, "Running": running, "Pid": pid, "ExitCode": code,
+        "CanRemove": code.is_some(), "DetachKeys": "", "OpenStdin": spec.open_stdin, "OpenStdout": true,
+        "OpenStderr": true,
+        "ProcessConfig": {
+            "entrypoint": spec.command.first(), "arguments": spec.command.get(1..).unwrap_or_default(),
+            "tty": spec.tty, "privileged": spec.privileged, "user": spec.user,
+        },
+    })))
+}
+
+pub(super) async fn resize(
+    state: State,
+    Path(id): Path<String>,
+    Query(query): Query<ResizeQuery>,
+) -> Result<StatusCode, ApiError> {
+    let (rows, columns) = query.size();
+    state.engine.resize_exec(&id, rows, columns).await?;
+    Ok(StatusCode::OK)
+}

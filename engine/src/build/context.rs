@@ -1,0 +1,170 @@
+//! What a build may copy from: a directory of files, less what `.dockerignore` names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use globset::{GlobBuilder, GlobMatcher};
+use sha2::{Digest as _, Sha256};
+
+use crate::sys;
+
+const IGNORE_LEN_MAX: u64 = 1 << 20;
+
+/// Files that can be copied.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    root: PathBuf,
+    ignored: Vec<(GlobMatcher, bool)>,
+}
+
+impl Sources {
+    /// A build's context, which may leave files out.
+    pub(crate) fn context(root: &Path, dockerfile: &str) -> io::Result<Self> {
+        let own = format!("{dockerfile}.dockerignore");
+        let file =
+            sys::open_in_root(root, Path::new(&own)).or_else(|_| sys::open_in_root(root, Path::new(".dockerignore")));
+        let mut text = String::new();
+        if let Ok(file) = file {
+            file.take(IGNORE_LEN_MAX).read_to_string(&mut text)?;
+        }
+        let mut ignored = Vec::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern, true));
+            ignored.push((glob(&clean(pattern).to_string_lossy())?, again));
+        }
+        Ok(Self { root: root.to_owned(), ignored })
+    }
+
+    /// All files of a file system.
+    pub(crate) fn whole(root: &Path) -> Self {
+        Self { root: root.to_owned(), ignored: Vec::new() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether the path is left out: the last pattern that says something of it, or of what it lies in, wins.
+    pub(crate) fn is_ignored(&self, path: &Path) -> bool {
+        let mut ignored = false;
+        for (pattern, again) in &self.ignored {
+            if path.ancestors().filter(|part| !part.as_os_str().is_empty()).any(|part| pattern.is_match(part)) {
+                ignored = !again;
+            }
+        }
+        ignored
+    }
+
+    /// The paths that `pattern` names, within the root and without a leading slash.
+    pub(crate) fn find(&self, pattern: &str) -> io::Result<Vec<PathBuf>> {
+        let path = clean(pattern);
+        let text = path.to_string_lossy();
+        if !text.contains(['*', '?', '[']) {
+            // Whatever is left out is as good as absent, unless some of it is let in again.
+            let there = path.as_os_str().is_empty() || sys::open_in_root(&self.root, &path).is_ok();
+            let gone = self.is_ignored(&path) && !self.ignored.iter().any(|(_, again)| *again);
+            return if there && !gone { Ok(vec![path]) } else { Err(missing(pattern)) };
+        }
+        let depth = path.components().count();
+        let matcher = glob(&text)?;
+        let mut found = BTreeSet::new();
+        let mut open = vec![PathBuf::new()];
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(self.root.join(&dir))?.flatten() {
+                let below = dir.join(entry.file_name());
+                if matcher.is_match(&below) && !self.is_ignored(&below) {
+                    found.insert(below.clone());
+                }
+                if below.components().count() < depth && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    open.push(below);
+                }
+            }
+        }
+        if found.is_empty() { Err(missing(pattern)) } else { Ok(found.into_iter().collect()) }
+    }
+
+    /// A digest of all that copying `path` would bring: names, modes, content.
+    pub(crate) fn hash(&self, path: &Path, into: &mut Sha256) -> io::Result<()> {
+        let full = self.root.join(path);
+        let meta = fs::symlink_metadata(&full)?;
+        if !meta.is_dir() && self.is_ignored(path) {
+            return Ok(());
+        }
+        into.update(path.to_string_lossy().as_bytes());
+        into.update(meta.mode().to_le_bytes());
+        if meta.is_symlink() {
+            into.update(fs::read_link(&full)?.to_string_lossy().as_bytes());
+        } else if meta.is_dir() {
+            let mut names: Vec<_> = fs::read_dir(&full)?.flatten().map(|entry| entry.file_name()).collect();
+            names.sort();
+            for name in names {
+                self.hash(&path.join(name), into)?;
+            }
+        } else if meta.is_file() {
+            into.update(meta.len().to_le_bytes());
+            io::copy(&mut fs::File::open(&full)?, into)?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(pattern: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("{pattern}: no such file or directory in what the build may copy from; is it in .dockerignore?"),
+    )
+}
+
+fn glob(pattern: &str) -> io::Result<GlobMatcher> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build();
+    glob.map(|glob| glob.compile_matcher()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// A path within the root: without leading slash, `.` and `..`.
+pub(crate) fn clean(path: &str) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(part) => out.push(part),
+            Component::ParentDir => drop(out.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_find_and_leave_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["a.txt", "b.txt", "src/c.txt", "src/deep/d.o", "target/x"] {
+            fs::create_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(path), path).unwrap();
+        }
+        fs::write(dir.path().join(".dockerignore"), "# no\n*.txt\n!b.txt\n**/*.o\n/target\n").unwrap();
+        let sources = Sources::context(dir.path(), "Dockerfile").unwrap();
+        let ignored = |path: &str| sources.is_ignored(Path::new(path));
+        assert!(ignored("a.txt") && !ignored("b.txt") && !ignored("src/c.txt"));
+        assert!(ignored("src/deep/d.o") && ignored("target/x") && ignored("target"));
+        assert_eq!(sources.find("*.txt").unwrap(), [Path::new("b.txt")]);
+        assert_eq!(sources.find("./src/../b.txt").unwrap(), [Path::new("b.txt")]);
+        assert_eq!(sources.find("../../src/*").unwrap(), [Path::new("src/c.txt"), Path::new("src/deep")]);
+        assert!(sources.find("none").is_err());
+        let hash = |path: &str| {
+            let mut hash = Sha256::new();
+            sources.hash(Path::new(path), &mut hash).unwrap();
+            hash.finalize()
+        };
+        let before = (hash("src"), hash("b.txt"));
+        fs::write(dir.path().join("src/deep/d.o"), "other").unwrap();
+        assert_eq!(before.0, hash("src"), "what is left out does not count");
+        fs::write(dir.path().join("b.txt"), "other").unwrap();
+        assert_ne!(before.1, hash("b.txt"));
+    }
+}

@@ -1,0 +1,192 @@
+//! COPY and ADD: files from the context, other stages, images, URLs or the Dockerfile itself.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::build::builder::{BuildError, Builder, Stage, absolute, key};
+use crate::build::context::{Sources, clean};
+use crate::build::parse::Instruction;
+use crate::build::stage::{self, CopyOptions, Mounted};
+use crate::build::words;
+
+impl Builder<'_> {
+    pub(super) async fn copy(
+        &mut self,
+        stage: &mut Stage,
+        number: usize,
+        instruction: &Instruction,
+        words: &[String],
+    ) -> Result<(), BuildError> {
+        let (options, from) = self.copy_options(stage, instruction)?;
+        let [sources @ .., target] = words else {
+            return Err(BuildError::Dockerfile(format!("{} requires at least two arguments", instruction.name)));
+        };
+        if sources.is_empty() {
+            return Err(BuildError::Dockerfile(format!("{} requires at least two arguments", instruction.name)));
+        }
+        let working_dir = if stage.draft.config.working_dir.is_empty() { "/" } else { &stage.draft.config.working_dir };
+        let target = absolute(working_dir, target);
+        let step = format!("{} {}", instruction.name, instruction.rest);
+        let failed = |error: io::Error| BuildError::Step { step: step.clone(), reason: error.to_string() };
+        let origin = match &from {
+            Some(name) => Some(self.origin(name, number).await?.1),
+            None => None,
+        };
+        let store = self.engine.image_store().clone();
+        let other = origin.map(|layers| Mounted::new(&store, &layers)).transpose().map_err(failed)?;
+        let whole = other.as_ref().map(|other| Sources::whole(&other.root()));
+        let from_context = whole.is_none();
+        let sources_of = whole.as_ref().unwrap_or(&self.context);
+        let mut pieces = Pieces::default();
+        for source in sources {
+            if let Some(name) = source.strip_prefix("<<") {
+                let name = name.trim_start_matches('-').trim_matches(['"', '\'']);
+                let doc = instruction.heredocs.iter().find(|doc| doc.name == name);
+                let doc = doc.ok_or_else(|| BuildError::Dockerfile(format!("{step}: heredoc {name} is missing")))?;
+                let content = if doc.expands {
+                    words::expand_text(&doc.content, self.escape, &|name| Self::lookup(stage, name))
+                        .map_err(BuildError::Dockerfile)?
+                } else {
+                    doc.content.clone()
+                };
+                pieces.files.push((name.to_owned(), content.into_bytes()));
+            } else if source.starts_with("http://") || source.starts_with("https://") {
+                if !options.unpacks {
+                    return Err(BuildError::Dockerfile(format!("{step}: source can't be a URL for COPY: use ADD")));
+                }
+                pieces
+                    .files
+                    .push(download(source).await.map_err(|reason| BuildError::Step { step: step.clone(), reason })?);
+            } else {
+                pieces.paths.extend(sources_of.find(source).map_err(failed)?);
+            }
+        }
+        let content = pieces.hash(sources_of).map_err(failed)?;
+        let how = format!("{:?} {from_context}", options);
+        stage.key = key(&[&stage.key, &instruction.name, &content, &target, &how]);
+        if let Some(Some(layer)) = self.cached(&stage.key) {
+            self.tell(" ---> Using cache\n".into()).await?;
+            stage.layers.push(layer);
+            Self::note(stage, instruction, false);
+            return Ok(());
+        }
+        let mounted = Mounted::new(&store, &stage.layers).map_err(failed)?;
+        pieces.copy(sources_of, &mounted.root(), &target, &options).map_err(failed)?;
+        let layer = tokio::task::block_in_place(|| mounted.seal(&store)).map_err(failed)?;
+        self.remember(&stage.key, &layer)?;
+        stage.layers.push(layer);
+        Self::note(stage, instruction, false);
+        Ok(())
+    }
+
+    fn copy_options(
+        &self,
+        stage: &Stage,
+        instruction: &Instruction,
+    ) -> Result<(CopyOptions, Option<String>), BuildError> {
+        let mut options = CopyOptions { unpacks: instruction.name == "ADD", ..CopyOptions::default() };
+        let mut from = None;
+        for (flag, value) in &instruction.flags {
+            let value =
+                words::expand(value, self.escape, &|name| Self::lookup(stage, name)).map_err(BuildError::Dockerfile)?;
+            match flag.as_str() {
+                "from" if instruction.name == "COPY" => from = Some(value),
+                "chown" => options.chown = Some(value),
+                "chmod" => {
+                    let mode = u32::from_str_radix(&value, 8).ok().filter(|mode| *mode <= 0o7777);
+                    options.chmod = Some(mode.ok_or_else(|| {
+                        BuildError::Dockerfile(format!("line {}: --chmod={value} is no octal mode", instruction.line))
+                    })?);
+                }
+                // Layers are never linked to what is below them here: it asks for what is the case.
+                "link" => {}
+                _ => {
+                    return Err(BuildError::Dockerfile(format!("line {}: unknown flag --{flag}", instruction.line)));
+                }
+            }
+        }
+        Ok((options, from))
+    }
+
+    /// The layers that `--from` names: another stage's, or an image's.
+    async fn origin(&self, name: &str, number: usize) -> Result<(String, Vec<String>), BuildError> {
+        if let Some(stage) = self.stage_of(name, number).and_then(|other| self.done.get(&other)) {
+            return Ok((stage.key.clone(), stage.layers.clone()));
+        }
+        let image = self.image(name).await?;
+        Ok((image.id, image.layers))
+    }
+}
+
+/// What is copied in one step.
+#[derive(Default)]
+struct Pieces {
+    paths: Vec<PathBuf>,
+    /// Names and contents that come from elsewhere.
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Pieces {
+    fn hash(&self, sources: &Sources) -> io::Result<String> {
+        let mut hash = Sha256::new();
+        for path in &self.paths {
+            sources.hash(path, &mut hash)?;
+        }
+        for (name, content) in &self.files {
+            hash.update(name);
+            hash.update(content);
+        }
+        Ok(hex::encode(hash.finalize()))
+    }
+
+    fn copy(&self, sources: &Sources, root: &Path, target: &str, options: &CopyOptions) -> io::Result<()> {
+        let several = self.paths.len() + self.files.len() > 1;
+        if several
+            && !target.ends_with('/')
+            && !crate::sys::open_in_root(root, &clean(target))
+                .is_ok_and(|file| file.metadata().is_ok_and(|meta| meta.is_dir()))
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "when more than one file is copied, the destination must be a directory and end with a /",
+            ));
+        }
+        if !self.paths.is_empty() {
+            stage::copy(sources, &self.paths, root, target, options)?;
+        }
+        for (name, content) in &self.files {
+            stage::write_file(root, target, name, content, &CopyOptions { unpacks: false, ..options.clone() })?;
+        }
+        Ok(())
+    }
+}
+
+/// Fetches a file that ADD names; returns its name and content.
+async fn download(url: &str) -> Result<(String, Vec<u8>), String> {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let name = path.splitn(4, '/').nth(3).and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| format!("{url}: cannot determine filename from url"))?.to_owned();
+    Ok((name, fetch(url).await?))
+}
+
+/// Fetches what is at a URL.
+pub async fn fetch(url: &str) -> Result<Vec<u8>, String> {
+    const LEN_MAX: usize = 1 << 30;
+    let fail = |error: reqwest::Error| format!("{url}: {}", skep_api::with_causes(&error));
+    let mut response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status).map_err(fail)?;
+    let mut content = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(fail)? {
+        content.extend_from_slice(&chunk);
+        if content.len() > LEN_MAX {
+            return Err(format!("{url} is larger than 1 GiB"));
+        }
+    }
+    Ok(content)
+}
+
+/// Unpacks a build's context; nothing lands outside of `dir`.
+pub fn unpack_context(archive: impl io::Read, dir: &Path) -> io::Result<()> {
+    crate::image::unpack::unpack_files(archive, dir)
+}

@@ -1,0 +1,150 @@
+//! RUN: a command in a container on the layers so far; what it writes is the next layer.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::build::builder::{BuildError, Builder, Stage, key, short};
+use crate::build::parse::Instruction;
+use crate::build::stage;
+use crate::container::config::{ContainerConfig, LogConfig, LogDriver, NetworkMode};
+use crate::engine::{Engine, RemoveOptions};
+
+/// Arguments that need no ARG, and do not count for the cache.
+const PROXY_ARGS: [&str; 8] =
+    ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy"];
+
+impl Builder<'_> {
+    pub(super) async fn run_command(&mut self, stage: &mut Stage, instruction: &Instruction) -> Result<(), BuildError> {
+        if let Some((flag, _)) = instruction.flags.iter().find(|(flag, _)| flag != "network" && flag != "security") {
+            return Err(BuildError::Dockerfile(format!(
+                "line {}: the --{flag} option requires BuildKit, which this daemon does not have: leave it out",
+                instruction.line
+            )));
+        }
+        let command = run_line(stage, instruction);
+        let args: Vec<String> = stage
+            .args
+            .iter()
+            .filter(|(name, _)| !stage.draft.config.env.iter().any(|var| var.split('=').next() == Some(name.as_str())))
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let counted: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !is_proxy(arg)).collect();
+        stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
+        if let Some(Some(layer)) = self.cached(&stage.key) {
+            self.tell(" ---> Using cache\n".into()).await?;
+            stage.layers.push(layer);
+            Self::note(stage, instruction, false);
+            return Ok(());
+        }
+        let network =
+            match instruction.flags.iter().find(|(flag, _)| flag == "network").map(|(_, value)| value.as_str()) {
+                Some("none") => NetworkMode::None,
+                Some("host") => NetworkMode::Host,
+                _ => self.options.network.clone(),
+            };
+        let proxies = self.options.build_args.iter().filter(|(name, _)| PROXY_ARGS.contains(&name.as_str()));
+        let proxies = proxies.filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+        let config = ContainerConfig {
+            name: format!("build-{:016x}", rand::random::<u64>()),
+            image: "build".into(),
+            args: command.clone(),
+            env: stage.draft.config.env.iter().cloned().chain(args.iter().cloned()).chain(proxies).collect(),
+            user: stage.draft.config.user.clone(),
+            working_dir: stage.draft.config.working_dir.clone(),
+            seccomp: true,
+            no_new_privileges: Some(false),
+            network,
+            hosts: self.options.hosts.clone(),
+            limits: self.options.limits.clone(),
+            shm_size_bytes: self.options.shm_size_bytes,
+            log: LogConfig { driver: LogDriver::None, ..LogConfig::default() },
+            ..ContainerConfig::default()
+        };
+        let layer = self.run_container(config, stage.layers.clone(), &command).await?;
+        self.remember(&stage.key, &layer)?;
+        stage.layers.push(layer);
+        Self::note(stage, instruction, false);
+        Ok(())
+    }
+
+    /// Runs a command on layers; returns the layer that it wrote.
+    async fn run_container(
+        &self,
+        config: ContainerConfig,
+        layers: Vec<String>,
+        command: &[String],
+    ) -> Result<String, BuildError> {
+        let id = self.engine.create_on(config, layers)?;
+        self.tell(format!(" ---> Running in {}\n", short(&id))).await?;
+        let gone = Gone { engine: self.engine.clone(), id: id.clone() };
+        let attachment = self.engine.attach(&id)?;
+        self.engine.start(&id).await?;
+        if let Ok(mut attachment) = attachment.await {
+            while let Some((_, bytes)) = attachment.output.next().await {
+                self.tell(String::from_utf8_lossy(&bytes).into_owned()).await?;
+            }
+        }
+        let exit = self.engine.wait(&id).await?;
+        if exit.code != 0 {
+            return Err(BuildError::Command { command: command.join(" "), code: exit.code });
+        }
+        let upper = self.engine.container_dirs(&id)?.upper();
+        let store = self.engine.image_store().clone();
+        let sealed = tokio::task::spawn_blocking(move || stage::seal_upper(&store, &upper)).await;
+        let layer = sealed.map_err(io::Error::other).flatten().map_err(|error| BuildError::Step {
+            step: format!("keeping what '{}' wrote", command.join(" ")),
+            reason: error.to_string(),
+        })?;
+        drop(gone);
+        Ok(layer)
+    }
+}
+
+/// A container of a build, gone however the step ends.
+struct Gone {
+    engine: Arc<Engine>,
+    id: String,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let (engine, id) = (self.engine.clone(), std::mem::take(&mut self.id));
+        tokio::spawn(async move {
+            if let Err(error) = engine.remove(&id, RemoveOptions { force: true, volumes: true }).await {
+                tracing::warn!(container = %id, %error, "a build's container was not removed");
+            }
+        });
+    }
+}
+
+fn run_line(stage: &Stage, instruction: &Instruction) -> Vec<String> {
+    match instruction.heredocs.as_slice() {
+        [] => stage.draft.command(&instruction.rest),
+        // The heredoc is the script.
+        [doc]
+            if instruction.rest.trim_start_matches("<<").trim_start_matches('-').trim_matches(['"', '\''])
+                == doc.name =>
+        {
+            match doc.content.strip_prefix("#!") {
+                Some(shebang) => {
+                    let interpreter = shebang.lines().next().unwrap_or("/bin/sh").trim().to_owned();
+                    let mut words: Vec<String> = interpreter.split_whitespace().map(str::to_owned).collect();
+                    words.extend(["-c".into(), doc.content.clone()]);
+                    words
+                }
+                None => stage.draft.shell().into_iter().chain([doc.content.clone()]).collect(),
+            }
+        }
+        docs => {
+            let mut script = instruction.rest.clone();
+            for doc in docs {
+                script += &format!("\n{}{}", doc.content, doc.name);
+            }
+            stage.draft.shell().into_iter().chain([script]).collect()
+        }
+    }
+}
+
+fn is_proxy(arg: &str) -> bool {
+    arg.split('=').next().is_some_and(|name| PROXY_ARGS.contains(&name))
+}

@@ -1,0 +1,280 @@
+//! Layers under way: file systems that are mounted to be changed, and what is copied into them.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::build::context::{Sources, clean};
+use crate::container::rootfs::ContainerDirs;
+use crate::container::user;
+use crate::image::store::ImageStore;
+use crate::image::{layer, unpack};
+use crate::sys;
+
+/// A file system of layers, mounted, with a new layer on top; gone when it is dropped.
+pub(crate) struct Mounted {
+    dirs: ContainerDirs,
+}
+
+impl Mounted {
+    pub(crate) fn new(store: &ImageStore, layers: &[String]) -> io::Result<Self> {
+        let data = store.incoming()?;
+        let mounted = Self { dirs: ContainerDirs { run: data.join("run"), data } };
+        let dirs: Vec<PathBuf> = layers.iter().map(|layer| store.layer_dir(layer)).collect();
+        mounted.dirs.mount_root(&dirs)?;
+        Ok(mounted)
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dirs.rootfs()
+    }
+
+    /// Makes a layer of what was changed.
+    pub(crate) fn seal(self, store: &ImageStore) -> io::Result<String> {
+        self.dirs.unmount()?;
+        seal_upper(store, &self.dirs.upper())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.dirs.remove() {
+            tracing::warn!(%error, "a build left something behind");
+        }
+    }
+}
+
+/// Makes a layer of a directory that overlayfs has written; takes it away.
+pub(crate) fn seal_upper(store: &ImageStore, upper: &Path) -> io::Result<String> {
+    let dir = store.incoming()?;
+    fs::remove_dir(&dir)?;
+    fs::rename(upper, &dir)?;
+    layer::seal(store, &dir).map(|(diff_id, _)| diff_id)
+}
+
+/// How files are copied.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CopyOptions {
+    /// Whether it is ADD: archives of the context are unpacked.
+    pub(crate) unpacks: bool,
+    /// `user[:group]`, as the image knows them.
+    pub(crate) chown: Option<String>,
+    pub(crate) chmod: Option<u32>,
+}
+
+struct Copier<'a> {
+    sources: &'a Sources,
+    owner: Option<(u32, u32)>,
+    options: &'a CopyOptions,
+}
+
+/// Copies what `paths` name to `target` within `root`.
+pub(crate) fn copy(
+    sources: &Sources,
+    paths: &[PathBuf],
+    root: &Path,
+    target: &str,
+    options: &CopyOptions,
+) -> io::Result<()> {
+    let owner = match &options.chown {
+        Some(spec) => {
+            let user = user::resolve(root, spec, &[]).map_err(io::Error::other)?;
+            // A user alone is also the group, as `--chown` has it.
+            let gid = if spec.contains(':') || user.gid != 0 { user.gid } else { user.uid };
+            Some((user.uid, gid))
+        }
+        None => Some((0, 0)),
+    };
+    let copier = Copier { sources, owner, options };
+    let inside = clean(target);
+    let is_dir =
+        sys::open_in_root(root, &inside).ok().and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.is_dir());
+    if paths.len() > 1 && !target.ends_with('/') && !is_dir {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "when using COPY with more than one source file, the destination must be a directory and end with a /",
+        ));
+    }
+    for path in paths {
+        // A link that is named itself is followed, within the root.
+        let file = sys::open_in_root(sources.root(), path)?;
+        let source = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?;
+        let meta = file.metadata()?;
+        if meta.is_dir() {
+            let into = ensure_dir(root, &inside, copier.owner)?;
+            copier.children(&source, path, &into)?;
+        } else if options.unpacks && is_archive(&source)? {
+            let into = ensure_dir(root, &inside, copier.owner)?;
+            unpack::unpack_into(fs::File::open(&source)?, &into).map_err(io::Error::other)?;
+        } else if target.ends_with('/') || is_dir {
+            let into = ensure_dir(root, &inside, copier.owner)?;
+            copier.file(&source, &into.join(path.file_name().unwrap_or_default()))?;
+        } else {
+            let into = ensure_dir(root, inside.parent().unwrap_or_else(|| Path::new("")), copier.owner)?;
+            copier.file(&source, &into.join(inside.file_name().unwrap_or_default()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file that stands in the Dockerfile itself, or came from elsewhere.
+pub(crate) fn write_file(
+    root: &Path,
+    target: &str,
+    name: &str,
+    content: &[u8],
+    options: &CopyOptions,
+) -> io::Result<()> {
+    let dir = tempfile_dir()?;
+    let written = (|| {
+        fs::write(dir.join(name), content)?;
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(options.chmod.unwrap_or(0o644)))?;
+        copy(&Sources::whole(&dir), &[PathBuf::from(name)], root, target, options)
+    })();
+    // Another's tidying up may come first.
+    let _ = fs::remove_dir_all(dir);
+    written
+}
+
+fn tempfile_dir() -> io::Result<PathBuf> {
+    let dir = std::env::temp_dir().join(format!("skep-build-{:016x}", rand::random::<u64>()));
+    fs::create_dir(&dir)?;
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+    Ok(dir)
+}
+
+impl Copier<'_> {
+    fn children(&self, from: &Path, path: &Path, to: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let (source, below) = (entry.path(), path.join(entry.file_name()));
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                // Something of it may be let in again.
+                match fs::create_dir(&target) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    Err(_) => {}
+                    Ok(()) => self.attributes(&source, &target)?,
+                }
+                self.children(&source, &below, &target)?;
+                if self.sources.is_ignored(&below) {
+                    // Empty unless something was.
+                    let _ = fs::remove_dir(&target);
+                }
+            } else if !self.sources.is_ignored(&below) {
+                self.file(&source, &target)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, source: &Path, target: &Path) -> io::Result<()> {
+        let meta = fs::symlink_metadata(source)?;
+        match fs::symlink_metadata(target) {
+            Ok(there) if there.is_dir() && !meta.is_dir() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::IsADirectory,
+                    format!("cannot copy a file over the directory {}", target.display()),
+                ));
+            }
+            Ok(_) => fs::remove_file(target)?,
+            Err(_) => {}
+        }
+        if meta.is_symlink() {
+            symlink(fs::read_link(source)?, target)?;
+            let (uid, gid) = self.owner.unwrap_or_else(|| (meta.uid(), meta.gid()));
+            return lchown(target, Some(uid), Some(gid));
+        }
+        if meta.is_file() {
+            fs::copy(source, target)?;
+            self.attributes(source, target)?;
+            let modified = fs::File::open(target)?.set_modified(meta.modified()?);
+            return modified;
+        }
+        Ok(())
+    }
+
+    fn attributes(&self, source: &Path, target: &Path) -> io::Result<()> {
+        let meta = fs::metadata(source)?;
+        let (uid, gid) = self.owner.unwrap_or_else(|| (meta.uid(), meta.gid()));
+        chown(target, Some(uid), Some(gid))?;
+        let mode = self.options.chmod.unwrap_or_else(|| meta.mode() & 0o7777);
+        fs::set_permissions(target, fs::Permissions::from_mode(mode))
+    }
+}
+
+/// The host's path of a directory within `root`, made if it is not there; links never lead out.
+pub(crate) fn ensure_dir(root: &Path, inside: &Path, owner: Option<(u32, u32)>) -> io::Result<PathBuf> {
+    let mut at = root.to_owned();
+    let mut so_far = PathBuf::new();
+    for part in inside.components() {
+        so_far.push(part);
+        if let Err(error) = sys::open_in_root(root, &so_far) {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            let new = at.join(part);
+            fs::create_dir(&new)?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+            if let Some((uid, gid)) = owner {
+                chown(&new, Some(uid), Some(gid))?;
+            }
+        }
+        let file = sys::open_in_root(root, &so_far)?;
+        if !file.metadata()?.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
+        }
+        at = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?;
+    }
+    Ok(at)
+}
+
+/// Whether a file is a tar archive, plain or compressed.
+fn is_archive(path: &Path) -> io::Result<bool> {
+    let Ok(plain) = unpack::decompress(fs::File::open(path)?) else { return Ok(false) };
+    let mut archive = tar::Archive::new(plain);
+    let Ok(mut entries) = archive.entries() else { return Ok(false) };
+    Ok(matches!(entries.next(), Some(Ok(_))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/etc")).unwrap();
+        fs::create_dir_all(dir.path().join("context/d/e")).unwrap();
+        fs::write(dir.path().join("context/f"), "file").unwrap();
+        fs::write(dir.path().join("context/d/e/g"), "deep").unwrap();
+        dir
+    }
+
+    #[track_caller]
+    fn check(paths: &[&str], target: &str, want: &str) {
+        let dir = root();
+        symlink("/etc", dir.path().join("root/link")).unwrap();
+        symlink("../../../../../..", dir.path().join("root/up")).unwrap();
+        let sources = Sources::whole(&dir.path().join("context"));
+        let paths: Vec<_> = paths.iter().map(PathBuf::from).collect();
+        let copied = copy(&sources, &paths, &dir.path().join("root"), target, &CopyOptions::default());
+        match copied {
+            Ok(()) => assert!(dir.path().join("root").join(want).exists(), "{target} should bring {want}"),
+            Err(error) => assert!(error.to_string().contains(want), "{error} should say {want}"),
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing lands outside");
+    }
+
+    #[test]
+    fn files_and_directories_land_where_docker_puts_them() {
+        check(&["f"], "/new", "new");
+        check(&["f"], "/new/", "new/f");
+        check(&["f"], "/etc", "etc/f");
+        check(&["f"], "/link/", "etc/f");
+        check(&["f"], "/up/x/", "x/f");
+        check(&["d"], "/new", "new/e/g");
+        check(&["f", "d"], "/new/", "new/e/g");
+        check(&["f", "d"], "/new", "end with a /");
+    }
+}

@@ -1,0 +1,54 @@
+//! Files into and out of a container's file system, as tar archives.
+//!
+//! A container may change its files while they are read or written, links above all. So this is done
+//! by a process of its own that has the container's root for its root: whatever it follows stays
+//! inside.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::image::{layer, unpack};
+
+/// What an exit code of the helper means.
+pub(crate) const NOT_FOUND: i32 = 44;
+pub(crate) const NOT_A_DIRECTORY: i32 = 45;
+
+/// `skep archive-out ROOT PATH NAME`: writes what is at PATH to standard output, as NAME; an empty name: all
+/// below it.
+pub fn archive_out_main(root: &Path, path: &Path, name: &str) -> i32 {
+    finish(enter(root).and_then(|()| {
+        let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        if name.is_empty() { layer::pack_children(path, out) } else { layer::pack_tree(path, Path::new(name), out) }
+    }))
+}
+
+/// `skep archive-in ROOT PATH`: unpacks standard input into the directory PATH.
+pub fn archive_in_main(root: &Path, path: &Path) -> i32 {
+    finish(enter(root).and_then(|()| {
+        let meta = fs::metadata(path)?;
+        if !meta.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory));
+        }
+        unpack::unpack_files(io::stdin().lock(), path).map_err(io::Error::other)
+    }))
+}
+
+fn enter(root: &Path) -> io::Result<()> {
+    nix::unistd::chroot(root)?;
+    std::env::set_current_dir("/")
+}
+
+fn finish(result: io::Result<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}", skep_api::with_causes(&error));
+            match error.kind() {
+                io::ErrorKind::NotFound => NOT_FOUND,
+                io::ErrorKind::NotADirectory => NOT_A_DIRECTORY,
+                _ => 1,
+            }
+        }
+    }
+}

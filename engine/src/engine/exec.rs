@@ -1,0 +1,325 @@
+//! More processes in running containers, each watched by a process of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::process::Child;
+use tokio::sync::watch;
+
+use super::attach::{Attachment, attach_at};
+use super::launch::read_answer;
+use super::lifecycle::start_failure;
+use super::{Container, Engine, EngineError, disk_error};
+use crate::container::shim::{ExecConfig, Stdio};
+use crate::container::state::ContainerState;
+use crate::container::user;
+use crate::{disk, sys};
+
+/// How many execs of all containers are remembered; the oldest that have ended are forgotten.
+const EXECS_MAX: usize = 4096;
+/// What a command that was killed may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+const CODE_LOST: i32 = 255;
+
+/// A process to run in a container.
+#[derive(Clone, Debug, Default)]
+pub struct ExecSpec {
+    pub command: Vec<String>,
+    /// Added to the container's; `NAME=value`.
+    pub env: Vec<String>,
+    /// Empty: the container's.
+    pub working_dir: String,
+    /// `user[:group]`; empty: the container's.
+    pub user: String,
+    pub tty: bool,
+    pub open_stdin: bool,
+    pub privileged: bool,
+}
+
+/// Where an exec stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecState {
+    Created,
+    Running { pid: i32 },
+    Exited { code: i32 },
+}
+
+/// One exec.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    pub id: String,
+    pub container: String,
+    pub spec: ExecSpec,
+    state: watch::Sender<ExecState>,
+    socket: PathBuf,
+}
+
+impl Exec {
+    #[must_use]
+    pub fn state(&self) -> ExecState {
+        *self.state.borrow()
+    }
+}
+
+/// The execs of one engine, in the order they were made.
+#[derive(Debug, Default)]
+pub(crate) struct ExecStore {
+    execs: Mutex<(u64, BTreeMap<u64, Arc<Exec>>)>,
+}
+
+impl ExecStore {
+    fn insert(&self, exec: Arc<Exec>) {
+        let mut execs = self.execs.lock().expect("nobody panics while holding it");
+        let (next, all) = &mut *execs;
+        if all.len() >= EXECS_MAX {
+            let ended = all.iter().find(|(_, exec)| matches!(exec.state(), ExecState::Exited { .. }));
+            let oldest = ended.or_else(|| all.iter().next()).map(|(&number, _)| number);
+            all.retain(|&number, _| Some(number) != oldest);
+        }
+        all.insert(*next, exec);
+        *next += 1;
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<Exec>> {
+        let execs = self.execs.lock().expect("nobody panics while holding it");
+        let mut matching = execs.1.values().filter(|exec| id.len() >= 4 && exec.id.starts_with(id));
+        matching.next().filter(|_| matching.next().is_none()).cloned()
+    }
+
+    /// The ids of a container's execs that run.
+    pub(super) fn of_container(&self, container: &str) -> Vec<String> {
+        let execs = self.execs.lock().expect("nobody panics while holding it");
+        let running =
+            |exec: &&Arc<Exec>| exec.container == container && matches!(exec.state(), ExecState::Running { .. });
+        execs.1.values().filter(running).map(|exec| exec.id.clone()).collect()
+    }
+
+    pub(super) fn forget_container(&self, container: &str) {
+        let mut execs = self.execs.lock().expect("nobody panics while holding it");
+        execs.1.retain(|_, exec| exec.container != container);
+    }
+}
+
+impl Engine {
+    /// Says what is to run in a container; [`start_exec`](Self::start_exec) runs it.
+    pub fn create_exec(&self, name: &str, spec: ExecSpec) -> Result<String, EngineError> {
+        let container = self.find(name)?;
+        container.require_unpaused()?;
+        if spec.command.is_empty() {
+            return Err(EngineError::Invalid("no exec command is given: name the program to run".into()));
+        }
+        let id = hex::encode(rand::random::<[u8; 32]>());
+        let action = format!("exec_create: {}", spec.command.join(" "));
+        self.tell_container(&container, &action, &[("execID", id.clone())]);
+        self.execs.insert(Arc::new(Exec {
+            // A short name: it is part of a socket's.
+            socket: container.dirs.run.join(format!("exec-{}", &id[..16])).join("io.sock"),
+            id: id.clone(),
+            container: container.id.clone(),
+            spec,
+            state: watch::channel(ExecState::Created).0,
+        }));
+        Ok(id)
+    }
+
+    pub fn exec(&self, id: &str) -> Result<Arc<Exec>, EngineError> {
+        self.execs.find(id).ok_or_else(|| EngineError::NoExec(id.to_owned()))
+    }
+
+    /// Starts an exec; attached to it from its first word on.
+    pub async fn start_exec(self: &Arc<Self>, id: &str) -> Result<Attachment, EngineError> {
+        let exec = self.exec(id)?;
+        let container = self.find(&exec.container)?;
+        container.require_unpaused()?;
+        if exec.state() != ExecState::Created {
+            return Err(EngineError::Conflict(format!("exec {id} has run already: create another")));
+        }
+        let action = format!("exec_start: {}", exec.spec.command.join(" "));
+        self.tell_container(&container, &action, &[("execID", exec.id.clone())]);
+        let started = self.run_exec(&container, &exec.spec, &exec.socket, None).await;
+        let (attachment, pid, mut child) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                let (code, reason) = start_failure(&skep_api::with_causes(&error), exec.spec.command.first());
+                exec.state.send_replace(ExecState::Exited { code });
+                return Err(EngineError::Start { id: container.id.clone(), reason });
+            }
+        };
+        exec.state.send_replace(ExecState::Running { pid });
+        let engine = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(CODE_LOST);
+            exec.state.send_replace(ExecState::Exited { code });
+            remove_dir(&exec.socket);
+            let told = [("execID", exec.id.clone()), ("exitCode", code.to_string())];
+            engine.tell_container(&container, "exec_die", &told);
+        });
+        Ok(attachment)
+    }
+
+    /// Waits until an exec has ended; returns its exit code.
+    pub async fn wait_exec(&self, id: &str) -> Result<i32, EngineError> {
+        let mut state = self.exec(id)?.state.subscribe();
+        let ended = state.wait_for(|state| matches!(state, ExecState::Exited { .. })).await;
+        Ok(match ended.as_deref() {
+            Ok(ExecState::Exited { code }) => *code,
+            Ok(ExecState::Created | ExecState::Running { .. }) | Err(_) => CODE_LOST,
+        })
+    }
+
+    /// Tells an exec's terminal how large it is shown.
+    pub async fn resize_exec(&self, id: &str, rows: u16, columns: u16) -> Result<(), EngineError> {
+        let exec = self.exec(id)?;
+        let doing = format!("resizing the terminal of exec {id}");
+        match attach_at(&exec.socket) {
+            Ok(mut attachment) => attachment.input.resize(rows, columns).await.map_err(disk_error(doing)),
+            Err(error) => Err(disk_error(doing)(error)),
+        }
+    }
+
+    /// Runs a command in a running container to its end, or to `limit`; returns its exit code and the
+    /// first `output_len_max` bytes of its output.
+    pub(super) async fn run_command(
+        &self,
+        container: &Container,
+        command: &[String],
+        limit: Duration,
+        output_len_max: usize,
+    ) -> Result<(i32, String), EngineError> {
+        container.require_unpaused()?;
+        let doing = format!("running a command in container {}", container.id);
+        let spec = ExecSpec { command: command.to_vec(), ..ExecSpec::default() };
+        let socket = container.dirs.run.join(format!("exec-{:016x}", rand::random::<u64>())).join("io.sock");
+        let started = self.run_exec(container, &spec, &socket, Some(limit)).await;
+        let result = match started {
+            Ok((mut attachment, _, mut child)) => {
+                let mut output = Vec::new();
+                while let Some((_, bytes)) = attachment.output.next().await {
+                    let room = output_len_max - output.len();
+                    output.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                }
+                // The command's own limit is kept by the process that watches it.
+                let status = tokio::time::timeout(KILL_LIMIT, child.wait()).await;
+                status
+                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the command did not end"))
+                    .flatten()
+                    .map(|status| (status.code().unwrap_or(CODE_LOST), String::from_utf8_lossy(&output).into_owned()))
+            }
+            Err(error) => Err(error),
+        };
+        remove_dir(&socket);
+        result.map_err(disk_error(doing))
+    }
+
+    /// Starts the process that starts and watches the exec.
+    async fn run_exec(
+        &self,
+        container: &Container,
+        spec: &ExecSpec,
+        socket: &Path,
+        limit: Option<Duration>,
+    ) -> io::Result<(Attachment, i32, Child)> {
+        let dir = socket.parent().ok_or_else(|| io::Error::other("an exec has its directory"))?;
+        fs::create_dir_all(dir)?;
+        let process_path = dir.join("process.json");
+        disk::write_whole(&process_path, &process(container, spec)?)?;
+        let config = ExecConfig {
+            id: container.id.clone(),
+            root: self.config.run_dir.join("state"),
+            process_path,
+            filter: if spec.privileged { None } else { self.filter(&container.config())? },
+            stdio: if spec.tty { Stdio::Terminal } else { Stdio::Pipes { open_stdin: spec.open_stdin } },
+            limit,
+        };
+        disk::write_whole(&dir.join("exec.json"), &serde_json::to_vec(&config)?)?;
+        let listener = sys::listen(socket)?;
+        let attachment = attach_at(socket)?;
+        let mut child = self.shim("shim-exec", dir, listener.into())?;
+        match read_answer(&mut child).await {
+            Ok(pid) => Ok((attachment, pid, child)),
+            Err(error) => {
+                drop(child.wait().await);
+                remove_dir(socket);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// An exec's directory is of no use after its end, and gone with the container at the latest.
+fn remove_dir(socket: &Path) {
+    if let Some(dir) = socket.parent() {
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// The runtime-spec's `process`: the container's own, but for what the exec says.
+fn process(container: &Container, spec: &ExecSpec) -> io::Result<Vec<u8>> {
+    let whole: serde_json::Value = serde_json::from_slice(&fs::read(container.dirs.data.join("config.json"))?)?;
+    let mut process = whole["process"].clone();
+    process["args"] = spec.command.clone().into();
+    process["terminal"] = spec.tty.into();
+    if let Some(env) = process["env"].as_array_mut() {
+        let name_of = |text: &str| text.split('=').next().unwrap_or_default().to_owned();
+        let mut given = spec.env.clone();
+        if spec.tty && !given.iter().any(|var| name_of(var) == "TERM") {
+            given.push("TERM=xterm".into());
+        }
+        env.retain(|var| !given.iter().any(|given| var.as_str().map(name_of) == Some(name_of(given))));
+        env.extend(given.into_iter().map(Into::into));
+    }
+    if !spec.working_dir.is_empty() {
+        process["cwd"] = spec.working_dir.clone().into();
+    }
+    if !spec.user.is_empty() {
+        let config = container.config();
+        let user = user::resolve(&container.dirs.rootfs(), &spec.user, &config.groups).map_err(io::Error::other)?;
+        process["user"]["uid"] = user.uid.into();
+        process["user"]["gid"] = user.gid.into();
+        process["user"]["additionalGids"] = user.groups.into();
+        let bounding = process["capabilities"]["bounding"].clone();
+        for set in ["effective", "permitted"] {
+            process["capabilities"][set] = if user.uid == 0 { bounding.clone() } else { serde_json::json!([]) };
+        }
+        if let Some(env) = process["env"].as_array_mut() {
+            env.retain(|var| !var.as_str().is_some_and(|var| var.starts_with("HOME=")));
+            env.push(format!("HOME={}", user.home).into());
+        }
+    }
+    if spec.privileged {
+        let all = crate::container::spec::all_capabilities();
+        for set in ["bounding", "effective", "permitted"] {
+            process["capabilities"][set] = serde_json::json!(all);
+        }
+        process["noNewPrivileges"] = serde_json::Value::Null;
+    }
+    Ok(process.to_string().into_bytes())
+}
+
+impl Container {
+    pub(super) fn require_running(&self) -> Result<(), EngineError> {
+        match &*self.state.borrow() {
+            ContainerState::Running(_) => Ok(()),
+            other @ (ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_)) => {
+                Err(EngineError::WrongState { id: self.id.clone(), found: other.as_str(), wanted: "running" })
+            }
+        }
+    }
+
+    fn require_unpaused(&self) -> Result<(), EngineError> {
+        self.require_running()?;
+        match &*self.state.borrow() {
+            ContainerState::Running(running) if running.paused => {
+                Err(EngineError::Conflict(format!("container {} is paused: unpause it first", self.id)))
+            }
+            ContainerState::Running(_)
+            | ContainerState::Created
+            | ContainerState::Restarting(_)
+            | ContainerState::Exited(_) => Ok(()),
+        }
+    }
+}

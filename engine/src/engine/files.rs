@@ -1,0 +1,372 @@
+//! The files of containers: copied in and out, compared with their image, kept as a new one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use skep_api::Timestamp;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, Command};
+
+use super::{Container, Engine, EngineError, disk_error, now};
+use crate::build::instruction;
+use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
+use crate::container::config::MountSource;
+use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
+use crate::image::{layer, normalize};
+use crate::sys;
+
+/// What is known of a file without reading it.
+#[derive(Clone, Debug)]
+pub struct PathStat {
+    pub name: String,
+    pub size_bytes: u64,
+    /// As `stat` has it.
+    pub mode: u32,
+    pub modified: Timestamp,
+    /// Where a link leads; empty: it is none.
+    pub link_target: String,
+}
+
+/// How a container's file differs from its image's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Modified,
+    Added,
+    Deleted,
+}
+
+/// What a container is kept as.
+#[derive(Clone, Debug, Default)]
+pub struct CommitOptions {
+    /// The image's name; empty: none.
+    pub name: String,
+    pub comment: String,
+    pub author: String,
+    /// Whether its processes are held meanwhile.
+    pub pause: bool,
+    /// Instructions as a Dockerfile has them.
+    pub changes: Vec<String>,
+    /// What its configuration is overridden with, as the Engine API has it.
+    pub config: Option<ImageConfig>,
+}
+
+const ERROR_LEN_MAX: u64 = 4096;
+
+/// A container's file system, mounted as long as this is there.
+struct Mounted {
+    container: Arc<Container>,
+    /// Whether it is only mounted for this.
+    ours: bool,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = self.container.dirs.unmount()
+        {
+            tracing::warn!(container = %self.container.id, %error, "a container's files were not unmounted");
+        }
+    }
+}
+
+/// A helper that reads or writes an archive, with what it needs as long as it runs.
+pub struct Archiving {
+    pub child: Child,
+    _mounted: Mounted,
+    _one: Option<tokio::sync::OwnedMutexGuard<()>>,
+    path: String,
+}
+
+impl std::fmt::Debug for Archiving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archiving").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Archiving {
+    /// Waits for the helper's end, after its streams are done.
+    pub async fn finish(mut self) -> Result<(), EngineError> {
+        let mut said = String::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            // It is told beside the exit code, if it can be had.
+            let _ = stderr.take(ERROR_LEN_MAX).read_to_string(&mut said).await;
+        }
+        let status = self.child.wait().await.map_err(disk_error("copying files"))?;
+        let path = &self.path;
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(NOT_FOUND) => Err(EngineError::NoFile(path.clone())),
+            Some(NOT_A_DIRECTORY) => {
+                Err(EngineError::Invalid(format!("{path} is not a directory: extraction point is not a directory")))
+            }
+            _ => Err(EngineError::Invalid(format!("files at {path} could not be copied: {}", said.trim()))),
+        }
+    }
+}
+
+impl Engine {
+    /// Mounts a container's file system unless it is; only while nobody starts or removes it.
+    fn mounted(&self, container: &Arc<Container>) -> Result<Mounted, EngineError> {
+        let ours = container.require_running().is_err();
+        if ours {
+            let layers: Vec<PathBuf> = self.layer_dirs(&container.layers);
+            let doing = format!("mounting the files of container {}", container.id);
+            container.dirs.mount_root(&layers).map_err(disk_error(doing))?;
+        }
+        Ok(Mounted { container: container.clone(), ours })
+    }
+
+    /// The root that holds `path`, and the path within it: a volume is a root of its own.
+    fn place(&self, container: &Container, path: &str) -> (PathBuf, PathBuf) {
+        let whole = Path::new("/").join(crate::build::clean(path));
+        let mounts = container.config();
+        let mut best = (0, container.dirs.rootfs(), whole.clone());
+        for mount in &mounts.mounts {
+            let source = match &mount.source {
+                MountSource::Volume { name, .. } => self.volumes.data_dir(name),
+                MountSource::Bind { path, .. } => path.into(),
+                MountSource::Tmpfs { .. } => continue,
+            };
+            let depth = Path::new(&mount.target).components().count();
+            if let Ok(rest) = whole.strip_prefix(&mount.target)
+                && depth > best.0
+                && source.is_dir()
+            {
+                best = (depth, source, Path::new("/").join(rest));
+            }
+        }
+        (best.1, best.2)
+    }
+
+    async fn archiving(
+        &self,
+        name: &str,
+        path: &str,
+    ) -> Result<(Arc<Container>, Mounted, Option<tokio::sync::OwnedMutexGuard<()>>), EngineError> {
+        let container = self.find(name)?;
+        if path.is_empty() {
+            return Err(EngineError::Invalid("no path is given: name one in the container".into()));
+        }
+        let running = container.require_running().is_ok();
+        // One that does not run must not start while its files are mounted for this.
+        let one = if running { None } else { Some(container.operation.clone().lock_owned().await) };
+        let mounted = self.mounted(&container)?;
+        Ok((container, mounted, one))
+    }
+
+    /// What is at a path of a container.
+    pub async fn stat_path(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
+        let (container, _mounted, _one) = self.archiving(name, path).await?;
+        let (root, inside) = self.place(&container, path);
+        stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))
+    }
+
+    /// Reads what is at a path of a container as an archive: the helper's output.
+    pub async fn read_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
+        let (container, mounted, one) = self.archiving(name, path).await?;
+        let (root, inside) = self.place(&container, path);
+        stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))?;
+        let last =
+            if path.ends_with("/.") { "." } else { path.trim_end_matches('/').rsplit('/').next().unwrap_or("/") };
+        let last = if last.is_empty() { "." } else { last };
+        let child =
+            self.archiver("archive-out", &root, &inside).arg(last).stdout(Stdio::piped()).stdin(Stdio::null()).spawn();
+        let child = child.map_err(disk_error("starting the archiver"))?;
+        Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
+    }
+
+    /// Unpacks an archive into a directory of a container: the helper's input.
+    pub async fn write_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
+        let (container, mounted, one) = self.archiving(name, path).await?;
+        if container.config().read_only && self.place(&container, path).0 == container.dirs.rootfs() {
+            return Err(EngineError::Forbidden("container rootfs is marked read-only: copy to a volume".into()));
+        }
+        let (root, inside) = self.place(&container, path);
+        let child = self.archiver("archive-in", &root, &inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let child = child.map_err(disk_error("starting the archiver"))?;
+        Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
+    }
+
+    /// Reads all of a container's file system as an archive: the helper's output.
+    pub async fn export(&self, name: &str) -> Result<Archiving, EngineError> {
+        let (container, mounted, one) = self.archiving(name, "/").await?;
+        let root = container.dirs.rootfs();
+        let child = self
+            .archiver("archive-out", &root, Path::new("/"))
+            .arg("")
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn();
+        let child = child.map_err(disk_error("starting the archiver"))?;
+        self.tell_container(&container, "export", &[]);
+        Ok(Archiving { child, _mounted: mounted, _one: one, path: "/".into() })
+    }
+
+    fn archiver(&self, command: &str, root: &Path, inside: &Path) -> Command {
+        let mut archiver = Command::new(&self.config.program);
+        archiver.arg(command).arg(root).arg(inside).stderr(Stdio::piped()).kill_on_drop(true).current_dir("/");
+        archiver
+    }
+
+    /// How a container's files differ from its image's, by path.
+    pub fn changes(&self, name: &str) -> Result<Vec<(String, Change)>, EngineError> {
+        let container = self.find(name)?;
+        let layers = self.layer_dirs(&container.layers);
+        let mut changes = Vec::new();
+        changes_below(&container.dirs.upper(), &layers, Path::new(""), &mut changes)
+            .map_err(disk_error(format!("comparing the files of container {}", container.id)))?;
+        changes.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(changes)
+    }
+
+    /// Keeps a container as an image.
+    pub async fn commit(&self, name: &str, options: CommitOptions) -> Result<Image, EngineError> {
+        let container = self.find(name)?;
+        let config = container.config();
+        let full = match options.name.as_str() {
+            "" => None,
+            name => Some(
+                normalize(name).ok_or_else(|| EngineError::Invalid(format!("invalid reference format: {name:?}")))?,
+            ),
+        };
+        let base = self.images.find(&config.image_id);
+        let mut image_config = ImageConfig {
+            user: config.user.clone(),
+            env: config.env.clone(),
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.args.clone(),
+            working_dir: config.working_dir.clone(),
+            labels: config.labels.clone(),
+            stop_signal: config.stop_signal.clone(),
+            exposed_ports: config.exposed_ports.iter().map(|port| (port.clone(), serde_json::json!({}))).collect(),
+            ..base.as_ref().map(|image| image.config.clone()).unwrap_or_default()
+        };
+        if let Some(own) = options.config {
+            overlay_config(&mut image_config, own);
+        }
+        let image_config = instruction::apply_changes(image_config, &options.changes).map_err(EngineError::Invalid)?;
+        let holds = options.pause && container.require_running().is_ok() && !container.is_paused();
+        if holds {
+            self.pause(&container.id, true)?;
+        }
+        let (store, upper) = (self.images.clone(), container.dirs.upper());
+        let sealed = tokio::task::spawn_blocking(move || layer::seal_copy(&store, &upper)).await;
+        if holds {
+            self.pause(&container.id, false)?;
+        }
+        let doing = || disk_error(format!("keeping container {} as an image", container.id));
+        let diff_id = sealed.map_err(io::Error::other).flatten().map_err(doing())?;
+        let before = base.as_ref().and_then(|image| self.images.config_blob(&image.id).ok());
+        let mut blob = before.and_then(|raw| serde_json::from_slice::<ConfigBlob>(&raw).ok()).unwrap_or_default();
+        let created = now().to_string();
+        blob.history.push(HistoryEntry {
+            created: Some(created.clone()),
+            created_by: config.command().join(" "),
+            author: options.author.clone(),
+            comment: options.comment.clone(),
+            empty_layer: false,
+        });
+        let blob = ConfigBlob {
+            architecture: crate::image::architecture().into(),
+            os: "linux".into(),
+            created: Some(created),
+            config: Some(image_config),
+            rootfs: crate::image::store::RootFs {
+                kind: "layers".into(),
+                diff_ids: container.layers.iter().cloned().chain([diff_id]).collect(),
+            },
+            author: options.author,
+            comment: options.comment,
+            history: blob.history,
+        };
+        let raw = serde_json::to_vec(&blob).map_err(|error| doing()(error.into()))?;
+        let image = self.images.keep_config(&raw, full.into_iter().collect(), BTreeSet::new()).map_err(doing())?;
+        self.tell_container(&container, "commit", &[("imageID", image.id.clone())]);
+        Ok(image)
+    }
+}
+
+/// Puts what `own` says over a configuration.
+fn overlay_config(config: &mut ImageConfig, own: ImageConfig) {
+    for (field, from) in [
+        (&mut config.user, own.user),
+        (&mut config.working_dir, own.working_dir),
+        (&mut config.stop_signal, own.stop_signal),
+    ] {
+        if !from.is_empty() {
+            *field = from;
+        }
+    }
+    for (field, from) in [(&mut config.cmd, own.cmd), (&mut config.entrypoint, own.entrypoint)] {
+        if !from.is_empty() {
+            *field = from;
+        }
+    }
+    for var in own.env {
+        if let Some((key, value)) = var.split_once('=') {
+            instruction::set_env(&mut config.env, key, value);
+        }
+    }
+    config.labels.extend(own.labels);
+    config.exposed_ports.extend(own.exposed_ports);
+    config.volumes.extend(own.volumes);
+    config.healthcheck = own.healthcheck.or_else(|| config.healthcheck.take());
+}
+
+/// Looks at a path within a root; a link at its end is not followed.
+fn stat(root: &Path, inside: &Path) -> io::Result<PathStat> {
+    let relative = inside.strip_prefix("/").unwrap_or(inside);
+    let (meta, name, link_target) = match relative.file_name() {
+        None => (fs::metadata(root)?, "/".to_owned(), String::new()),
+        Some(name) => {
+            let parent = sys::open_in_root(
+                root,
+                relative.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")),
+            )?;
+            let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
+            let meta = fs::symlink_metadata(&path)?;
+            let target = if meta.is_symlink() { fs::read_link(&path)?.display().to_string() } else { String::new() };
+            (meta, name.to_string_lossy().into_owned(), target)
+        }
+    };
+    Ok(PathStat {
+        name,
+        size_bytes: meta.len(),
+        mode: meta.mode(),
+        modified: Timestamp::from_nanos(meta.mtime() * 1_000_000_000 + meta.mtime_nsec()),
+        link_target,
+    })
+}
+
+fn changes_below(upper: &Path, layers: &[PathBuf], path: &Path, changes: &mut Vec<(String, Change)>) -> io::Result<()> {
+    let entries = match fs::read_dir(upper.join(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let below = path.join(entry.file_name());
+        let meta = entry.metadata()?;
+        // The topmost layer that says something of it.
+        let lower = layers.iter().rev().find_map(|layer| fs::symlink_metadata(layer.join(&below)).ok());
+        let was_there = lower.as_ref().is_some_and(|meta| !(meta.file_type().is_char_device() && meta.rdev() == 0));
+        let change = if meta.file_type().is_char_device() && meta.rdev() == 0 {
+            Change::Deleted
+        } else if was_there {
+            Change::Modified
+        } else {
+            Change::Added
+        };
+        changes.push((format!("/{}", below.display()), change));
+        if meta.is_dir() {
+            changes_below(upper, layers, &below, changes)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Images of one host, for its users.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+
+use skep_api::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{Engine, EngineError, disk_error, now};
+use crate::build::instruction;
+use crate::image::pull::{Credentials, PullProgress, Resolved};
+use crate::image::push::Pushed;
+use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
+use crate::image::{archive, familiar, normalize};
+
+/// One line of an image's history, the newest first.
+#[derive(Clone, Debug)]
+pub struct HistoryLine {
+    /// The image's id for the newest; unknown for others.
+    pub id: Option<String>,
+    pub created: Timestamp,
+    pub created_by: String,
+    pub comment: String,
+    pub size_bytes: u64,
+    pub tags: Vec<String>,
+}
+
+impl Engine {
+    #[must_use]
+    pub fn images(&self) -> Vec<Image> {
+        self.images.list()
+    }
+
+    pub fn image(&self, name: &str) -> Result<Image, EngineError> {
+        self.images.find(name).ok_or_else(|| {
+            EngineError::NoImage(normalize(name).map_or_else(|| name.to_owned(), |full| familiar(&full).to_owned()))
+        })
+    }
+
+    pub(crate) fn tell_image(&self, action: &str, id: &str, name: &str) {
+        self.tell("image", action, id, BTreeMap::from([("name".to_owned(), familiar(name).to_owned())]));
+    }
+
+    /// Pulls an image; progress goes to `progress` as far as somebody takes it.
+    pub async fn pull(
+        &self,
+        name: &str,
+        credentials: &Credentials,
+        progress: &mpsc::Sender<PullProgress>,
+    ) -> Result<Image, EngineError> {
+        let _under_way = self.layers_under_way.read().await;
+        let image = self.puller.pull(name, credentials, progress).await?;
+        self.tell_image("pull", familiar(name), name);
+        Ok(image)
+    }
+
+    /// Asks the registry what a name stands for.
+    pub async fn resolve(&self, name: &str, credentials: &Credentials) -> Result<Resolved, EngineError> {
+        Ok(self.puller.resolve(name, credentials).await?)
+    }
+
+    /// Sends an image to the registry that its name says.
+    pub async fn push(
+        &self,
+        name: &str,
+        credentials: &Credentials,
+        progress: &mpsc::Sender<PullProgress>,
+    ) -> Result<Pushed, EngineError> {
+        let image = self.image(name)?;
+        let pushed = self.puller.push(&self.images, &image, name, credentials, progress).await?;
+        self.tell_image("push", familiar(name), name);
+        Ok(pushed)
+    }
+
+    /// Asks a registry whether it takes the credentials.
+    pub async fn login(&self, registry: &str, credentials: &Credentials) -> Result<(), EngineError> {
+        Ok(self.puller.login(registry, credentials).await?)
+    }
+
+    /// Gives an image one more name.
+    pub fn tag(&self, name: &str, new: &str) -> Result<(), EngineError> {
+        let image = self.image(name)?;
+        let full = normalize(new).filter(|_| !new.contains('@'));
+        let full =
+            full.ok_or_else(|| EngineError::Invalid(format!("invalid reference format: {new:?} is no image name")))?;
+        self.images.tag(&image.id, full).map_err(disk_error(format!("naming image {new}")))?;
+        self.tell_image("tag", &image.id, new);
+        Ok(())
+    }
+
+    /// The containers that stand on an image.
+    #[must_use]
+    pub fn image_users(&self, id: &str) -> Vec<String> {
+        let containers = self.lock();
+        let users = containers.values().filter(|container| container.config().image_id == id);
+        users.map(|container| container.id.clone()).collect()
+    }
+
+    /// Takes a name off an image, and the image away with its last name. By its id all names go, if
+    /// there is one or `force` is given.
+    pub fn remove_image(&self, name: &str, force: bool) -> Result<Removal, EngineError> {
+        let image = self.image(name)?;
+        let by_tag = normalize(name).is_some_and(|tag| image.tags.contains(&tag));
+        if !by_tag && !name.contains('@') && image.tags.len() > 1 && !force {
+            return Err(EngineError::Conflict(format!(
+                "unable to delete {name} (must be forced) - image is referenced in multiple repositories"
+            )));
+        }
+        let last = image.tags.len() <= 1 || !by_tag;
+        let containers = self.lock();
+        let users: Vec<_> = containers.values().filter(|container| container.config().image_id == image.id).collect();
+        let running = users.iter().find(|container| container.require_running().is_ok());
+        let user = if force { running } else { users.first() };
+        if let Some(user) = user.filter(|_| last) {
+            return Err(EngineError::ImageInUse { image: name.to_owned(), container: user.id.clone() });
+        }
+        let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.layers.clone()).collect();
+        let removal =
+            self.images.remove(name, &image, &in_use, false).map_err(disk_error(format!("removing image {name}")))?;
+        drop(containers);
+        for tag in &removal.untagged {
+            self.tell_image("untag", &image.id, tag);
+        }
+        if !removal.deleted.is_empty() {
+            self.tell_image("delete", &image.id, &image.id);
+        }
+        Ok(removal)
+    }
+
+    /// Removes the images that `wanted` says and no container stands on; returns what went.
+    pub fn prune_images(&self, wanted: impl Fn(&Image) -> bool) -> Removal {
+        let mut all = Removal::default();
+        for image in self.images().into_iter().filter(|image| wanted(image) && self.image_users(&image.id).is_empty()) {
+            // One that came into use meanwhile stays.
+            if let Ok(removal) = self.remove_image(&image.id, true) {
+                all.untagged.extend(removal.untagged);
+                all.deleted.extend(removal.deleted);
+                all.bytes += removal.bytes;
+            }
+        }
+        all
+    }
+
+    /// Removes layers that no image has, unless some are just coming in; returns the bytes that are
+    /// free now.
+    pub fn prune_layers(&self) -> Result<u64, EngineError> {
+        let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(0) };
+        let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.layers.clone()).collect();
+        self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))
+    }
+
+    /// Says that layers come in, as long as the guard lives.
+    pub(crate) async fn layers_under_way(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.layers_under_way.read().await
+    }
+
+    /// Bytes that images take on disk, each layer once.
+    #[must_use]
+    pub fn layers_size(&self) -> u64 {
+        let layers: BTreeSet<String> = self.images().into_iter().flat_map(|image| image.layers).collect();
+        layers.iter().map(|layer| crate::disk::usage(&self.images.layer_dir(layer))).sum()
+    }
+
+    /// How an image was made, the last step first.
+    pub fn history(&self, name: &str) -> Result<Vec<HistoryLine>, EngineError> {
+        let image = self.image(name)?;
+        let blob =
+            self.images.config_blob(&image.id).ok().and_then(|raw| serde_json::from_slice::<ConfigBlob>(&raw).ok());
+        let mut layers = image.layers.iter();
+        let mut lines = Vec::new();
+        for entry in blob.map(|blob| blob.history).unwrap_or_default() {
+            let layer = if entry.empty_layer { None } else { layers.next() };
+            lines.push(HistoryLine {
+                id: None,
+                created: entry.created.and_then(|text| Timestamp::parse(&text)).unwrap_or_default(),
+                created_by: entry.created_by,
+                comment: entry.comment,
+                size_bytes: layer.map_or(0, |layer| crate::disk::usage(&self.images.layer_dir(layer))),
+                tags: Vec::new(),
+            });
+        }
+        lines.reverse();
+        if let Some(first) = lines.first_mut() {
+            first.id = Some(image.id.clone());
+            first.tags = image.tags.iter().map(|tag| familiar(tag).to_owned()).collect();
+        }
+        Ok(lines)
+    }
+
+    /// Who made an image, and what they said of it.
+    #[must_use]
+    pub fn image_notes(&self, image: &Image) -> (String, String) {
+        let blob =
+            self.images.config_blob(&image.id).ok().and_then(|raw| serde_json::from_slice::<ConfigBlob>(&raw).ok());
+        blob.map(|blob| (blob.author, blob.comment)).unwrap_or_default()
+    }
+
+    /// What `save` was asked for: each image with the names it is saved under.
+    pub fn images_to_save(&self, names: &[String]) -> Result<Vec<(Image, Vec<String>)>, EngineError> {
+        let mut found: Vec<(Image, Vec<String>)> = Vec::new();
+        for name in names {
+            let image = self.image(name)?;
+            let tag = normalize(name).filter(|tag| image.tags.contains(tag));
+            match found.iter_mut().find(|(other, _)| other.id == image.id) {
+                Some((_, tags)) => tags.extend(tag),
+                None => found.push((image, tag.into_iter().collect())),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes images as one archive; takes its time.
+    pub fn save_images(&self, images: &[(Image, Vec<String>)], to: impl Write) -> io::Result<()> {
+        archive::save(&self.images, images, to)?;
+        for (image, _) in images {
+            self.tell_image("save", &image.id, &image.id);
+        }
+        Ok(())
+    }
+
+    /// Takes the images of an archive in; takes its time. Returns what to tell of each.
+    pub fn load_images(&self, archive: impl Read) -> Result<Vec<String>, EngineError> {
+        let _under_way = self.layers_under_way.blocking_read();
+        let loaded = archive::load(&self.images, archive).map_err(|error| {
+            EngineError::Invalid(format!("the archive cannot be loaded: {}", skep_api::with_causes(&error)))
+        })?;
+        let mut told = Vec::new();
+        for (image, tags) in loaded {
+            self.tell_image("load", &image.id, &image.id);
+            if tags.is_empty() {
+                told.push(format!("Loaded image ID: {}", image.id));
+            }
+            told.extend(tags.iter().map(|tag| format!("Loaded image: {tag}")));
+        }
+        Ok(told)
+    }
+
+    /// Makes an image of a file system's archive; takes its time. `changes` are instructions as a
+    /// Dockerfile has them.
+    pub fn import_image(
+        &self,
+        archive: impl Read,
+        name: &str,
+        message: &str,
+        changes: &[String],
+    ) -> Result<Image, EngineError> {
+        let _under_way = self.layers_under_way.blocking_read();
+        let tags = if name.is_empty() {
+            BTreeSet::new()
+        } else {
+            let full = normalize(name);
+            BTreeSet::from([full.ok_or_else(|| EngineError::Invalid(format!("invalid reference format: {name:?}")))?])
+        };
+        let created = now().to_string();
+        let mut config = ConfigBlob {
+            architecture: crate::image::architecture().into(),
+            os: "linux".into(),
+            created: Some(created.clone()),
+            config: Some(instruction::apply_changes(Default::default(), changes).map_err(EngineError::Invalid)?),
+            ..ConfigBlob::default()
+        };
+        config.history =
+            vec![HistoryEntry { created: Some(created), comment: message.to_owned(), ..Default::default() }];
+        config.comment = message.to_owned();
+        let image = archive::import(&self.images, archive, config, tags).map_err(|error| {
+            EngineError::Invalid(format!("the archive cannot be imported: {}", skep_api::with_causes(&error)))
+        })?;
+        self.tell_image("import", &image.id, name);
+        Ok(image)
+    }
+}

@@ -1,0 +1,309 @@
+//! All that stands between a container's configuration and its first process: networks, file system,
+//! spec, and the process that watches it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use super::lifecycle::start_ticks;
+use super::{Container, Engine, now};
+use crate::container::config::{
+    ContainerConfig, FileMount, JoinedNetwork, MountSource, NamespaceMode, NetworkMode, PublishedPort,
+};
+use crate::container::health::HealthStatus;
+use crate::container::seccomp::Profile;
+use crate::container::shim::{self, ShimAnswer, ShimConfig};
+use crate::container::spec::{self, Place};
+use crate::container::state::{ContainerState, Running};
+use crate::container::user;
+use crate::network::{Joining, NetworkKeeper};
+use crate::{disk, sys, volume};
+
+/// How long a container may take to be made.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+impl Engine {
+    pub(super) async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
+        let config = container.config();
+        let Connected { address, through, ports } = self.connect(container, &config).await?;
+        let layers = self.layer_dirs(&container.layers);
+        let shim = self.shim_config(container)?;
+        let prepared = {
+            let (container, shim) = (container.clone(), shim_json(&shim)?);
+            let peers = self.peers(&config)?;
+            let netns = match &config.network {
+                NetworkMode::Host => None,
+                NetworkMode::Container(id) => peers.get(id).map(|pid| format!("/proc/{pid}/ns/net").into()),
+                NetworkMode::Bridge | NetworkMode::None | NetworkMode::Joined(_) => {
+                    Some(self.bridge.netns_path(&container.id))
+                }
+            };
+            let cgroup = self.cgroup(&container.id, &config);
+            let init = self.config.data_dir.join("bin/skep-init");
+            let volumes = self.volume_dirs(&config);
+            for name in volumes.keys() {
+                self.volumes.mount(name)?;
+            }
+            let first = matches!(*container.state.borrow(), ContainerState::Created);
+            let outside = Outside { netns, cgroup, init, volumes, shim, first, peers };
+            let config = config.clone();
+            move || prepare(&container, &config, &layers, address, &outside)
+        };
+        tokio::task::spawn_blocking(prepared).await.map_err(io::Error::other)??;
+        let started_at = now();
+        let listener = container.let_attached_in()?;
+        let (shim_pid, pid) = self.spawn_shim(&container.dirs.data, listener).await?;
+        let health = if config.health.is_some() { HealthStatus::Starting } else { HealthStatus::None };
+        Ok(Running {
+            pid,
+            shim_pid,
+            shim_start_ticks: start_ticks(shim_pid).unwrap_or(0),
+            started_at,
+            address,
+            through,
+            ports,
+            health,
+            paused: false,
+        })
+    }
+
+    /// Gives a container what it is to see of networks.
+    async fn connect(&self, container: &Container, config: &ContainerConfig) -> io::Result<Connected> {
+        let id = &container.id;
+        let alone = |ports| Connected { address: Ipv4Addr::LOCALHOST, through: None, ports };
+        match &config.network {
+            NetworkMode::Bridge => {
+                let (address, ports) = self.bridge.connect(id, &config.ports).await?;
+                Ok(Connected { address, through: None, ports })
+            }
+            NetworkMode::Host | NetworkMode::Container(_) => Ok(alone(Vec::new())),
+            NetworkMode::None => self.bridge.isolate(id).await.map(|()| alone(Vec::new())),
+            NetworkMode::Joined(networks) => {
+                let keeper = self.network_keeper().ok_or_else(|| io::Error::other("this host is in no swarm"))?;
+                let ports = self.bridge.prepare(id, &config.ports).await?;
+                let through = keeper.join(id, self.joining(container, networks, ports.clone())).await?;
+                self.bridge.lead(id, through).await?;
+                let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
+                Ok(Connected { address, through: Some(through), ports })
+            }
+        }
+    }
+
+    fn joining(&self, container: &Container, networks: &[JoinedNetwork], ports: Vec<PublishedPort>) -> Joining {
+        let netns = self.bridge.netns_path(&container.id);
+        Joining { netns, networks: networks.to_vec(), ports, resolvers: container.config().dns.clone() }
+    }
+
+    /// Names who keeps the networks that are not this host's alone, and tells it of the containers
+    /// that are in them already.
+    pub fn set_network_keeper(&self, keeper: Option<Arc<dyn NetworkKeeper>>) {
+        if let Some(keeper) = &keeper {
+            for container in self.lock().values() {
+                if let NetworkMode::Joined(networks) = &container.config().network
+                    && let ContainerState::Running(running) = &*container.state.borrow()
+                {
+                    keeper.adopt(&container.id, self.joining(container, networks, running.ports.clone()));
+                }
+            }
+        }
+        *self.keeper.lock().expect("nobody panics while holding it") = keeper;
+    }
+
+    pub(super) fn network_keeper(&self) -> Option<Arc<dyn NetworkKeeper>> {
+        self.keeper.lock().expect("nobody panics while holding it").clone()
+    }
+
+    /// The compiled system-call filter of a container that takes one.
+    pub(super) fn filter(&self, config: &ContainerConfig) -> io::Result<Option<PathBuf>> {
+        let profile = config.has_compiled_filter().then(|| Profile::new(&spec::capabilities(config)));
+        profile.map(|profile| profile.ensure_compiled(&self.config.run_dir.join("seccomp"))).transpose()
+    }
+
+    fn shim_config(&self, container: &Container) -> io::Result<ShimConfig> {
+        let cgroup = self.cgroup(&container.id, &container.config());
+        let relative = cgroup.strip_prefix("/").unwrap_or(&cgroup);
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let oom_file = if v1.exists() {
+            v1.join(relative).join("memory.oom_control")
+        } else {
+            Path::new("/sys/fs/cgroup").join(relative).join("memory.events")
+        };
+        Ok(ShimConfig {
+            id: container.id.clone(),
+            root: self.config.run_dir.join("state"),
+            bundle: container.dirs.data.clone(),
+            log: container.config().log.clone(),
+            log_path: container.dirs.log(),
+            stdio: stdio(&container.config()),
+            filter: self.filter(&container.config())?,
+            oom_file,
+        })
+    }
+
+    pub(super) fn cgroup(&self, id: &str, config: &ContainerConfig) -> PathBuf {
+        let parent = if config.cgroup_parent.is_empty() { &self.config.cgroup_parent } else { &config.cgroup_parent };
+        Path::new(parent).join(id)
+    }
+
+    /// The first processes of the containers whose namespaces are shared; all of them must run.
+    fn peers(&self, config: &ContainerConfig) -> io::Result<BTreeMap<String, i32>> {
+        let mut peers = BTreeMap::new();
+        let modes = [&config.pid_mode, &config.ipc_mode, &config.uts_mode];
+        let shared = modes.into_iter().filter_map(|mode| match mode {
+            NamespaceMode::Container(id) => Some(id),
+            NamespaceMode::Private | NamespaceMode::Host => None,
+        });
+        let network = match &config.network {
+            NetworkMode::Container(id) => Some(id),
+            NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None | NetworkMode::Joined(_) => None,
+        };
+        for id in shared.chain(network) {
+            let peer = self.find(id).map_err(io::Error::other)?;
+            let ContainerState::Running(running) = peer.state.borrow().clone() else {
+                return Err(io::Error::other(format!("container {id}, whose namespace is to be shared, does not run")));
+            };
+            peers.insert(id.clone(), running.pid);
+        }
+        Ok(peers)
+    }
+
+    pub(super) fn volume_dirs(&self, config: &ContainerConfig) -> BTreeMap<String, PathBuf> {
+        let names = config.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Volume { name, .. } => Some(name),
+            MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
+        });
+        names.map(|name| (name.clone(), self.volumes.data_dir(name))).collect()
+    }
+
+    /// Runs the shim and waits for its answer: its pid and the container's.
+    async fn spawn_shim(&self, dir: &Path, listener: OwnedFd) -> io::Result<(i32, i32)> {
+        fs::create_dir_all(self.config.run_dir.join("state"))?;
+        let mut shim = self.shim("shim", dir, listener)?;
+        let shim_pid = shim.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        let answer = read_answer(&mut shim).await;
+        // The shim lives on; it is only waited for so that it leaves no zombie.
+        self.tasks.spawn(async move { drop(shim.wait().await) });
+        Ok((shim_pid, answer?))
+    }
+
+    /// One of the program's own helpers, with `listener` as its standard input.
+    pub(super) fn shim(&self, command: &str, dir: &Path, listener: OwnedFd) -> io::Result<Child> {
+        Command::new(&self.config.program)
+            .arg(command)
+            .arg(dir)
+            .stdin(Stdio::from(listener))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+    }
+}
+
+/// Waits until a helper has started its process; returns that one's pid.
+pub(super) async fn read_answer(shim: &mut Child) -> io::Result<i32> {
+    let stdout = shim.stdout.take().ok_or_else(|| io::Error::other("the shim has no output"))?;
+    let mut line = String::new();
+    let mut reader = BufReader::new(stdout);
+    tokio::time::timeout(START_LIMIT, reader.read_line(&mut line))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("the shim said nothing in {START_LIMIT:?}")))??;
+    match serde_json::from_str(&line) {
+        Ok(ShimAnswer::Started { pid }) => Ok(pid),
+        Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(reason)),
+        Err(_) => Err(io::Error::other("the shim ended without an answer")),
+    }
+}
+
+fn stdio(config: &ContainerConfig) -> shim::Stdio {
+    if config.tty { shim::Stdio::Terminal } else { shim::Stdio::Pipes { open_stdin: config.open_stdin } }
+}
+
+/// What a container has of networks once it is connected.
+struct Connected {
+    address: Ipv4Addr,
+    through: Option<Ipv4Addr>,
+    ports: Vec<PublishedPort>,
+}
+
+/// What a container needs from outside its own directories.
+struct Outside {
+    /// None: the host's.
+    netns: Option<PathBuf>,
+    cgroup: PathBuf,
+    init: PathBuf,
+    volumes: BTreeMap<String, PathBuf>,
+    shim: Vec<u8>,
+    /// Whether it has never run.
+    first: bool,
+    /// The first processes of the containers whose namespaces it shares.
+    peers: BTreeMap<String, i32>,
+}
+
+/// Gives empty volumes what the image has in their place.
+fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
+    for mount in &config.mounts {
+        if let MountSource::Volume { name, no_copy: false, .. } = &mount.source
+            && let Ok(place) = sys::open_in_root(root, Path::new(mount.target.trim_start_matches('/')))
+        {
+            let place = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string());
+            volume::populate(&volumes[name], &place)?;
+        }
+    }
+    Ok(())
+}
+
+fn shim_json(config: &ShimConfig) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(config)?)
+}
+
+/// Puts everything in place on disk that the shim reads.
+fn prepare(
+    container: &Container,
+    config: &ContainerConfig,
+    layers: &[PathBuf],
+    address: Ipv4Addr,
+    outside: &Outside,
+) -> io::Result<()> {
+    let dirs = &container.dirs;
+    fs::create_dir_all(&dirs.run)?;
+    fs::set_permissions(&dirs.data, fs::Permissions::from_mode(0o710))?;
+    dirs.mount_root(layers)?;
+    if outside.first {
+        populate_volumes(config, &dirs.rootfs(), &outside.volumes)?;
+    }
+    let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
+    let mut files = dirs.write_etc(config, address)?;
+    files.extend(dirs.write_payloads(&config.payloads)?);
+    if config.init {
+        files.push(FileMount { source: outside.init.clone(), target: "/sbin/skep-init".into(), read_only: true });
+    }
+    let place = Place {
+        rootfs: &dirs.rootfs(),
+        netns: outside.netns.as_deref(),
+        cgroup: &outside.cgroup,
+        files: &files,
+        volumes: &outside.volumes,
+        user: &user,
+        peers: &outside.peers,
+    };
+    if config.command().is_empty() {
+        return Err(io::Error::other("no command is given, and the image names none"));
+    }
+    let spec = spec::build(config, &place);
+    disk::write_whole(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
+    disk::write_whole(&dirs.data.join("shim.json"), &outside.shim)?;
+    match fs::remove_file(dirs.data.join("exit.json")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

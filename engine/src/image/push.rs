@@ -1,0 +1,178 @@
+//! Images to registries: layers that are not there yet, mounted from a neighbour or sent in pieces,
+//! then the configuration and the manifest.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use oci_client::{Client, Reference, RegistryOperation};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use skep_api::with_causes;
+use tokio::sync::mpsc;
+use tokio_util::io::ReaderStream;
+
+use crate::image::layer::{self, Hashed, LayerBlob};
+use crate::image::pull::{Credentials, PullError, PullProgress, Puller};
+use crate::image::store::{Image, ImageStore};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYERS_AT_ONCE: usize = 3;
+/// Layers grow and shrink by little between these levels; the time does not.
+const LEVEL: Compression = Compression::new(3);
+
+/// What was pushed.
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    pub tag: String,
+    /// The manifest's.
+    pub digest: String,
+    pub size_bytes: u64,
+}
+
+impl Puller {
+    /// Sends `image` to the registry that `name` says.
+    pub(crate) async fn push(
+        &self,
+        store: &ImageStore,
+        image: &Image,
+        name: &str,
+        credentials: &Credentials,
+        progress: &mpsc::Sender<PullProgress>,
+    ) -> Result<Pushed, PullError> {
+        let reference: Reference = name.parse().map_err(|_| PullError::Name(name.to_owned()))?;
+        let failed = |error: oci_client::errors::OciDistributionError| PullError::Registry {
+            image: name.to_owned(),
+            reason: with_causes(&error),
+        };
+        let disk = |cause| PullError::Disk { image: name.to_owned(), cause };
+        let client = self.client(&reference, self.is_insecure(&reference));
+        client.auth(&reference, &credentials.to_auth(), RegistryOperation::Push).await.map_err(failed)?;
+        let config = store.config_blob(&image.id).map_err(|_| PullError::Damaged {
+            image: name.to_owned(),
+            reason: "it was stored by a version that kept no archives: pull it again".into(),
+        })?;
+        let neighbours = neighbours(image, &reference);
+        let push = |diff_id| push_layer(store, &client, &reference, &neighbours, diff_id, progress);
+        let pushes: Vec<BoxFuture<'_, _>> = image.layers.iter().map(|diff_id| push(diff_id).boxed()).collect();
+        let blobs: Vec<LayerBlob> = futures::stream::iter(pushes)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
+            .map_err(|reason| PullError::Registry { image: name.to_owned(), reason })?;
+        let config_len = config.len();
+        if !client.blob_exists(&reference, &image.id).await.map_err(failed)? {
+            client.push_blob(&reference, config, &image.id).await.map_err(failed)?;
+        }
+        let layers: Vec<_> = blobs
+            .iter()
+            .map(|blob| json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size_bytes}))
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": image.id, "size": config_len}, "layers": layers,
+        });
+        let bytes = serde_json::to_vec(&manifest).map_err(|error| disk(error.into()))?;
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
+        let size_bytes = bytes.len() as u64;
+        let kind = MANIFEST.parse().map_err(|_| disk(io::Error::other("the media type is no header")))?;
+        client.push_manifest_raw(&reference, bytes, kind).await.map_err(failed)?;
+        let mut known = image.clone();
+        known.digests.insert(format!("{}@{digest}", super::repository(name)));
+        store.keep(known).map_err(disk)?;
+        Ok(Pushed { tag: reference.tag().unwrap_or("latest").to_owned(), digest, size_bytes })
+    }
+
+    /// Asks a registry whether it takes the credentials.
+    pub(crate) async fn login(&self, registry: &str, credentials: &Credentials) -> Result<(), PullError> {
+        let registry = registry.trim_start_matches("https://").trim_start_matches("http://");
+        let host = registry.split('/').next().unwrap_or(registry);
+        let host = if host.is_empty() || host == "index.docker.io" { "docker.io" } else { host };
+        // No repository is meant; a registry that is asked for its version answers without one.
+        let reference = Reference::with_tag(host.to_owned(), "skep-login".to_owned(), "latest".to_owned());
+        let client = self.client(&reference, self.is_insecure(&reference));
+        client
+            .auth(&reference, &credentials.to_auth(), RegistryOperation::Pull)
+            .await
+            .map(drop)
+            .map_err(|error| PullError::Registry { image: host.to_owned(), reason: with_causes(&error) })
+    }
+}
+
+/// Other repositories of the same registry that have the image's layers.
+fn neighbours(image: &Image, to: &Reference) -> Vec<Reference> {
+    let parsed = image.digests.iter().filter_map(|digest| digest.parse::<Reference>().ok());
+    parsed.filter(|other| other.registry() == to.registry() && other.repository() != to.repository()).collect()
+}
+
+async fn push_layer(
+    store: &ImageStore,
+    client: &Client,
+    reference: &Reference,
+    neighbours: &[Reference],
+    diff_id: &str,
+    progress: &mpsc::Sender<PullProgress>,
+) -> Result<LayerBlob, String> {
+    let id: String = diff_id.chars().skip("sha256:".len()).take(12).collect();
+    // Whoever watched may have gone; the push goes on.
+    let tell = |status: String| drop(progress.try_send(PullProgress { id: id.clone(), status }));
+    tell("Preparing".into());
+    let (path, blob) = compressed(store, diff_id).await.map_err(|error| error.to_string())?;
+    if client.blob_exists(reference, &blob.digest).await.map_err(|error| with_causes(&error))? {
+        tell("Layer already exists".into());
+        return Ok(blob);
+    }
+    for neighbour in neighbours {
+        if client.mount_blob(reference, neighbour, &blob.digest).await.is_ok() {
+            tell(format!("Mounted from {}", neighbour.repository()));
+            return Ok(blob);
+        }
+    }
+    tell("Pushing".into());
+    let file = tokio::fs::File::open(&path).await.map_err(|error| error.to_string())?;
+    let pieces = ReaderStream::with_capacity(file, 1 << 20).map_err(Into::into);
+    client
+        .push_blob_stream(reference, pieces, &blob.digest, Some(blob.size_bytes))
+        .await
+        .map_err(|error| with_causes(&error))?;
+    tell("Pushed".into());
+    Ok(blob)
+}
+
+/// A layer's archive, compressed by now if it was not.
+async fn compressed(store: &ImageStore, diff_id: &str) -> io::Result<(PathBuf, LayerBlob)> {
+    let missing = || {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("the archive of layer {diff_id} is not here: pull the image again"),
+        )
+    };
+    let (path, blob) = store.blob(diff_id).ok_or_else(missing)?;
+    if blob.media_type != layer::TAR {
+        return Ok((path, blob));
+    }
+    let dir = store.incoming()?;
+    let archive = dir.with_extension("archive");
+    let (from, into) = (path.clone(), archive.clone());
+    let blob = tokio::task::spawn_blocking(move || compress(&from, &into)).await.map_err(io::Error::other)??;
+    std::fs::remove_dir(dir)?;
+    store.keep_blob(&archive, &blob, diff_id)?;
+    Ok((path, blob))
+}
+
+fn compress(from: &Path, into: &Path) -> io::Result<LayerBlob> {
+    let hashed = Hashed { inner: File::create(into)?, hash: Sha256::new(), len: 0 };
+    let mut encoder = GzEncoder::new(hashed, LEVEL);
+    io::copy(&mut File::open(from)?, &mut encoder)?;
+    let hashed = encoder.finish()?;
+    Ok(LayerBlob {
+        digest: format!("sha256:{}", hex::encode(hashed.hash.finalize())),
+        media_type: layer::TAR_GZIP.into(),
+        size_bytes: hashed.len,
+    })
+}
