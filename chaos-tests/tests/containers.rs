@@ -287,6 +287,82 @@ fn volumes_hold_data_and_what_is_not_possible_is_refused_by_name() {
     assert_eq!(ok(&["ps", "-a", "-q"]), "");
 }
 
+#[test]
+fn networks_of_one_host_have_names_and_keep_apart() {
+    take_turn!();
+    if no_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let ok = |args: &[&str]| ok(&rig, args);
+    import_busybox(&rig);
+    let reaches = |from: &str, to: &str| docker(&rig, &["exec", from, "ping", "-c", "1", "-W", "1", to]).0 == 0;
+    ok(&["network", "create", "front"]);
+    ok(&["network", "create", "--subnet", "10.50.0.0/24", "--gateway", "10.50.0.254", "back"]);
+    ok(&["network", "create", "--internal", "cellar"]);
+    ok(&["run", "-d", "--name", "web", "--network", "front", "--network-alias", "www", "busybox", "sleep", "1000"]);
+    ok(&["run", "-d", "--name", "client", "--network", "front", "busybox", "sleep", "1000"]);
+    ok(&["run", "-d", "--name", "db", "--network", "back", "--ip", "10.50.0.77", "busybox", "sleep", "1000"]);
+    assert!(reaches("client", "web") && reaches("client", "www"));
+    assert!(!reaches("client", "db") && !reaches("client", "10.50.0.77"), "another network");
+    ok(&["network", "connect", "--alias", "frontend", "back", "client"]);
+    assert!(reaches("client", "db") && reaches("db", "frontend"));
+
+    // The daemon's death takes no packet; names come back with it.
+    host.kill_daemon();
+    host.start_daemon();
+    wait_until("names are served again", LIMIT, || (reaches("client", "web") && reaches("db", "frontend"), host.log()));
+    ok(&["rename", "web", "renamed"]);
+    assert!(reaches("client", "renamed") && !reaches("client", "web"));
+    let (code, _, stderr) = docker(&rig, &["network", "rm", "back"]);
+    assert!(code != 0 && stderr.contains("active endpoints"), "{stderr}");
+    ok(&["network", "disconnect", "back", "client"]);
+    assert!(!reaches("client", "db") && reaches("client", "renamed"));
+
+    // A port on one address is served there and nowhere else; nothing leads out of an internal network.
+    ok(&[
+        "run",
+        "-d",
+        "--name",
+        "page",
+        "--network",
+        "front",
+        "-p",
+        "127.0.0.1:8088:80",
+        "busybox",
+        "httpd",
+        "-f",
+        "-h",
+        "/etc",
+    ]);
+    let answers = |address: &str| {
+        host.exec("curl", &["-s", "-m", "2", &format!("http://{address}:8088/passwd")]).stdout.contains("root")
+    };
+    wait_until("the page is served", LIMIT, || (answers("127.0.0.1"), host.log()));
+    assert!(!answers(host.addr()), "another address");
+    assert_eq!(ok(&["port", "page"]), "80/tcp -> 127.0.0.1:8088\n");
+    let routes = ok(&["run", "--rm", "--network", "cellar", "busybox", "ip", "route"]);
+    assert!(!routes.contains("default"), "{routes}");
+    for (args, why) in [
+        (vec!["network", "create", "--subnet", "10.50.0.0/16", "wide"], "overlaps"),
+        (vec!["network", "create", "back"], "already exists"),
+        (vec!["network", "create", "-d", "macvlan", "mac"], "macvlan"),
+        (vec!["network", "rm", "bridge"], "pre-defined"),
+        (vec!["run", "--network", "back", "--ip", "10.50.0.77", "busybox"], "in use"),
+        (vec!["run", "--network", "nowhere", "busybox"], "not found"),
+    ] {
+        let (code, _, stderr) = docker(&rig, &args);
+        assert!(code != 0 && stderr.contains(why), "{args:?}: {code} {stderr}");
+    }
+    ok(&["rm", "-f", "renamed", "client", "db", "page"]);
+    ok(&["container", "prune", "-f"]);
+    assert_eq!(ok(&["network", "prune", "-f"]).matches('\n').count(), 5, "three networks are gone");
+    let links = host.exec("ip", &["-o", "link"]).stdout;
+    assert!(!links.contains("br-") && !links.contains("veth"), "{links}");
+}
+
 /// An image to try things with: busybox, and a user beside root.
 fn import_busybox(rig: &Rig) {
     let dir = tempfile::tempdir().unwrap();

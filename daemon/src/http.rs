@@ -69,6 +69,7 @@ fn system_router() -> Router<Arc<Daemon>> {
         .route("/system/df", get(system::disk_usage))
         .route("/auth", post(images::auth))
         .route("/events", get(events::events))
+        .route("/plugins", get(system::plugins))
         .route("/skep/diagnose", get(networks::diagnose))
 }
 
@@ -120,6 +121,7 @@ fn containers_router() -> Router<Arc<Daemon>> {
         .route("/containers/{id}/update", post(containers::change::update))
         .route("/containers/{id}/wait", post(containers::attach::wait))
         .route("/containers/{id}/attach", post(containers::attach::attach))
+        .route("/containers/{id}/attach/ws", get(containers::websocket::attach))
         .route("/containers/{id}/resize", post(containers::attach::resize))
         .route("/containers/{id}/top", get(containers::watch::top))
         .route("/containers/{id}/stats", get(containers::watch::stats))
@@ -160,7 +162,7 @@ fn networks_router() -> Router<Arc<Daemon>> {
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .route("/networks/{id}/connect", post(networks::connect))
-        .route("/networks/{id}/disconnect", post(networks::connect))
+        .route("/networks/{id}/disconnect", post(networks::disconnect))
 }
 
 async fn unknown(uri: Uri) -> ApiError {

@@ -7,6 +7,7 @@ mod files;
 mod images;
 mod launch;
 mod lifecycle;
+mod networks;
 mod volumes;
 
 pub use attach::{Attachment, InputWriter, OutputReader};
@@ -15,6 +16,7 @@ pub use exec::{Exec, ExecSpec, ExecState};
 pub use files::{Archiving, Change, CommitOptions, PathStat};
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
+pub use networks::LocalNetworkSpec;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -39,7 +41,7 @@ use crate::engine::exec::ExecStore;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
-use crate::network::{Bridge, BridgeConfig, NetworkKeeper};
+use crate::network::{BridgeConfig, NetworkKeeper, Networks};
 use crate::volume::{Volume, VolumeError, VolumeStore};
 
 /// How an engine is set up.
@@ -96,6 +98,8 @@ pub enum EngineError {
     ImageInUse { image: String, container: String },
     #[error("container {id} could not be started: {reason}")]
     Start { id: String, reason: String },
+    #[error("network {0} not found")]
+    NoNetwork(String),
     #[error("get {0}: no such volume")]
     NoVolume(String),
     #[error(transparent)]
@@ -286,7 +290,7 @@ pub struct Engine {
     images: Arc<ImageStore>,
     puller: Puller,
     volumes: VolumeStore,
-    bridge: Bridge,
+    networks: Networks,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     execs: ExecStore,
     /// Held by whatever brings layers that no image has yet.
@@ -325,7 +329,8 @@ impl Engine {
         let engine = Arc::new(Self {
             puller: Puller::new(config.registries.clone(), images.clone()),
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,
-            bridge: Bridge::new(config.bridge.clone(), &config.run_dir).map_err(disk_error("preparing the network"))?,
+            networks: Networks::open(&config.bridge, config.data_dir.join("networks"), &config.run_dir)
+                .map_err(disk_error("preparing the networks"))?,
             keeper: Mutex::default(),
             containers: Mutex::default(),
             images,
@@ -336,6 +341,8 @@ impl Engine {
             config,
         });
         engine.adopt_all()?;
+        let serving = engine.clone();
+        engine.tasks.spawn(async move { serving.networks.serve_names().await });
         // What a build left that failed, or was cut off.
         engine.prune_layers()?;
         Ok(engine)
@@ -460,7 +467,7 @@ impl Engine {
         let mut inspection = container.inspection(self.execs.of_container(&container.id));
         let layer = |layer: &String| self.images.layer_dir(layer).display().to_string();
         inspection.layer_dirs = container.layers.iter().map(layer).collect();
-        inspection.netns = Some(self.bridge.netns_path(&container.id)).filter(|path| path.exists());
+        inspection.netns = Some(self.networks.netns_path(&container.id)).filter(|path| path.exists());
         Ok(inspection)
     }
 

@@ -1,7 +1,11 @@
-//! The bridge network of one host: a bridge, a veth pair per container, addresses, masquerading to
-//! the outside, and published ports, all in one nftables table that is replaced as a whole.
+//! The networks of one host: bridges, a veth pair per place of a container, addresses, names,
+//! masquerading to the outside, and published ports, all rules in one nftables table that is replaced
+//! as a whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod lease;
+mod ruleset;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,15 +15,21 @@ use std::sync::Mutex;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use serde::{Deserialize, Serialize};
+use skep_api::{Subnet, Timestamp};
 use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
+use skep_name_server::{NameServers, Served, Zone};
 
 use crate::container::config::{JoinedNetwork, PublishedPort};
-
-/// Ports that are picked when a container wants any.
-const PICKED_PORTS: std::ops::RangeInclusive<u16> = 32768..=60999;
+use crate::disk;
+use crate::network::lease::{Held, Lease, pick_address, pick_ports, taken_addresses};
+use crate::network::ruleset::ruleset;
 
 /// The first link of a container behind its loopback.
 const ETH0_INDEX: u32 = 2;
+
+/// The network that every host has.
+pub const DEFAULT_NETWORK: &str = "bridge";
 
 /// Keeps networks that are not this host's alone; the engine hands it the containers that join them.
 pub trait NetworkKeeper: Send + Sync + 'static {
@@ -44,7 +54,7 @@ pub struct Joining {
     pub resolvers: Vec<String>,
 }
 
-/// How the bridge is set up.
+/// How the default bridge is set up.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
     pub name: String,
@@ -59,47 +69,132 @@ impl Default for BridgeConfig {
     }
 }
 
-/// What one container has of the network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Lease {
-    target: Target,
-    ports: Vec<PublishedPort>,
+/// A network of this host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalNetwork {
+    pub id: String,
+    pub name: String,
+    pub created: Timestamp,
+    pub labels: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
+    pub subnet: Subnet,
+    /// Where addresses are picked; the whole subnet if absent.
+    pub range: Option<Subnet>,
+    pub gateway: Ipv4Addr,
+    /// Addresses that are somebody else's, by name.
+    pub reserved: BTreeMap<String, Ipv4Addr>,
+    /// Whether nothing of it gets out, nor anything in.
+    pub internal: bool,
+    /// Whether what gets out has the host's address.
+    pub masquerade: bool,
+    /// The bridge's name on the host.
+    pub device: String,
 }
 
-/// Where a container's published ports lead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    /// To its port, at its address on the bridge.
-    Bridge(Ipv4Addr),
-    /// To the same port there, where somebody knows how to go on.
-    Through(Ipv4Addr),
-    /// Nowhere yet, or the host's own.
-    Nowhere,
+impl LocalNetwork {
+    /// The usual network on a subnet, with its first address for the gateway.
+    #[must_use]
+    pub fn new(id: &str, subnet: Subnet) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            created: Timestamp::NEVER,
+            labels: BTreeMap::new(),
+            options: BTreeMap::new(),
+            subnet,
+            range: None,
+            gateway: subnet.nth(1).unwrap_or(subnet.base()),
+            reserved: BTreeMap::new(),
+            internal: false,
+            masquerade: true,
+            // The kernel takes 15 bytes.
+            device: format!("br-{}", &id[..id.len().min(12)]),
+        }
+    }
+
+    fn has_names(&self) -> bool {
+        self.id != DEFAULT_NETWORK
+    }
+}
+
+/// A place in a network of the host's that is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPlace {
+    /// The network's id.
+    pub network: String,
+    /// What neighbours call it beside its name.
+    pub aliases: Vec<String>,
+    pub address: Option<Ipv4Addr>,
+}
+
+/// A place in a network of the host's that a running container has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEndpoint {
+    pub network: String,
+    pub address: Ipv4Addr,
+    /// The number of its link inside: eth0 is 0.
+    pub link: u32,
+    pub names: Vec<String>,
 }
 
 impl Eq for PublishedPort {}
 
-/// The bridge and who is on it.
-#[derive(Debug)]
-pub(crate) struct Bridge {
-    config: BridgeConfig,
-    netns_dir: PathBuf,
-    leases: Mutex<BTreeMap<String, Lease>>,
-    /// The bridge's, once it is set up.
-    index: tokio::sync::OnceCell<u32>,
-    rules: tokio::sync::Mutex<()>,
+/// A container as the networks know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Member<'a> {
+    pub(crate) id: &'a str,
+    /// What neighbours call it in every network.
+    pub(crate) names: Vec<String>,
+    pub(crate) ports: &'a [PublishedPort],
+    pub(crate) resolvers: &'a [String],
 }
 
-impl Bridge {
-    pub(crate) fn new(config: BridgeConfig, run_dir: &Path) -> io::Result<Self> {
+/// The host's networks and who is in them.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    /// Where those that users made are kept.
+    dir: PathBuf,
+    netns_dir: PathBuf,
+    all: Mutex<BTreeMap<String, LocalNetwork>>,
+    leases: Mutex<BTreeMap<String, Lease>>,
+    /// The bridges' indexes, once they are set up.
+    indexes: tokio::sync::Mutex<BTreeMap<String, u32>>,
+    rules: tokio::sync::Mutex<()>,
+    names: tokio::sync::Mutex<NameServers<String>>,
+    resolvers: Mutex<BTreeMap<String, Vec<String>>>,
+}
+
+impl Networks {
+    pub(crate) fn open(config: &BridgeConfig, dir: PathBuf, run_dir: &Path) -> io::Result<Self> {
         let netns_dir = run_dir.join("netns");
         fs::create_dir_all(&netns_dir)?;
+        fs::create_dir_all(&dir)?;
+        let subnet = Subnet::new(config.gateway, config.prefix_len)
+            .ok_or_else(|| io::Error::other("the bridge's prefix length is not possible"))?;
+        let default = LocalNetwork {
+            gateway: config.gateway,
+            device: config.name.clone(),
+            ..LocalNetwork::new(DEFAULT_NETWORK, subnet)
+        };
+        let mut all = BTreeMap::from([(default.id.clone(), default)]);
+        for entry in fs::read_dir(&dir)?.flatten() {
+            match fs::read(entry.path()).map(|bytes| serde_json::from_slice::<LocalNetwork>(&bytes)) {
+                Ok(Ok(network)) => drop(all.insert(network.id.clone(), network)),
+                Ok(Err(error)) => {
+                    tracing::error!(path = %entry.path().display(), %error, "a network's record is damaged: make it again");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(Self {
-            config,
+            dir,
             netns_dir,
+            all: Mutex::new(all),
             leases: Mutex::default(),
-            index: tokio::sync::OnceCell::new(),
+            indexes: tokio::sync::Mutex::default(),
             rules: tokio::sync::Mutex::default(),
+            names: tokio::sync::Mutex::default(),
+            resolvers: Mutex::default(),
         })
     }
 
@@ -111,46 +206,70 @@ impl Bridge {
         self.leases.lock().expect("nobody panics while holding it")
     }
 
-    /// Takes back what a running container had before the daemon's restart: its address on the
-    /// bridge, or what its ports lead through.
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, LocalNetwork>> {
+        self.all.lock().expect("nobody panics while holding it")
+    }
+
+    /// All networks of the host's, by id.
+    pub(crate) fn list(&self) -> Vec<LocalNetwork> {
+        self.all().values().cloned().collect()
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<LocalNetwork> {
+        self.all().get(id).cloned()
+    }
+
+    /// Keeps a new network; it is made once somebody joins it.
+    pub(crate) fn add(&self, network: LocalNetwork) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(&network)?;
+        disk::write_whole(&self.dir.join(format!("{}.json", network.id)), &bytes)?;
+        self.all().insert(network.id.clone(), network);
+        Ok(())
+    }
+
+    /// Removes a network that nobody is in.
+    pub(crate) async fn remove(&self, network: &LocalNetwork) -> io::Result<()> {
+        let made = self.indexes.lock().await.remove(&network.id);
+        fs::remove_file(self.dir.join(format!("{}.json", network.id)))?;
+        self.all().remove(&network.id);
+        let netlink = Netlink::open()?;
+        // One of an earlier daemon's has no index here.
+        if let Some(index) = made.or(link_index(netlink.handle(), &network.device).await) {
+            netlink.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+        }
+        self.write_rules().await
+    }
+
+    /// Takes back what a running container had before the daemon's restart: its places, or what its
+    /// ports lead through.
     pub(crate) fn adopt(
         &self,
         container: &str,
-        address: Ipv4Addr,
+        endpoints: &[LocalEndpoint],
         through: Option<Ipv4Addr>,
         ports: Vec<PublishedPort>,
+        resolvers: &[String],
     ) {
-        let target = through.map_or(Target::Bridge(address), Target::Through);
-        self.leases().insert(container.to_owned(), Lease { target, ports });
-    }
-
-    /// Gives a container its ports.
-    fn lease(&self, container: &str, target: Target, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
-        let mut leases = self.leases();
-        let leased = pick_ports(&leases, ports)?;
-        leases.insert(container.to_owned(), Lease { target, ports: leased.clone() });
-        Ok(leased)
-    }
-
-    /// Gives a container an address on the bridge and its ports.
-    fn lease_address(&self, container: &str, ports: &[PublishedPort]) -> io::Result<(Ipv4Addr, Vec<PublishedPort>)> {
-        let mut leases = self.leases();
-        let used: BTreeSet<Ipv4Addr> = leases.values().filter_map(|lease| lease.target.bridge_address()).collect();
-        let base = u32::from(self.config.gateway);
-        let hosts = (1u32 << (32 - u32::from(self.config.prefix_len))) - 2;
-        let address = (1..hosts)
-            .map(|offset| Ipv4Addr::from(base + offset))
-            .find(|address| !used.contains(address))
-            .ok_or_else(|| io::Error::other("the bridge network has no address left: remove containers"))?;
-        let leased = pick_ports(&leases, ports)?;
-        leases.insert(container.to_owned(), Lease { target: Target::Bridge(address), ports: leased.clone() });
-        Ok((address, leased))
+        let held = |endpoint: &LocalEndpoint| Held {
+            network: endpoint.network.clone(),
+            address: endpoint.address,
+            names: endpoint.names.clone(),
+            link: endpoint.link,
+        };
+        let places = endpoints.iter().map(held).collect();
+        self.leases().insert(container.to_owned(), Lease { places, through, ports });
+        self.resolvers.lock().expect("nobody panics while holding it").insert(container.to_owned(), resolvers.to_vec());
     }
 
     /// Makes a namespace for a container that joins networks that are not this host's, and sets its
     /// ports aside.
     pub(crate) async fn prepare(&self, container: &str, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
-        let leased = self.lease(container, Target::Nowhere, ports)?;
+        let leased = {
+            let mut leases = self.leases();
+            let leased = pick_ports(&leases, ports)?;
+            leases.insert(container.to_owned(), Lease { ports: leased.clone(), ..Lease::default() });
+            leased
+        };
         Netns::create(&self.netns_path(container)).await?;
         Ok(leased)
     }
@@ -161,7 +280,7 @@ impl Bridge {
             let mut leases = self.leases();
             let lease = leases.get_mut(container);
             lease.is_some_and(|lease| {
-                lease.target = Target::Through(through);
+                lease.through = Some(through);
                 !lease.ports.is_empty()
             })
         };
@@ -176,212 +295,280 @@ impl Bridge {
         netlink.handle().link().set(up).execute().await.map_err(io::Error::other)
     }
 
-    /// Makes a container's namespace and joins it to the bridge.
+    /// Makes a container's namespace and gives it its places.
     pub(crate) async fn connect(
         &self,
-        container: &str,
-        ports: &[PublishedPort],
-    ) -> io::Result<(Ipv4Addr, Vec<PublishedPort>)> {
-        let bridge = *self.index.get_or_try_init(|| self.set_up()).await?;
-        let (address, leased) = self.lease_address(container, ports)?;
-        let joined = self.join(container, address, bridge).await;
-        let ruled = match joined {
-            Ok(()) if !leased.is_empty() => self.write_rules().await,
-            other => other,
-        };
-        if let Err(error) = ruled {
-            self.disconnect(container).await?;
-            return Err(error);
+        member: &Member<'_>,
+        places: &[LocalPlace],
+    ) -> io::Result<(Vec<LocalEndpoint>, Vec<PublishedPort>)> {
+        let connected = self.connect_all(member, places).await;
+        if connected.is_err() {
+            // The first error is the one to tell.
+            let _ = self.disconnect(member.id).await;
         }
-        Ok((address, leased))
+        connected
     }
 
-    /// Takes a container off the bridge; doing so twice is harmless.
+    async fn connect_all(
+        &self,
+        member: &Member<'_>,
+        places: &[LocalPlace],
+    ) -> io::Result<(Vec<LocalEndpoint>, Vec<PublishedPort>)> {
+        let ports = {
+            let mut leases = self.leases();
+            let ports = pick_ports(&leases, member.ports)?;
+            leases.insert(member.id.to_owned(), Lease { ports: ports.clone(), ..Lease::default() });
+            ports
+        };
+        let resolvers = member.resolvers.to_vec();
+        self.resolvers.lock().expect("nobody panics while holding it").insert(member.id.to_owned(), resolvers);
+        let netns = Netns::create(&self.netns_path(member.id)).await?;
+        let inside = Netlink::open_in(&netns).await?;
+        let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
+        inside.handle().link().set(up).execute().await.map_err(io::Error::other)?;
+        let mut endpoints = Vec::new();
+        for place in places {
+            endpoints.push(self.attach(member, place, &netns, inside.handle()).await?);
+        }
+        if !ports.is_empty() {
+            self.write_rules().await?;
+        }
+        self.serve_names().await;
+        Ok((endpoints, ports))
+    }
+
+    /// Gives a running container one more place.
+    pub(crate) async fn join(&self, member: &Member<'_>, place: &LocalPlace) -> io::Result<LocalEndpoint> {
+        let netns = Netns::open(&self.netns_path(member.id))?;
+        let inside = Netlink::open_in(&netns).await?;
+        let endpoint = self.attach(member, place, &netns, inside.handle()).await?;
+        self.write_rules().await?;
+        self.serve_names().await;
+        Ok(endpoint)
+    }
+
+    /// Takes a place from a running container.
+    pub(crate) async fn part(&self, container: &str, network: &str) -> io::Result<()> {
+        let link = {
+            let mut leases = self.leases();
+            let Some(lease) = leases.get_mut(container) else { return Ok(()) };
+            let at = lease.places.iter().position(|place| place.network == network);
+            at.map(|at| lease.places.remove(at).link)
+        };
+        if let Some(link) = link {
+            let netns = Netns::open(&self.netns_path(container))?;
+            let inside = Netlink::open_in(&netns).await?;
+            // A link that is gone needs no removal.
+            if let Some(index) = link_index(inside.handle(), &format!("eth{link}")).await {
+                inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+            }
+            self.route_out(container, inside.handle()).await?;
+        }
+        self.write_rules().await?;
+        self.serve_names().await;
+        Ok(())
+    }
+
+    /// Makes the links of one place, and the routes that it brings.
+    async fn attach(
+        &self,
+        member: &Member<'_>,
+        place: &LocalPlace,
+        netns: &Netns,
+        inside: &Handle,
+    ) -> io::Result<LocalEndpoint> {
+        let bridge = self.bridge(&place.network).await?;
+        let network = self.get(&place.network).ok_or_else(|| io::Error::other("the network has just been removed"))?;
+        let held = {
+            let mut leases = self.leases();
+            let address = pick_address(&network, &taken_addresses(&leases, &network.id), place.address)?;
+            let lease = leases.entry(member.id.to_owned()).or_default();
+            let link = (0..).find(|link| !lease.places.iter().any(|place| place.link == *link)).unwrap_or(0);
+            let names = member.names.iter().chain(&place.aliases).cloned().collect();
+            let held = Held { network: network.id.clone(), address, names, link };
+            lease.places.push(held.clone());
+            held
+        };
+        let made = async {
+            let host = format!("veth{}{}", &member.id[..member.id.len().min(8)], link_suffix(held.link));
+            let pair = veth_pair(&host, bridge, netns, held.link);
+            Netlink::open()?.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
+            let index = ETH0_INDEX + held.link;
+            let prefix_len = network.subnet.prefix_len();
+            inside.address().add(index, held.address.into(), prefix_len).execute().await.map_err(io::Error::other)?;
+            let up = LinkUnspec::new_with_index(index).up().build();
+            inside.link().set(up).execute().await.map_err(io::Error::other)?;
+            self.route_out(member.id, inside).await
+        };
+        if let Err(error) = made.await {
+            if let Some(lease) = self.leases().get_mut(member.id) {
+                lease.places.retain(|place| place.network != network.id);
+            }
+            return Err(error);
+        }
+        let Held { network, address, names, link } = held;
+        Ok(LocalEndpoint { network, address, link, names })
+    }
+
+    /// Leads what goes out through the first network that lets it.
+    async fn route_out(&self, container: &str, inside: &Handle) -> io::Result<()> {
+        let gateway = {
+            let (all, leases) = (self.all(), self.leases());
+            let places = leases.get(container).map(|lease| lease.places.clone()).unwrap_or_default();
+            places
+                .iter()
+                .filter_map(|place| all.get(&place.network))
+                .find(|network| !network.internal)
+                .map(|network| network.gateway)
+        };
+        let Some(gateway) = gateway else { return Ok(()) };
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        // One that goes another way is replaced only if its link is gone with it.
+        add_existing_is_fine(inside.route().add(route).execute().await).map_err(io::Error::other)
+    }
+
+    /// Takes a container off all networks; doing so twice is harmless.
     pub(crate) async fn disconnect(&self, container: &str) -> io::Result<()> {
         let lease = self.leases().remove(container);
-        let rules = match lease {
+        self.resolvers.lock().expect("nobody panics while holding it").remove(container);
+        let rules = match &lease {
             Some(lease) if !lease.ports.is_empty() => self.write_rules().await,
             _ => Ok(()),
         };
-        // The namespace's end of the veth pair takes the host's end with it.
+        if lease.is_some_and(|lease| !lease.places.is_empty()) {
+            self.serve_names().await;
+        }
+        // The namespace's ends of the veth pairs take the host's ends with them.
         let removed = Netns::remove(&self.netns_path(container));
         rules.and(removed)
     }
 
-    /// Makes the bridge and its rules, or takes up those that are there; returns the bridge's index.
-    async fn set_up(&self) -> io::Result<u32> {
-        let index = self.make_bridge(Netlink::open()?.handle()).await.map_err(io::Error::other)?;
+    /// Gives a container another name in its networks.
+    pub(crate) async fn rename(&self, container: &str, old: &str, new: &str) {
+        if let Some(lease) = self.leases().get_mut(container) {
+            for name in lease.places.iter_mut().flat_map(|place| &mut place.names).filter(|name| *name == old) {
+                new.clone_into(name);
+            }
+        }
+        self.serve_names().await;
+    }
+
+    /// The index of a network's bridge, which is made if it is not there.
+    async fn bridge(&self, id: &str) -> io::Result<u32> {
+        let mut indexes = self.indexes.lock().await;
+        if let Some(&index) = indexes.get(id) {
+            return Ok(index);
+        }
+        let network =
+            self.get(id).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("network {id} not found")))?;
+        let netlink = Netlink::open()?;
+        let index = make_bridge(netlink.handle(), &network).await.map_err(io::Error::other)?;
         for (path, value) in [
             ("/proc/sys/net/ipv4/ip_forward".to_owned(), "1"),
-            (format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.config.name), "1"),
+            (format!("/proc/sys/net/ipv4/conf/{}/route_localnet", network.device), "1"),
         ] {
             fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
+        indexes.insert(id.to_owned(), index);
+        drop(indexes);
         self.write_rules().await?;
         Ok(index)
     }
 
-    async fn make_bridge(&self, handle: &Handle) -> Result<u32, rtnetlink::Error> {
-        let name = &self.config.name;
-        if link_index(handle, name).await.is_none() {
-            handle.link().add(LinkBridge::new(name).build()).execute().await?;
-        }
-        let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-        let (gateway, prefix_len) = (self.config.gateway, self.config.prefix_len);
-        add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
-        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        Ok(index)
-    }
-
-    /// Makes the namespace, and a veth pair with one end on the bridge and the other inside as eth0.
-    ///
-    /// The pair is made where it belongs, in one step: a link that is moved to another namespace
-    /// holds up every other change of the host's network for some 15 ms.
-    async fn join(&self, container: &str, address: Ipv4Addr, bridge: u32) -> io::Result<()> {
-        let netns = Netns::create(&self.netns_path(container)).await?;
-        let pair = veth_pair(&format!("veth{}", &container[..container.len().min(8)]), bridge, &netns);
-        Netlink::open()?.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
-        let inside = Netlink::open_in(&netns).await?;
-        self.configure(inside.handle(), address).await.map_err(io::Error::other)
-    }
-
-    /// Address and routes inside a container.
-    async fn configure(&self, handle: &Handle, address: Ipv4Addr) -> Result<(), rtnetlink::Error> {
-        handle.address().add(ETH0_INDEX, address.into(), self.config.prefix_len).execute().await?;
-        for index in [LOOPBACK_INDEX, ETH0_INDEX] {
-            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(self.config.gateway).build();
-        handle.route().add(route).execute().await
-    }
-
     async fn write_rules(&self) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
-        let leases: Vec<_> = self.leases().values().cloned().collect();
-        let rules = ruleset(&self.config, &leases);
+        let (networks, leases) = (self.all().clone(), self.leases().clone());
+        let rules = ruleset(&networks, &leases);
         tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
     }
-}
 
-impl Target {
-    fn bridge_address(self) -> Option<Ipv4Addr> {
-        match self {
-            Self::Bridge(address) => Some(address),
-            Self::Through(_) | Self::Nowhere => None,
+    /// Brings the names that containers are served in line with who is where.
+    pub(crate) async fn serve_names(&self) {
+        let (zones, served) = {
+            let (all, leases) = (self.all(), self.leases());
+            let resolvers = self.resolvers.lock().expect("nobody panics while holding it");
+            (zones(&all, &leases), self.served(&all, &leases, &resolvers))
+        };
+        for (container, error) in self.names.lock().await.update(&zones, &served).await {
+            tracing::warn!(container, %error, "names cannot be served");
         }
+    }
+
+    fn served(
+        &self,
+        all: &BTreeMap<String, LocalNetwork>,
+        leases: &BTreeMap<String, Lease>,
+        resolvers: &BTreeMap<String, Vec<String>>,
+    ) -> BTreeMap<String, Served<String>> {
+        let mut served = BTreeMap::new();
+        for (id, lease) in leases {
+            let networks: Vec<&LocalNetwork> =
+                lease.places.iter().filter_map(|place| all.get(&place.network)).collect();
+            if !networks.iter().any(|network| network.has_names()) {
+                continue;
+            }
+            let own = resolvers.get(id).into_iter().flatten().filter_map(|text| text.parse().ok());
+            served.insert(
+                id.clone(),
+                Served {
+                    netns: self.netns_path(id),
+                    networks: networks.iter().filter(|n| n.has_names()).map(|n| n.id.clone()).collect(),
+                    forward: networks.iter().any(|network| !network.internal),
+                    resolvers: own.collect(),
+                },
+            );
+        }
+        served
     }
 }
 
-/// The host's ports that are asked for, and free ones where any will do.
-fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
-    let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
-    let mut leased = Vec::new();
-    for port in ports {
-        let mut port = port.clone();
-        if port.host_port == 0 {
-            let free = PICKED_PORTS.into_iter().find(|&number| {
-                let candidate = PublishedPort { host_port: number, ..port.clone() };
-                !taken.iter().any(|other| collides(other, &candidate))
-            });
-            port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
+/// What the members of each network are called.
+fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> BTreeMap<String, Zone> {
+    let mut zones: BTreeMap<String, Zone> =
+        all.values().filter(|network| network.has_names()).map(|n| (n.id.clone(), Zone::default())).collect();
+    for place in leases.values().flat_map(|lease| &lease.places) {
+        let Some(zone) = zones.get_mut(&place.network) else { continue };
+        for name in &place.names {
+            let addresses = zone.names.entry(name.to_lowercase()).or_default();
+            if !addresses.contains(&place.address) {
+                addresses.push(place.address);
+            }
         }
-        if taken.iter().any(|other| collides(other, &port)) {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!(
-                    "port {}/{} is published by another container: port is already allocated",
-                    port.host_port,
-                    port.protocol.as_str()
-                ),
-            ));
+        if let (Some(name), Some(network)) = (place.names.first(), all.get(&place.network)) {
+            zone.reverse.insert(place.address, format!("{name}.{}", network.name));
         }
-        taken.push(port.clone());
-        leased.push(port);
     }
-    Ok(leased)
+    zones
 }
 
-/// Whether two want the same port of the same address.
-fn collides(a: &PublishedPort, b: &PublishedPort) -> bool {
-    let everywhere = a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
-    a.protocol == b.protocol && a.host_port == b.host_port && (everywhere || a.host_ip == b.host_ip)
+async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
+    let name = &network.device;
+    if link_index(handle, name).await.is_none() {
+        handle.link().add(LinkBridge::new(name).build()).execute().await?;
+    }
+    let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
+    add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
+    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+    Ok(index)
 }
 
-/// A pair of links: `host`, up and on `bridge`, and eth0 in `namespace`, which cannot be up before
-/// the other is there.
-fn veth_pair(host: &str, bridge: u32, namespace: &Netns) -> LinkMessage {
-    let inside = LinkUnspec::new_with_index(ETH0_INDEX).name("eth0").setns_by_fd(namespace.as_raw_fd());
-    LinkVeth::new(host, "eth0")
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(inside.build())))
+/// The first link of a container has a short name on the host; further ones say which they are.
+fn link_suffix(link: u32) -> String {
+    if link == 0 { String::new() } else { format!("-{link}") }
+}
+
+/// A pair of links: `host`, up and on `bridge`, and ethN in `namespace`, which cannot be up before the
+/// other is there.
+///
+/// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
+/// every other change of the host's network for some 15 ms.
+fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32) -> LinkMessage {
+    let inside = format!("eth{link}");
+    let peer = LinkUnspec::new_with_index(ETH0_INDEX + link).name(&inside).setns_by_fd(namespace.as_raw_fd());
+    LinkVeth::new(host, &inside)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
         .controller(bridge)
         .up()
         .build()
-}
-
-/// The whole table, as `nft` reads it. Replacing a table is one step for the kernel.
-fn ruleset(config: &BridgeConfig, leases: &[Lease]) -> String {
-    let BridgeConfig { name, gateway, prefix_len } = config;
-    let network = u32::from(*gateway) & (u32::MAX << (32 - u32::from(*prefix_len)));
-    let network = format!("{}/{prefix_len}", Ipv4Addr::from(network));
-    let mut dnat = String::new();
-    for lease in leases {
-        for port in &lease.ports {
-            let to = match lease.target {
-                Target::Bridge(address) => format!("{address}:{}", port.container_port),
-                Target::Through(address) => address.to_string(),
-                Target::Nowhere => continue,
-            };
-            let (protocol, host_port) = (port.protocol.as_str(), port.host_port);
-            let at = if port.host_ip.is_unspecified() { String::new() } else { format!("ip daddr {} ", port.host_ip) };
-            dnat += &format!("    {at}{protocol} dport {host_port} dnat to {to}\n");
-        }
-    }
-    format!(
-        "table ip skep {{}}\ndelete table ip skep\ntable ip skep {{\n\
-         \x20 chain publish {{\n{dnat}  }}\n\
-         \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
-         \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain output {{\n    type nat hook output priority -100\n\
-         \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain postrouting {{\n    type nat hook postrouting priority 100\n\
-         \x20   ip saddr {network} oifname != \"{name}\" masquerade\n\
-         \x20   ip saddr 127.0.0.0/8 oifname \"{name}\" masquerade\n\
-         \x20   ip saddr {network} ip daddr {network} ct status dnat masquerade\n  }}\n}}\n"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use skep_api::service::Protocol;
-
-    use super::*;
-
-    fn port(host_port: u16) -> PublishedPort {
-        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: Ipv4Addr::UNSPECIFIED, host_port }
-    }
-
-    #[test]
-    fn addresses_and_ports_are_given_once_and_come_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let bridge = Bridge::new(BridgeConfig::default(), dir.path()).unwrap();
-        let lease = |name: &str, ports: &[PublishedPort]| bridge.lease_address(name, ports);
-        let (first, _) = lease("a", &[port(8080)]).unwrap();
-        assert_eq!(first, Ipv4Addr::new(172, 17, 0, 2));
-        assert_eq!(lease("b", &[]).unwrap().0, Ipv4Addr::new(172, 17, 0, 3));
-        assert_eq!(lease("c", &[port(8080)]).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert_ne!(lease("d", &[port(0)]).unwrap().1[0].host_port, 0);
-        assert!(bridge.lease("f", Target::Nowhere, &[port(8080)]).is_err(), "ports are one space");
-        bridge.leases().remove("a");
-        assert_eq!(lease("e", &[port(8080)]).unwrap().0, first);
-    }
-
-    #[test]
-    fn the_ruleset_is_one_value() {
-        let lease = Lease { target: Target::Bridge(Ipv4Addr::new(172, 17, 0, 2)), ports: vec![port(8080)] };
-        let joined = Lease { target: Target::Through(Ipv4Addr::new(169, 254, 77, 2)), ports: vec![port(9090)] };
-        let rules = ruleset(&BridgeConfig::default(), &[lease, joined]);
-        assert!(rules.contains("tcp dport 9090 dnat to 169.254.77.2\n"), "{rules}");
-        assert!(rules.contains("tcp dport 8080 dnat to 172.17.0.2:80"), "{rules}");
-        assert!(rules.contains("ip saddr 172.17.0.0/16 oifname != \"skep0\" masquerade"), "{rules}");
-    }
 }

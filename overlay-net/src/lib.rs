@@ -11,7 +11,6 @@ mod path;
 
 mod conntrack;
 mod diagnosis;
-mod dns;
 mod kernel;
 mod overlay;
 mod plan;
@@ -24,4 +23,4 @@ pub use path::path_main;
 pub use plan::LocalPort;
 
 /// Where a container's names are served.
-pub const NAME_SERVER: std::net::Ipv4Addr = dns::server::ADDRESS;
+pub const NAME_SERVER: std::net::Ipv4Addr = skep_name_server::ADDRESS;

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use skep_host_net::Netns;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::dns::server::NameServers;
 use crate::sys;
 pub(crate) use message::PeerReport;
 use message::{FromPath, PathState, ToPath, receive, send};
 use pump::Pump;
+use skep_name_server::NameServers;
 
 /// The device inside the overlay's namespace.
 pub(crate) const DEVICE: &str = "wire0";
@@ -93,7 +93,7 @@ async fn run(config: &Path) -> io::Result<()> {
 struct Served {
     pump: Arc<Pump>,
     state: PathState,
-    names: NameServers,
+    names: NameServers<skep_api::NetworkId>,
 }
 
 impl Served {
@@ -118,6 +118,9 @@ impl Served {
 
     async fn put_in_force(&mut self) {
         self.pump.replace_peers(&self.state);
-        self.names.update(&self.state).await;
+        for (id, error) in self.names.update(&self.state.zones, &self.state.served).await {
+            // Its container may just have ended.
+            eprintln!("names cannot be served to container {id}: {error}");
+        }
     }
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use skep_api::overlay::{Fact, FactKey, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork};
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::{NetworkId, NodeId, ServiceId};
+use skep_name_server::Zone;
 
-use crate::dns::Zone;
 use crate::kernel::plain::{self, PlainPeer, PlainState};
 use crate::kernel::{INSIDE, MESH_DEVICE, UPLINK, link_name};
 use crate::path::DEVICE;

@@ -9,15 +9,16 @@ mod mounts;
 mod ports;
 mod security;
 pub(super) mod watch;
+pub(super) mod websocket;
 
 use axum::Json;
 use axum::extract::{Path, Query};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_engine::{ContainerState, Inspection, MountSource, familiar};
+use skep_engine::{ContainerState, Engine, Inspection, MountSource, NetworkMode, familiar};
 
-pub(super) use describe::summary;
+pub(super) use describe::{endpoint_id, summary};
 
 use super::swarm::is_on;
 use super::{ApiError, State};
@@ -88,7 +89,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
         .into_iter()
         .filter(|c| all || matches!(c.state, ContainerState::Running(_) | ContainerState::Restarting(_)))
         .filter(|c| before.is_none_or(|at| c.created < at) && since.is_none_or(|at| c.created > at))
-        .filter(|c| passes(c, &filters))
+        .filter(|c| passes(&state.engine, c, &filters))
         .collect();
     containers.sort_by_key(|container| std::cmp::Reverse(container.created));
     containers.truncate(limit.unwrap_or(usize::MAX));
@@ -107,7 +108,7 @@ fn image_size(state: &State, container: &Inspection) -> u64 {
     state.engine.image(&container.config.image_id).map_or(0, |image| image.size_bytes)
 }
 
-fn passes(c: &Inspection, filters: &Filters) -> bool {
+fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
     let named = |pattern: &str| {
         let bare = pattern.trim_start_matches('/');
         match (bare.strip_prefix('^').map(|rest| rest.trim_start_matches('/')), bare.strip_suffix('$')) {
@@ -153,10 +154,23 @@ fn passes(c: &Inspection, filters: &Filters) -> bool {
         })
         && filters.any("health", |health| describe::health_of(&c.state).as_str() == health)
         && filters.any("volume", has_volume)
-        && filters.any("network", |network| c.config.network.name() == network)
+        && filters.any("network", |network| in_network(engine, c, network))
         && filters.any("publish", port)
         && filters.any("expose", exposes)
         && filters.any("is-task", |wanted| is_on(wanted) == is_task)
+}
+
+/// Whether a container is in a network, by its name or id.
+fn in_network(engine: &Engine, c: &Inspection, wanted: &str) -> bool {
+    match &c.config.network {
+        NetworkMode::Local(places) => {
+            engine.network(wanted).is_ok_and(|network| places.iter().any(|place| place.network == network.id))
+        }
+        NetworkMode::Joined(places) => places.iter().any(|place| place.id == wanted),
+        other @ (NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_)) => {
+            super::networks::predefined_name(wanted).unwrap_or(wanted) == other.name()
+        }
+    }
 }
 
 #[derive(Deserialize)]

@@ -34,6 +34,14 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
+    /// The same words, but the request is to blame: clients take "not found" for an image to be pulled.
+    pub(crate) fn blame_request(mut self) -> Self {
+        if self.status == StatusCode::NOT_FOUND {
+            self.status = StatusCode::BAD_REQUEST;
+        }
+        self
+    }
+
     pub(crate) fn internal(message: impl ToString) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
@@ -97,6 +105,7 @@ impl From<EngineError> for ApiError {
             EngineError::NoContainer(_)
             | EngineError::NoImage(_)
             | EngineError::NoExec(_)
+            | EngineError::NoNetwork(_)
             | EngineError::NoFile(_)
             | EngineError::NoVolume(_) => StatusCode::NOT_FOUND,
             EngineError::NameTaken { .. }

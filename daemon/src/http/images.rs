@@ -113,6 +113,7 @@ pub(super) async fn get(
         "json" => Ok(Json(inspect(&state, name)?).into_response()),
         "history" => Ok(Json(history(&state, name)?).into_response()),
         "get" => save(&state, &[name.to_owned()]),
+        "attestations" => Err(ApiError::unsupported("attestations are not supported: images are kept without them")),
         other => Err(ApiError::not_found(format!("page not found: /images/{name}/{other}"))),
     }
 }

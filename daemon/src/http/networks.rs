@@ -14,6 +14,7 @@ use skep_api::container::Driver;
 use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
 use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
+use skep_engine::{DEFAULT_NETWORK, EngineError, LocalEndpoint, LocalNetwork, LocalNetworkSpec, LocalPlace};
 use skep_manager::control::Command;
 use skep_raft_store::Tables;
 
@@ -34,9 +35,16 @@ pub(super) fn predefined_name(target: &str) -> Option<&'static str> {
     PREDEFINED.iter().find(|(name, id, _)| *name == target || *id == target).map(|(name, ..)| *name)
 }
 
+/// The id by which clients know a network of this host's.
+pub(super) fn predefined_id(id: &str) -> &str {
+    PREDEFINED.iter().find(|(name, ..)| *name == id).map_or(id, |(_, id, _)| id)
+}
+
 /// A network, wherever this host knows it from.
 enum Known {
     Predefined(usize),
+    /// One of this host's own, that a user made.
+    Local(LocalNetwork),
     /// From the managers' own tables.
     Stored(Arc<Network>),
     /// From what the managers told this worker.
@@ -47,6 +55,7 @@ impl Known {
     fn id(&self) -> String {
         match self {
             Self::Predefined(index) => PREDEFINED[*index].1.to_owned(),
+            Self::Local(network) => network.id.clone(),
             Self::Stored(network) => network.id.to_string(),
             Self::Told(network) => network.id.to_string(),
         }
@@ -55,6 +64,7 @@ impl Known {
     fn name(&self) -> &str {
         match self {
             Self::Predefined(index) => PREDEFINED[*index].0,
+            Self::Local(network) => &network.name,
             Self::Stored(network) => &network.spec.name,
             Self::Told(network) => &network.name,
         }
@@ -62,7 +72,7 @@ impl Known {
 
     const fn scope(&self) -> &'static str {
         match self {
-            Self::Predefined(_) => "local",
+            Self::Predefined(_) | Self::Local(_) => "local",
             Self::Stored(_) | Self::Told(_) => "swarm",
         }
     }
@@ -70,6 +80,7 @@ impl Known {
     fn driver(&self) -> &str {
         match self {
             Self::Predefined(index) => PREDEFINED[*index].2,
+            Self::Local(_) => "bridge",
             Self::Stored(network) => &network.spec.driver.name,
             Self::Told(_) => "overlay",
         }
@@ -78,6 +89,7 @@ impl Known {
     fn labels(&self) -> BTreeMap<String, String> {
         match self {
             Self::Stored(network) => network.spec.labels.clone(),
+            Self::Local(network) => network.labels.clone(),
             Self::Predefined(_) | Self::Told(_) => BTreeMap::new(),
         }
     }
@@ -92,6 +104,7 @@ impl Known {
         });
         let details = match self {
             Self::Predefined(_) => json!({}),
+            Self::Local(network) => local_details(network),
             Self::Stored(network) => json!({
                 "Created": network.meta.created_at, "IPAM": ipam_json(network), "Internal": network.spec.internal,
                 "Attachable": network.spec.attachable, "Ingress": network.spec.ingress,
@@ -110,6 +123,18 @@ impl Known {
     }
 }
 
+fn local_details(network: &LocalNetwork) -> Value {
+    let mut config = json!({"Subnet": network.subnet, "Gateway": network.gateway});
+    if let Some(range) = network.range {
+        config["IPRange"] = json!(range);
+    }
+    if !network.reserved.is_empty() {
+        config["AuxiliaryAddresses"] = json!(network.reserved);
+    }
+    json!({"Created": network.created, "Internal": network.internal, "Options": network.options,
+        "IPAM": {"Driver": "default", "Options": null, "Config": [config]}})
+}
+
 fn ipam_json(network: &Network) -> Value {
     let mut config = json!({"Subnet": network.subnet, "Gateway": network.gateway});
     if let Some(range) = network.spec.ipam.range {
@@ -124,6 +149,8 @@ fn ipam_json(network: &Network) -> Value {
 /// Everything this host knows; the swarm's networks as a linearizable read has them, on a manager.
 async fn known(state: &State) -> Result<Vec<Known>, ApiError> {
     let mut known: Vec<Known> = (0..PREDEFINED.len()).map(Known::Predefined).collect();
+    let made = state.engine.networks().into_iter().filter(|network| network.id != DEFAULT_NETWORK);
+    known.extend(made.map(Known::Local));
     match state.swarm.manager().await {
         Ok(manager) => known.extend(manager.read().await?.networks.iter().cloned().map(Known::Stored)),
         Err(_) => {
@@ -143,6 +170,11 @@ pub(super) struct ListQuery {
 pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result<Json<Vec<Value>>, ApiError> {
     let names = ["driver", "id", "label", "name", "scope", "type", "dangling"];
     let filters = Filters::parse(query.filters.as_deref(), &names).map_err(ApiError::bad_request)?;
+    let dangling = filters.flag("dangling").map_err(ApiError::bad_request)?;
+    let unused = |network: &Known| match network {
+        Known::Local(network) => state.engine.network_members(&network.id).is_empty(),
+        Known::Predefined(_) | Known::Stored(_) | Known::Told(_) => false,
+    };
     let matching = |network: &&Known| {
         let kind = if matches!(network, Known::Predefined(_)) { "builtin" } else { "custom" };
         filters.any("driver", |driver| driver == network.driver())
@@ -151,6 +183,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
             && filters.any("scope", |scope| scope == network.scope())
             && filters.any("type", |wanted| wanted == kind)
             && filters.labels("label", &network.labels())
+            && dangling.is_none_or(|dangling| unused(network) == dangling)
     };
     Ok(Json(known(&state).await?.iter().filter(matching).map(Known::json).collect()))
 }
@@ -194,7 +227,21 @@ pub(super) async fn inspect(
     }
     let mut value = network.json();
     let id = match &network {
+        Known::Predefined(0) => {
+            if let Ok(bridge) = state.engine.network(DEFAULT_NETWORK)
+                && let (Value::Object(value), Value::Object(details)) = (&mut value, local_details(&bridge))
+            {
+                value.extend(details);
+            }
+            value["Options"] = json!({"com.docker.network.bridge.default_bridge": "true"});
+            value["Containers"] = members(&state, DEFAULT_NETWORK);
+            return Ok(Json(value));
+        }
         Known::Predefined(_) => return Ok(Json(value)),
+        Known::Local(network) => {
+            value["Containers"] = members(&state, &network.id);
+            return Ok(Json(value));
+        }
         Known::Stored(network) => network.id,
         Known::Told(network) => network.id,
     };
@@ -207,6 +254,19 @@ pub(super) async fn inspect(
         }
     }
     Ok(Json(value))
+}
+
+/// The containers in a network of this host's.
+fn members(state: &State, id: &str) -> Value {
+    let prefix_len = state.engine.network(id).map_or(32, |network| network.subnet.prefix_len());
+    let member = |(id, name, endpoint): (String, String, LocalEndpoint)| {
+        let address = format!("{}/{prefix_len}", endpoint.address);
+        let endpoint_id = super::containers::endpoint_id(&id, &endpoint.network);
+        let value = json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": "", "IPv4Address": address,
+            "IPv6Address": ""});
+        (id, value)
+    };
+    Value::Object(state.engine.network_members(id).into_iter().map(member).collect())
 }
 
 /// This host's containers in the network.
@@ -339,6 +399,25 @@ impl CreateBody {
     }
 }
 
+impl CreateBody {
+    fn local_spec(self) -> Result<LocalNetworkSpec, ApiError> {
+        if self.enable_ipv6 {
+            return Err(ApiError::unsupported("IPv6 in bridge networks is not supported yet: leave it out"));
+        }
+        let spec = self.spec()?;
+        Ok(LocalNetworkSpec {
+            name: spec.name,
+            labels: spec.labels,
+            options: spec.driver.options,
+            subnet: spec.ipam.subnet,
+            range: spec.ipam.range,
+            gateway: spec.ipam.gateway,
+            reserved: spec.ipam.reserved,
+            internal: spec.internal,
+        })
+    }
+}
+
 fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, ApiError> {
     if text.is_empty() {
         return Ok(None);
@@ -348,11 +427,18 @@ fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Opti
 
 pub(super) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
+    if body.name.is_empty() {
+        return Err(ApiError::bad_request("a network needs a name: give one in Name"));
+    }
     if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
-        let driver = if body.driver.is_empty() { "bridge" } else { &body.driver };
-        return Err(ApiError::unsupported(format!(
-            "networks of driver {driver:?} are not supported yet: use the driver overlay in a swarm"
-        )));
+        if !matches!(body.driver.as_str(), "" | "bridge" | "default") {
+            return Err(ApiError::not_found(format!(
+                "could not resolve driver {} in registry: use bridge, or overlay in a swarm; others are not supported yet",
+                body.driver
+            )));
+        }
+        let id = state.engine.create_network(body.local_spec()?)?;
+        return Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": ""}))));
     }
     let spec = body.spec()?;
     let outcome = state.swarm.manager().await?.execute(Command::CreateNetwork { spec }).await?;
@@ -364,6 +450,10 @@ pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<Sta
         Known::Predefined(_) => {
             return Err(ApiError::forbidden(format!("{name} is a pre-defined network and cannot be removed")));
         }
+        Known::Local(network) => {
+            state.engine.remove_network(&network.id).await?;
+            return Ok(StatusCode::NO_CONTENT);
+        }
         Known::Stored(network) => network.id,
         Known::Told(network) => network.id,
     };
@@ -373,8 +463,20 @@ pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<Sta
 
 /// Removes the networks that nobody uses.
 pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
-    let filters = Filters::parse(query.filters.as_deref(), &["label", "until"]).map_err(ApiError::bad_request)?;
+    let filters =
+        Filters::parse(query.filters.as_deref(), &["label", "label!", "until"]).map_err(ApiError::bad_request)?;
+    let until = filters.until().map_err(ApiError::bad_request)?;
     let mut deleted = Vec::new();
+    for network in state.engine.networks() {
+        let wanted = network.id != DEFAULT_NETWORK
+            && filters.labels("label", &network.labels)
+            && !filters.any_label("label!", &network.labels)
+            && until.is_none_or(|until| network.created < until);
+        // One that is in use stays.
+        if wanted && state.engine.remove_network(&network.id).await.is_ok() {
+            deleted.push(network.name);
+        }
+    }
     if let Ok(manager) = state.swarm.manager().await {
         let networks: Vec<_> = manager.read().await?.networks.iter().cloned().collect();
         for network in networks {
@@ -388,9 +490,91 @@ pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Resul
     Ok(Json(json!({"NetworksDeleted": deleted})))
 }
 
-pub(super) async fn connect(state: State, Path(name): Path<String>) -> Result<(), ApiError> {
-    find(&state, &name).await?;
-    Err(ApiError::unsupported("joining single containers to networks is not supported yet: use a service"))
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConnectBody {
+    container: String,
+    endpoint_config: EndpointBody,
+}
+
+/// What a container asks of its place in a network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct EndpointBody {
+    #[serde(rename = "IPAMConfig")]
+    ipam_config: EndpointIpamBody,
+    aliases: Vec<String>,
+    links: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct EndpointIpamBody {
+    #[serde(rename = "IPv4Address")]
+    ipv4_address: String,
+    #[serde(rename = "IPv6Address")]
+    ipv6_address: String,
+}
+
+impl EndpointBody {
+    /// The place in `network`, which is known by its id.
+    pub(super) fn place(&self, network: &LocalNetwork) -> Result<LocalPlace, ApiError> {
+        if !self.links.is_empty() {
+            return Err(ApiError::unsupported("links are not supported: use names and aliases"));
+        }
+        if !self.ipam_config.ipv6_address.is_empty() {
+            return Err(ApiError::unsupported("IPv6 addresses in bridge networks are not supported yet"));
+        }
+        let text = &self.ipam_config.ipv4_address;
+        let address = (!text.is_empty())
+            .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv4 address: {text:?}"))))
+            .transpose()?;
+        let named = network.id != DEFAULT_NETWORK;
+        if !named && (address.is_some() || !self.aliases.is_empty()) {
+            return Err(ApiError::bad_request(
+                "user specified IP address and network-scoped aliases are supported on user-defined networks only",
+            ));
+        }
+        Ok(LocalPlace { network: network.id.clone(), aliases: self.aliases.clone(), address })
+    }
+}
+
+/// A network of this host's that a single container may join.
+pub(super) async fn joinable(state: &State, name: &str) -> Result<LocalNetwork, ApiError> {
+    match find(state, name).await? {
+        Known::Local(network) => Ok(network),
+        Known::Predefined(0) => Ok(state.engine.network(DEFAULT_NETWORK)?),
+        Known::Predefined(_) => Err(ApiError::forbidden(format!(
+            "container cannot be connected to network {name}: it is had from the start or not at all"
+        ))),
+        Known::Stored(_) | Known::Told(_) => Err(ApiError::unsupported(format!(
+            "network {name} is the swarm's: joining single containers to it is not supported yet; use a service"
+        ))),
+    }
+}
+
+pub(super) async fn connect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
+    let body: ConnectBody = parse(&body)?;
+    let network = joinable(&state, &name).await?;
+    let place = body.endpoint_config.place(&network)?;
+    state.engine.connect_network(&network.id, &body.container, place).await?;
+    Ok(())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DisconnectBody {
+    container: String,
+    force: bool,
+}
+
+pub(super) async fn disconnect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
+    let body: DisconnectBody = parse(&body)?;
+    let network = joinable(&state, &name).await?;
+    match state.engine.disconnect_network(&network.id, &body.container).await {
+        Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)) if body.force => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 #[derive(Deserialize)]

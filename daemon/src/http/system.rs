@@ -86,6 +86,11 @@ pub(super) async fn info(state: State) -> Json<Value> {
     Json(info)
 }
 
+/// There are none, as managed plugins are not supported.
+pub(super) async fn plugins() -> Json<Value> {
+    Json(json!([]))
+}
+
 /// What images, containers and volumes take on disk.
 pub(super) async fn disk_usage(state: State) -> Json<Value> {
     let measured = tokio::task::spawn_blocking(move || {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use skep_api::container::Ulimit;
 use skep_api::service::Protocol;
 
+use crate::network::{DEFAULT_NETWORK, LocalPlace};
+
 /// A container's configuration, with the image's own already merged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -155,6 +157,8 @@ pub enum NetworkMode {
     None,
     /// All that another container sees, by its id; that one must run.
     Container(String),
+    /// Places in the host's networks; none at all is its loopback alone.
+    Local(Vec<LocalPlace>),
     /// Places in networks that are not this host's alone.
     Joined(Vec<JoinedNetwork>),
 }
@@ -168,7 +172,17 @@ impl NetworkMode {
             Self::Host => "host".into(),
             Self::None => "none".into(),
             Self::Container(id) => format!("container:{id}"),
+            Self::Local(places) => places.first().map_or_else(|| "none".into(), |place| place.network.clone()),
             Self::Joined(_) => "default".into(),
+        }
+    }
+
+    /// Whether names are served inside.
+    pub(crate) fn serves_names(&self) -> bool {
+        match self {
+            Self::Bridge | Self::Host | Self::None | Self::Container(_) => false,
+            Self::Local(places) => places.iter().any(|place| place.network != DEFAULT_NETWORK),
+            Self::Joined(_) => true,
         }
     }
 }

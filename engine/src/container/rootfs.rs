@@ -150,7 +150,7 @@ fn resolv_conf(config: &ContainerConfig) -> String {
     let mut text = String::new();
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut options = config.dns_options.clone();
-    if let NetworkMode::Joined(_) = config.network {
+    if config.network.serves_names() {
         // It asks the servers named by the configuration, or the host's, for what it does not know.
         text += &format!("nameserver {NAME_SERVER}\n");
         if !options.iter().any(|option| option.starts_with("ndots:")) {
@@ -163,7 +163,7 @@ fn resolv_conf(config: &ContainerConfig) -> String {
         let servers = host.lines().filter(|line| line.starts_with("nameserver") && !line.contains(" 127."));
         servers.for_each(|line| text += &format!("{line}\n"));
     }
-    if !matches!(config.network, NetworkMode::Joined(_)) {
+    if !config.network.serves_names() {
         config.dns.iter().for_each(|server| text += &format!("nameserver {server}\n"));
     }
     if !config.dns_search.is_empty() {

@@ -25,6 +25,9 @@ pub struct Running {
     pub started_at: Timestamp,
     /// Its first; the loopback's if it has none of its own.
     pub address: std::net::Ipv4Addr,
+    /// Its places in the host's networks.
+    #[serde(default)]
+    pub endpoints: Vec<crate::network::LocalEndpoint>,
     /// What its ports lead through, if it is not on the bridge.
     #[serde(default)]
     pub through: Option<std::net::Ipv4Addr>,

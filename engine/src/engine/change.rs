@@ -77,7 +77,7 @@ impl From<Stats> for Usage {
 }
 
 impl Container {
-    fn change(&self, change: impl FnOnce(&mut ContainerConfig)) -> Result<(), EngineError> {
+    pub(super) fn change(&self, change: impl FnOnce(&mut ContainerConfig)) -> Result<(), EngineError> {
         {
             let mut config = self.config.lock().expect("nobody panics while holding it");
             change(Arc::make_mut(&mut config));
@@ -88,7 +88,7 @@ impl Container {
 
 impl Engine {
     /// Gives a container another name.
-    pub fn rename(&self, name: &str, new: &str) -> Result<(), EngineError> {
+    pub async fn rename(&self, name: &str, new: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
         let old = container.name();
         {
@@ -98,6 +98,7 @@ impl Engine {
             }
             container.change(|config| new.clone_into(&mut config.name))?;
         }
+        self.networks.rename(&container.id, &old, new).await;
         self.tell_container(&container, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
     }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::lifecycle::start_ticks;
+use super::networks::{member, places};
 use super::{Container, Engine, now};
 use crate::container::config::{
     ContainerConfig, FileMount, JoinedNetwork, MountSource, NamespaceMode, NetworkMode, PublishedPort,
@@ -26,7 +27,7 @@ use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::state::{ContainerState, Running};
 use crate::container::user;
-use crate::network::{Joining, NetworkKeeper};
+use crate::network::{Joining, LocalEndpoint, NetworkKeeper};
 use crate::{disk, sys, volume};
 
 /// How long a container may take to be made.
@@ -35,7 +36,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 impl Engine {
     pub(super) async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
         let config = container.config();
-        let Connected { address, through, ports } = self.connect(container, &config).await?;
+        let Connected { address, through, ports, endpoints } = self.connect(container, &config).await?;
         let layers = self.layer_dirs(&container.layers);
         let shim = self.shim_config(container)?;
         let prepared = {
@@ -44,8 +45,8 @@ impl Engine {
             let netns = match &config.network {
                 NetworkMode::Host => None,
                 NetworkMode::Container(id) => peers.get(id).map(|pid| format!("/proc/{pid}/ns/net").into()),
-                NetworkMode::Bridge | NetworkMode::None | NetworkMode::Joined(_) => {
-                    Some(self.bridge.netns_path(&container.id))
+                NetworkMode::Bridge | NetworkMode::None | NetworkMode::Local(_) | NetworkMode::Joined(_) => {
+                    Some(self.networks.netns_path(&container.id))
                 }
             };
             let cgroup = self.cgroup(&container.id, &config);
@@ -70,6 +71,7 @@ impl Engine {
             shim_start_ticks: start_ticks(shim_pid).unwrap_or(0),
             started_at,
             address,
+            endpoints,
             through,
             ports,
             health,
@@ -80,27 +82,30 @@ impl Engine {
     /// Gives a container what it is to see of networks.
     async fn connect(&self, container: &Container, config: &ContainerConfig) -> io::Result<Connected> {
         let id = &container.id;
-        let alone = |ports| Connected { address: Ipv4Addr::LOCALHOST, through: None, ports };
+        let alone =
+            || Connected { address: Ipv4Addr::LOCALHOST, through: None, ports: Vec::new(), endpoints: Vec::new() };
         match &config.network {
-            NetworkMode::Bridge => {
-                let (address, ports) = self.bridge.connect(id, &config.ports).await?;
-                Ok(Connected { address, through: None, ports })
+            NetworkMode::Bridge | NetworkMode::Local(_) => {
+                let places = places(&config.network).unwrap_or_default();
+                let (endpoints, ports) = self.networks.connect(&member(container, config), &places).await?;
+                let address = endpoints.first().map_or(Ipv4Addr::LOCALHOST, |endpoint| endpoint.address);
+                Ok(Connected { address, through: None, ports, endpoints })
             }
-            NetworkMode::Host | NetworkMode::Container(_) => Ok(alone(Vec::new())),
-            NetworkMode::None => self.bridge.isolate(id).await.map(|()| alone(Vec::new())),
+            NetworkMode::Host | NetworkMode::Container(_) => Ok(alone()),
+            NetworkMode::None => self.networks.isolate(id).await.map(|()| alone()),
             NetworkMode::Joined(networks) => {
                 let keeper = self.network_keeper().ok_or_else(|| io::Error::other("this host is in no swarm"))?;
-                let ports = self.bridge.prepare(id, &config.ports).await?;
+                let ports = self.networks.prepare(id, &config.ports).await?;
                 let through = keeper.join(id, self.joining(container, networks, ports.clone())).await?;
-                self.bridge.lead(id, through).await?;
+                self.networks.lead(id, through).await?;
                 let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
-                Ok(Connected { address, through: Some(through), ports })
+                Ok(Connected { address, through: Some(through), ports, endpoints: Vec::new() })
             }
         }
     }
 
     fn joining(&self, container: &Container, networks: &[JoinedNetwork], ports: Vec<PublishedPort>) -> Joining {
-        let netns = self.bridge.netns_path(&container.id);
+        let netns = self.networks.netns_path(&container.id);
         Joining { netns, networks: networks.to_vec(), ports, resolvers: container.config().dns.clone() }
     }
 
@@ -165,7 +170,11 @@ impl Engine {
         });
         let network = match &config.network {
             NetworkMode::Container(id) => Some(id),
-            NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None | NetworkMode::Joined(_) => None,
+            NetworkMode::Bridge
+            | NetworkMode::Host
+            | NetworkMode::None
+            | NetworkMode::Local(_)
+            | NetworkMode::Joined(_) => None,
         };
         for id in shared.chain(network) {
             let peer = self.find(id).map_err(io::Error::other)?;
@@ -233,6 +242,7 @@ struct Connected {
     address: Ipv4Addr,
     through: Option<Ipv4Addr>,
     ports: Vec<PublishedPort>,
+    endpoints: Vec<LocalEndpoint>,
 }
 
 /// What a container needs from outside its own directories.

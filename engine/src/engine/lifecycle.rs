@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use skep_api::{Timestamp, with_causes};
 
 use super::{Container, Engine, EngineError, Record, disk_error, now};
+use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::restart;
 use crate::container::rootfs::ContainerDirs;
-use crate::container::state::{ContainerState, Exit, ExitRecord};
+use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
+use crate::network::{DEFAULT_NETWORK, LocalEndpoint};
 use crate::sys;
 
 /// How long a killed container may take to be gone.
@@ -216,7 +218,7 @@ impl Engine {
         {
             tracing::warn!(container = %container.id, %error, "a container was not taken off its networks");
         }
-        if let Err(error) = self.bridge.disconnect(&container.id).await {
+        if let Err(error) = self.networks.disconnect(&container.id).await {
             tracing::warn!(container = %container.id, %error, "a container's network was not taken down");
         }
     }
@@ -369,7 +371,8 @@ impl Engine {
         self.lock().insert(id.clone(), container.clone());
         match state {
             ContainerState::Running(running) => {
-                self.bridge.adopt(&id, running.address, running.through, running.ports.clone());
+                let (config, ports) = (container.config(), running.ports.clone());
+                self.networks.adopt(&id, &endpoints_of(&running, &config), running.through, ports, &config.dns);
                 let alive = start_ticks(running.shim_pid) == Some(running.shim_start_ticks);
                 if !alive {
                     // Supervision finds it gone at once and reads what the shim left.
@@ -398,6 +401,15 @@ impl Engine {
             ContainerState::Created => {}
         }
     }
+}
+
+/// A running container's places; a version that had one network alone did not write them down.
+fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<LocalEndpoint> {
+    if running.endpoints.is_empty() && config.network == NetworkMode::Bridge {
+        let network = DEFAULT_NETWORK.to_owned();
+        return vec![LocalEndpoint { network, address: running.address, link: 0, names: Vec::new() }];
+    }
+    running.endpoints.clone()
 }
 
 /// What a start that failed is told as: the exit code that stands for it, and the reason.

@@ -4,13 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 
 use bincode::{Decode, Encode};
 use skep_api::{NetworkId, NodeId, Subnet, encoding};
+use skep_name_server::{Served, Zone};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-
-use crate::dns::Zone;
 
 /// Peers are numbered from 1 by each node for itself.
 pub(crate) type PeerIndex = u16;
@@ -27,16 +25,7 @@ pub(crate) struct PeerConfig {
 }
 
 /// A container that is served names.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct ServedContainer {
-    pub(crate) netns: PathBuf,
-    /// In the order in which names are looked for.
-    pub(crate) networks: Vec<NetworkId>,
-    /// Whether names of others may be asked for outside.
-    pub(crate) forward: bool,
-    /// Whom to ask; the host's own resolvers if empty.
-    pub(crate) resolvers: Vec<std::net::IpAddr>,
-}
+pub(crate) type ServedContainer = Served<NetworkId>;
 
 /// All that the data path should do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]

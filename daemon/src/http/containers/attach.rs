@@ -23,9 +23,9 @@ use crate::logs::stream_frame;
 pub(in crate::http) struct AttachQuery {
     logs: String,
     stream: String,
-    stdin: String,
-    stdout: String,
-    stderr: String,
+    pub(super) stdin: String,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
     detach_keys: String,
 }
 

@@ -111,7 +111,7 @@ pub(in crate::http) async fn rename(
         return Err(ApiError::bad_request("a container cannot be without a name: give the new one"));
     }
     super::require_name(name)?;
-    state.engine.rename(&id, name)?;
+    state.engine.rename(&id, name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

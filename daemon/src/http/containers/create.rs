@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    ContainerConfig, Device, Engine, LogConfig, NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy,
+    ContainerConfig, DEFAULT_NETWORK, Device, LocalPlace, LogConfig, NamespaceMode, NetworkMode, ResourceLimits,
+    RestartPolicy,
 };
 use skep_worker::health_check;
 
@@ -20,6 +21,7 @@ use super::mounts::{mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::http::json::read;
+use crate::http::networks::{EndpointBody, joinable};
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
@@ -46,6 +48,13 @@ struct CreateBody {
     volumes: BTreeMap<String, Value>,
     exposed_ports: BTreeMap<String, Value>,
     host_config: HostConfig,
+    networking_config: NetworkingConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkingConfig {
+    endpoints_config: BTreeMap<String, EndpointBody>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -194,12 +203,13 @@ pub(in crate::http) async fn create(
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let request = read(&body)?;
-    let id = state.engine.create(container_config(&state.engine, &query.name, request)?)?;
+    let id = state.engine.create(container_config(&state, &query.name, request).await?)?;
     Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": []}))))
 }
 
 /// What a request comes to.
-fn container_config(engine: &Engine, name: &str, request: Value) -> Result<ContainerConfig, ApiError> {
+async fn container_config(state: &State, name: &str, request: Value) -> Result<ContainerConfig, ApiError> {
+    let engine = &state.engine;
     refuse_unsupported(&request)?;
     let body: CreateBody = crate::http::json::from_value(request.clone())?;
     if body.image.is_empty() {
@@ -210,8 +220,8 @@ fn container_config(engine: &Engine, name: &str, request: Value) -> Result<Conta
         super::require_name(name)?;
     }
     let image = engine.image(&body.image)?;
-    let from = volumes_from(engine, &body.host_config.volumes_from)?;
-    let modes = Modes::read(engine, &body.host_config)?;
+    let from = volumes_from(engine, &body.host_config.volumes_from).map_err(ApiError::blame_request)?;
+    let modes = Modes::read(state, &body).await.map_err(ApiError::blame_request)?;
     let mut config = body.config(name, image.config.healthcheck.as_ref())?;
     for mount in from {
         if !config.mounts.iter().any(|own| own.target == mount.target) {
@@ -237,7 +247,8 @@ struct Modes {
 }
 
 impl Modes {
-    fn read(engine: &Engine, host: &HostConfig) -> Result<Self, ApiError> {
+    async fn read(state: &State, body: &CreateBody) -> Result<Self, ApiError> {
+        let (engine, host) = (&state.engine, &body.host_config);
         let peer = |name: &str| engine.inspect(name).map(|peer| peer.id);
         let mode = |flag: &str, text: &str| match text {
             "" | "private" | "shareable" | "none" => Ok(NamespaceMode::Private),
@@ -249,25 +260,39 @@ impl Modes {
                 }
             },
         };
-        Ok(Self {
-            network: match host.network_mode.as_str() {
-                "" | "default" | "bridge" => NetworkMode::Bridge,
-                "host" => NetworkMode::Host,
-                "none" => NetworkMode::None,
-                other => match other.strip_prefix("container:") {
-                    Some(name) => NetworkMode::Container(peer(name)?),
-                    None => {
-                        return Err(ApiError::unsupported(format!(
-                            "network {other:?} for a single container is not supported yet: use bridge, host, none or container:NAME, or a service"
-                        )));
-                    }
-                },
+        let network = match host.network_mode.as_str() {
+            "host" => NetworkMode::Host,
+            "none" => NetworkMode::None,
+            other => match other.strip_prefix("container:") {
+                Some(name) => NetworkMode::Container(peer(name)?),
+                None => local_networks(state, other, &body.networking_config).await?,
             },
+        };
+        Ok(Self {
+            network,
             pid: mode("pid", &host.pid_mode)?,
             ipc: mode("ipc", &host.ipc_mode)?,
             uts: mode("uts", &host.uts_mode)?,
         })
     }
+}
+
+/// Places in the host's networks: in the one that is named first, then in all that are described.
+async fn local_networks(state: &State, mode: &str, described: &NetworkingConfig) -> Result<NetworkMode, ApiError> {
+    let mode = if matches!(mode, "" | "default") { DEFAULT_NETWORK } else { mode };
+    let first = joinable(state, mode).await?;
+    let mut places = vec![LocalPlace { network: first.id.clone(), ..LocalPlace::default() }];
+    for (name, endpoint) in &described.endpoints_config {
+        // As the client has it for the default one.
+        let name = if name == "default" { mode } else { name };
+        let network = joinable(state, name).await?;
+        let place = endpoint.place(&network)?;
+        match places.iter_mut().find(|other| other.network == network.id) {
+            Some(other) => *other = place,
+            None => places.push(place),
+        }
+    }
+    Ok(if places.len() == 1 && first.id == DEFAULT_NETWORK { NetworkMode::Bridge } else { NetworkMode::Local(places) })
 }
 
 impl CreateBody {

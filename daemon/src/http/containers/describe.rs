@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
-    ContainerMount, ContainerState, Engine, HealthStatus, Inspection, JoinedNetwork, MountSource, NetworkMode,
-    PublishedPort, familiar,
+    ContainerMount, ContainerState, DEFAULT_NETWORK, Engine, HealthStatus, Inspection, JoinedNetwork, LocalPlace,
+    MountSource, NetworkMode, PublishedPort, familiar,
 };
 
 pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
@@ -48,7 +48,7 @@ pub(in crate::http) fn summary(engine: &Engine, container: &Inspection) -> Value
         "Created": container.created.as_nanos() / 1_000_000_000, "Ports": listed, "Labels": config.labels,
         "State": container.state.as_str(), "Status": status_text(&container.state),
         "HostConfig": {"NetworkMode": network_mode(container)},
-        "NetworkSettings": {"Networks": networks(container)}, "Mounts": mounts(engine, container),
+        "NetworkSettings": {"Networks": networks(engine, container)}, "Mounts": mounts(engine, container),
     })
 }
 
@@ -109,7 +109,7 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
     });
     value["Config"] = config_json(container);
     value["HostConfig"] = host_config(container);
-    value["NetworkSettings"] = network_settings(container);
+    value["NetworkSettings"] = network_settings(engine, container);
     value
 }
 
@@ -218,7 +218,7 @@ fn host_config(container: &Inspection) -> Value {
     value
 }
 
-fn network_settings(container: &Inspection) -> Value {
+fn network_settings(engine: &Engine, container: &Inspection) -> Value {
     let mut bindings = Map::new();
     for port in ports(&container.state) {
         let key = format!("{}/{}", port.container_port, port.protocol.as_str());
@@ -233,7 +233,7 @@ fn network_settings(container: &Inspection) -> Value {
             bindings.entry(key.clone()).or_insert(Value::Null);
         }
     }
-    let networks = networks(container);
+    let networks = networks(engine, container);
     let first = networks.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
     let of_first = |key: &str| first.get(key).cloned().unwrap_or_else(|| json!(""));
     let running = matches!(container.state, ContainerState::Running(_));
@@ -248,29 +248,67 @@ fn network_settings(container: &Inspection) -> Value {
     })
 }
 
-/// Its places in networks, by the networks' ids where they are the swarm's.
-fn networks(container: &Inspection) -> Value {
-    let address = match &container.state {
-        ContainerState::Running(running) => running.address.to_string(),
-        ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => String::new(),
+/// Its places in networks, by the networks' names; by their ids where they are the swarm's.
+fn networks(engine: &Engine, container: &Inspection) -> Value {
+    let running = match &container.state {
+        ContainerState::Running(running) => Some(running),
+        ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => None,
     };
-    match &container.config.network {
-        NetworkMode::Bridge => json!({"bridge": endpoint("bridge", &address)}),
-        NetworkMode::Host => json!({"host": endpoint("host", "")}),
-        NetworkMode::None => json!({"none": endpoint("none", "")}),
-        NetworkMode::Container(_) => json!({}),
+    let default = [LocalPlace { network: DEFAULT_NETWORK.into(), ..LocalPlace::default() }];
+    let places = match &container.config.network {
+        NetworkMode::Bridge => &default[..],
+        NetworkMode::Local(places) => places,
+        NetworkMode::Host => return json!({"host": endpoint()}),
+        NetworkMode::None => return json!({"none": endpoint()}),
+        NetworkMode::Container(_) => return json!({}),
         NetworkMode::Joined(joined) => {
-            let place = |place: &JoinedNetwork| (place.id.clone(), endpoint(&place.id, &place.address.to_string()));
-            Value::Object(joined.iter().map(place).collect())
+            let place = |place: &JoinedNetwork| {
+                let mut value = endpoint();
+                value["NetworkID"] = json!(place.id);
+                value["IPAddress"] = json!(place.address);
+                (place.id.clone(), value)
+            };
+            return Value::Object(joined.iter().map(place).collect());
         }
-    }
+    };
+    let place = |place: &LocalPlace| {
+        let mut value = endpoint();
+        let network = engine.network(&place.network).ok();
+        let name = network.as_ref().map_or_else(|| place.network.clone(), |network| network.name.clone());
+        value["NetworkID"] = json!(crate::http::networks::predefined_id(&place.network));
+        if !place.aliases.is_empty() {
+            value["Aliases"] = json!(place.aliases);
+        }
+        if let Some(address) = place.address {
+            value["IPAMConfig"] = json!({"IPv4Address": address});
+        }
+        let held = running.and_then(|running| running.endpoints.iter().find(|held| held.network == place.network));
+        if let (Some(held), Some(network)) = (held, network) {
+            value["IPAddress"] = json!(held.address);
+            value["IPPrefixLen"] = json!(network.subnet.prefix_len());
+            value["EndpointID"] = json!(endpoint_id(&container.id, &place.network));
+            if !network.internal {
+                value["Gateway"] = json!(network.gateway);
+            }
+            if place.network != DEFAULT_NETWORK {
+                value["DNSNames"] = json!(held.names);
+            }
+        }
+        (name, value)
+    };
+    Value::Object(places.iter().map(place).collect())
 }
 
-fn endpoint(network: &str, address: &str) -> Value {
+/// Names a container's place in a network.
+pub(in crate::http) fn endpoint_id(container: &str, network: &str) -> String {
+    format!("{:.32}{:.32}", container, format!("{network:0<32}"))
+}
+
+fn endpoint() -> Value {
     json!({
         "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
-        "NetworkID": network, "EndpointID": "", "Gateway": "", "IPAddress": address, "IPPrefixLen": 0,
-        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
+        "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
     })
 }
 

@@ -1,9 +1,13 @@
-//! Names: which addresses a service, a task or an alias has, as its neighbours in a network ask.
+//! Names: which addresses a service, a container or an alias has, as its neighbours in a network ask.
 //!
 //! [`answer`] decides: a question's bytes and the asker's networks in, an answer's bytes out, or the
-//! word that somebody else should be asked.
+//! word that somebody else should be asked. [`NameServers`] asks it for every container that is served.
+//!
+//! It knows neither swarm nor engine: whoever keeps networks says what names they have.
 
-pub(crate) mod server;
+mod server;
+
+pub use server::{ADDRESS, NameServers, Served};
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -21,14 +25,14 @@ const REVERSE_SUFFIX: &str = ".in-addr.arpa.";
 
 /// The names of one network, in lower case and without a dot at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Zone {
-    pub(crate) names: BTreeMap<String, Vec<Ipv4Addr>>,
-    pub(crate) reverse: BTreeMap<Ipv4Addr, String>,
+pub struct Zone {
+    pub names: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub reverse: BTreeMap<Ipv4Addr, String>,
 }
 
 /// What becomes of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     Reply(Vec<u8>),
     /// The name is none of ours.
     AskOthers,
@@ -38,14 +42,15 @@ pub(crate) enum Answer {
 
 /// How a question came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
+pub enum Transport {
     Udp,
     Tcp,
 }
 
 /// Answers a question of somebody in the networks of `zones`. `turn` says which address comes first,
 /// so that askers who take the first one are spread.
-pub(crate) fn answer(question: &[u8], zones: &[&Zone], transport: Transport, turn: usize) -> Answer {
+#[must_use]
+pub fn answer(question: &[u8], zones: &[&Zone], transport: Transport, turn: usize) -> Answer {
     let Ok(message) = Message::from_vec(question) else { return Answer::Ignore };
     let asks = message.metadata.message_type == MessageType::Query && message.metadata.op_code == OpCode::Query;
     let [query] = message.queries.as_slice() else { return Answer::Ignore };

@@ -1,25 +1,25 @@
 //! Serves names to containers: in the namespace of each, at 127.0.0.11, over UDP and TCP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use bincode::{Decode, Encode};
 use hickory_proto::op::ResponseCode;
-use skep_api::NetworkId;
 use skep_host_net::Netns;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Transport, Zone, answer, refuse};
-use crate::path::message::{PathState, ServedContainer};
+use crate::{Answer, Transport, Zone, answer, refuse};
 
 /// Where containers find it.
-pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 const PORT: u16 = 53;
 /// How long another resolver has.
 const UPSTREAM_LIMIT: Duration = Duration::from_secs(2);
@@ -30,60 +30,87 @@ const FORWARDS_MAX: usize = 64;
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 const MESSAGE_LEN_MAX: usize = 65_535;
 
-/// The names of all networks, shared by all servers.
-type Zones = Arc<RwLock<BTreeMap<NetworkId, Arc<Zone>>>>;
-
-/// The servers of all containers.
-#[derive(Default)]
-pub(crate) struct NameServers {
-    zones: Zones,
-    running: BTreeMap<String, (ServedContainer, CancellationToken)>,
+/// A container that is served names; networks are known by `K`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Served<K> {
+    pub netns: PathBuf,
+    /// In the order in which names are looked for.
+    pub networks: Vec<K>,
+    /// Whether names of others may be asked for outside.
+    pub forward: bool,
+    /// Whom to ask; the host's own resolvers if empty.
+    pub resolvers: Vec<IpAddr>,
 }
 
-impl NameServers {
-    /// Brings names and servers in line with `state`.
-    pub(crate) async fn update(&mut self, state: &PathState) {
+/// The names of all networks, shared by all servers.
+type Zones<K> = Arc<RwLock<BTreeMap<K, Arc<Zone>>>>;
+
+/// The servers of all containers.
+pub struct NameServers<K> {
+    zones: Zones<K>,
+    running: BTreeMap<String, (Served<K>, CancellationToken)>,
+}
+
+impl<K> Default for NameServers<K> {
+    fn default() -> Self {
+        Self { zones: Arc::default(), running: BTreeMap::new() }
+    }
+}
+
+impl<K> std::fmt::Debug for NameServers<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NameServers").field("running", &self.running.len()).finish_non_exhaustive()
+    }
+}
+
+impl<K: Ord + Clone + Send + Sync + 'static> NameServers<K> {
+    /// Brings names and servers in line with what there should be; returns what could not be served.
+    pub async fn update(
+        &mut self,
+        wanted_zones: &BTreeMap<K, Zone>,
+        wanted: &BTreeMap<String, Served<K>>,
+    ) -> Vec<(String, io::Error)> {
         {
             let mut zones = self.zones.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            zones.retain(|id, _| state.zones.contains_key(id));
-            for (&id, zone) in &state.zones {
-                if zones.get(&id).is_none_or(|held| **held != *zone) {
-                    zones.insert(id, Arc::new(zone.clone()));
+            zones.retain(|id, _| wanted_zones.contains_key(id));
+            for (id, zone) in wanted_zones {
+                if zones.get(id).is_none_or(|held| **held != *zone) {
+                    zones.insert(id.clone(), Arc::new(zone.clone()));
                 }
             }
         }
-        let wanted: BTreeSet<&String> = state.served.keys().collect();
         self.running.retain(|id, (served, stop)| {
-            let same = wanted.contains(id) && state.served.get(id) == Some(served);
+            let same = wanted.get(id) == Some(served);
             if !same {
                 stop.cancel();
             }
             same
         });
-        for (id, served) in &state.served {
+        let mut failed = Vec::new();
+        for (id, served) in wanted {
             if self.running.contains_key(id) {
                 continue;
             }
             let stop = CancellationToken::new();
             match Server::start(served.clone(), self.zones.clone(), stop.clone()).await {
                 Ok(()) => drop(self.running.insert(id.clone(), (served.clone(), stop))),
-                // Its container may just have ended.
-                Err(error) => eprintln!("names cannot be served to container {id}: {error}"),
+                Err(error) => failed.push((id.clone(), error)),
             }
         }
+        failed
     }
 }
 
 /// The server of one container.
-struct Server {
-    served: ServedContainer,
-    zones: Zones,
+struct Server<K> {
+    served: Served<K>,
+    zones: Zones<K>,
     turn: AtomicUsize,
     forwards: Semaphore,
 }
 
-impl Server {
-    async fn start(served: ServedContainer, zones: Zones, stop: CancellationToken) -> io::Result<()> {
+impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
+    async fn start(served: Served<K>, zones: Zones<K>, stop: CancellationToken) -> io::Result<()> {
         let netns = Netns::open(&served.netns)?;
         let (udp, tcp) = netns
             .run(|| {

@@ -1,0 +1,328 @@
+//! The host's networks for its users, and containers that join and leave them while they run.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use skep_api::{Subnet, with_causes};
+
+use super::{Container, Engine, EngineError, disk_error, now};
+use crate::container::config::{ContainerConfig, NetworkMode};
+use crate::container::state::ContainerState;
+use crate::network::{DEFAULT_NETWORK, LocalEndpoint, LocalNetwork, LocalPlace, Member};
+
+/// A network to make.
+#[derive(Clone, Debug, Default)]
+pub struct LocalNetworkSpec {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
+    /// One that is free if absent.
+    pub subnet: Option<Subnet>,
+    pub range: Option<Subnet>,
+    pub gateway: Option<Ipv4Addr>,
+    pub reserved: BTreeMap<String, Ipv4Addr>,
+    pub internal: bool,
+}
+
+/// Options of the bridge driver that are known; those of the first group do something.
+const DEVICE: &str = "com.docker.network.bridge.name";
+const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+const HARMLESS: [&str; 3] = [
+    "com.docker.network.bridge.enable_icc",
+    "com.docker.network.bridge.default_bridge",
+    "com.docker.network.driver.mtu",
+];
+
+/// Where subnets are picked, and how large: as dockerd does.
+const POOLS: [(Ipv4Addr, u8, u8); 3] = [
+    (Ipv4Addr::new(172, 18, 0, 0), 15, 16),
+    (Ipv4Addr::new(172, 20, 0, 0), 14, 16),
+    (Ipv4Addr::new(192, 168, 0, 0), 16, 20),
+];
+
+impl Engine {
+    /// The host's networks, by id; the default one is `bridge`.
+    #[must_use]
+    pub fn networks(&self) -> Vec<LocalNetwork> {
+        self.networks.list()
+    }
+
+    /// Finds a network of the host's by id, name, or the beginning of its id.
+    pub fn network(&self, name: &str) -> Result<LocalNetwork, EngineError> {
+        let all = self.networks.list();
+        let exact = all.iter().find(|network| network.id == name || network.name == name);
+        let found = exact.cloned().or_else(|| {
+            let mut matching = all.iter().filter(|network| !name.is_empty() && network.id.starts_with(name));
+            matching.next().filter(|_| matching.next().is_none()).cloned()
+        });
+        found.ok_or_else(|| EngineError::NoNetwork(name.to_owned()))
+    }
+
+    /// Makes a network of this host's.
+    pub fn create_network(&self, spec: LocalNetworkSpec) -> Result<String, EngineError> {
+        let all = self.networks.list();
+        if all.iter().any(|network| network.name == spec.name)
+            || matches!(spec.name.as_str(), "host" | "none" | "default")
+        {
+            return Err(EngineError::Conflict(format!("network with name {} already exists", spec.name)));
+        }
+        let subnet = match spec.subnet {
+            Some(subnet) => subnet,
+            None => free_subnet(&all).ok_or_else(|| {
+                EngineError::Conflict(
+                    "could not find an available address pool among the defaults: give --subnet".into(),
+                )
+            })?,
+        };
+        if let Some(other) = all.iter().find(|network| network.subnet.overlaps(subnet)) {
+            return Err(EngineError::Forbidden(format!(
+                "Pool overlaps with other one on this address space: {subnet} with network {}, which is {}",
+                other.name, other.subnet
+            )));
+        }
+        let network = network_of(spec, subnet)?;
+        let id = network.id.clone();
+        self.tell_network("create", &network, None);
+        self.networks.add(network).map_err(disk_error("keeping the network"))?;
+        Ok(id)
+    }
+
+    fn tell_network(&self, action: &str, network: &LocalNetwork, container: Option<&str>) {
+        let mut attributes =
+            BTreeMap::from([("name".to_owned(), network.name.clone()), ("type".to_owned(), "bridge".to_owned())]);
+        attributes.extend(container.map(|id| ("container".to_owned(), id.to_owned())));
+        self.tell("network", action, &network.id, attributes);
+    }
+
+    /// The containers that run in a network, with their places.
+    #[must_use]
+    pub fn network_members(&self, id: &str) -> Vec<(String, String, LocalEndpoint)> {
+        let containers = self.lock();
+        let mut members = Vec::new();
+        for container in containers.values() {
+            if let ContainerState::Running(running) = &*container.state.borrow() {
+                let endpoint = running.endpoints.iter().find(|endpoint| endpoint.network == id);
+                members.extend(endpoint.map(|e| (container.id.clone(), container.name(), e.clone())));
+            }
+        }
+        members
+    }
+
+    /// Removes a network that nobody is in.
+    pub async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
+        let network = self.network(name)?;
+        if network.id == DEFAULT_NETWORK {
+            return Err(EngineError::Forbidden(format!("{name} is a pre-defined network and cannot be removed")));
+        }
+        if let Some((_, container, _)) = self.network_members(&network.id).first() {
+            return Err(EngineError::Forbidden(format!(
+                "error while removing network: network {} has active endpoints: disconnect {container} first",
+                network.name
+            )));
+        }
+        self.networks.remove(&network).await.map_err(disk_error(format!("removing network {name}")))?;
+        self.tell_network("destroy", &network, None);
+        Ok(())
+    }
+
+    /// Gives a container a place in one more network; at once if it runs.
+    pub async fn connect_network(
+        &self,
+        network: &str,
+        container: &str,
+        mut place: LocalPlace,
+    ) -> Result<(), EngineError> {
+        let network = self.network(network)?;
+        let container = self.find(container)?;
+        let _one = container.operation.lock().await;
+        let config = container.config();
+        let mut places = places(&config.network).ok_or_else(|| {
+            EngineError::Conflict(format!(
+                "container {} has the network {}: it cannot be connected to any other network",
+                config.name,
+                config.network.name()
+            ))
+        })?;
+        if places.iter().any(|other| other.network == network.id) {
+            return Err(EngineError::Forbidden(format!(
+                "endpoint with name {} already exists in network {}",
+                config.name, network.name
+            )));
+        }
+        place.network.clone_from(&network.id);
+        if container.require_running().is_ok() {
+            let member = member(&container, &config);
+            let doing = |error: std::io::Error| {
+                EngineError::Conflict(format!(
+                    "container {} cannot join network {}: {}",
+                    config.name,
+                    network.name,
+                    with_causes(&error)
+                ))
+            };
+            let endpoint = self.networks.join(&member, &place).await.map_err(doing)?;
+            container.change_endpoints(|endpoints| endpoints.push(endpoint));
+        }
+        places.push(place);
+        self.keep_places(&container, places)?;
+        self.tell_network("connect", &network, Some(&container.id));
+        Ok(())
+    }
+
+    /// Takes a container out of a network; at once if it runs.
+    pub async fn disconnect_network(&self, network: &str, container: &str) -> Result<(), EngineError> {
+        let network = self.network(network)?;
+        let container = self.find(container)?;
+        let _one = container.operation.lock().await;
+        let config = container.config();
+        let not_in = || {
+            EngineError::Forbidden(format!("container {} is not connected to network {}", config.name, network.name))
+        };
+        let mut places = places(&config.network).ok_or_else(not_in)?;
+        let at = places.iter().position(|place| place.network == network.id).ok_or_else(not_in)?;
+        places.remove(at);
+        if container.require_running().is_ok() {
+            let doing = disk_error(format!("taking container {} off network {}", config.name, network.name));
+            self.networks.part(&container.id, &network.id).await.map_err(doing)?;
+            container.change_endpoints(|endpoints| endpoints.retain(|endpoint| endpoint.network != network.id));
+        }
+        self.keep_places(&container, places)?;
+        self.tell_network("disconnect", &network, Some(&container.id));
+        Ok(())
+    }
+
+    fn keep_places(&self, container: &Arc<Container>, places: Vec<LocalPlace>) -> Result<(), EngineError> {
+        container.change(|config| config.network = NetworkMode::Local(places))?;
+        let address = match &*container.state.borrow() {
+            ContainerState::Running(running) => running.endpoints.first().map(|endpoint| endpoint.address),
+            ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => None,
+        };
+        if let Some(address) = address {
+            let doing = disk_error(format!("writing the hosts of container {}", container.id));
+            container.dirs.write_etc(&container.config(), address).map_err(doing)?;
+        }
+        Ok(())
+    }
+}
+
+impl Container {
+    fn change_endpoints(&self, change: impl FnOnce(&mut Vec<LocalEndpoint>)) {
+        self.state.send_modify(|state| {
+            if let ContainerState::Running(running) = state {
+                change(&mut running.endpoints);
+            }
+        });
+    }
+}
+
+/// A container's places in the host's networks; `None` if it can have none.
+pub(super) fn places(mode: &NetworkMode) -> Option<Vec<LocalPlace>> {
+    match mode {
+        NetworkMode::Bridge => Some(vec![LocalPlace { network: DEFAULT_NETWORK.into(), ..LocalPlace::default() }]),
+        NetworkMode::Local(places) => Some(places.clone()),
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_) | NetworkMode::Joined(_) => None,
+    }
+}
+
+/// A container as its networks know it.
+pub(super) fn member<'a>(container: &'a Container, config: &'a ContainerConfig) -> Member<'a> {
+    Member {
+        id: &container.id,
+        names: vec![config.name.clone(), container.id[..12].to_owned()],
+        ports: &config.ports,
+        resolvers: &config.dns,
+    }
+}
+
+fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
+    let invalid = |why: String| Err(EngineError::Invalid(why));
+    for key in spec.options.keys() {
+        let known = key == DEVICE || key == MASQUERADE || HARMLESS.contains(&key.as_str());
+        let elsewhere = key.starts_with("com.docker.network.");
+        if !known && elsewhere {
+            return invalid(format!("network option {key} is not supported yet"));
+        }
+    }
+    if spec.options.get(HARMLESS[0]).is_some_and(|value| value == "false") {
+        return invalid(format!("network option {}=false is not supported yet", HARMLESS[0]));
+    }
+    if subnet.prefix_len() > 30 {
+        return invalid(format!("subnet {subnet} has no room for containers: use /30 or larger"));
+    }
+    let id = hex::encode(rand::random::<[u8; 32]>());
+    let mut network = LocalNetwork::new(&id, subnet);
+    if let Some(gateway) = spec.gateway {
+        if !subnet.contains(gateway) {
+            return invalid(format!("no matching subnet for gateway {gateway}: it is not in {subnet}"));
+        }
+        network.gateway = gateway;
+    }
+    if let Some(range) = spec.range.filter(|range| !(subnet.contains(range.base()) && subnet.contains(range.last()))) {
+        return invalid(format!("no matching subnet for range {range}: it is not in {subnet}"));
+    }
+    if let Some(device) = spec.options.get(DEVICE) {
+        let valid = (1..=15).contains(&device.len()) && !device.contains(['/', ' ', '"']);
+        if !valid {
+            return invalid(format!("{device:?} is no name of a link: it has 1 to 15 characters and no slash"));
+        }
+        network.device.clone_from(device);
+    }
+    Ok(LocalNetwork {
+        name: spec.name,
+        created: now(),
+        labels: spec.labels,
+        masquerade: spec.options.get(MASQUERADE).is_none_or(|value| value != "false"),
+        options: spec.options,
+        range: spec.range,
+        reserved: spec.reserved,
+        internal: spec.internal,
+        ..network
+    })
+}
+
+/// A subnet that neither another network nor a route of the host's has.
+fn free_subnet(all: &[LocalNetwork]) -> Option<Subnet> {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let routed: Vec<Subnet> = routes.lines().skip(1).filter_map(route).collect();
+    let pools = POOLS.iter().filter_map(|&(base, len, part)| Some((Subnet::new(base, len)?, part)));
+    pools
+        .flat_map(|(pool, part)| pool.parts(part).collect::<Vec<_>>())
+        .find(|subnet| !all.iter().map(|n| n.subnet).chain(routed.iter().copied()).any(|other| other.overlaps(*subnet)))
+}
+
+/// A line of /proc/net/route; the default route is nobody's subnet.
+fn route(line: &str) -> Option<Subnet> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
+    let (base, mask) = (number(fields.get(1)?)?, number(fields.get(7)?)?);
+    (mask != 0).then(|| Subnet::new(Ipv4Addr::from(base), u8::try_from(mask.count_ones()).unwrap_or(32))).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_and_their_subnets_avoided() {
+        let line = "eth0\t00004D0A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0";
+        assert_eq!(route(line).unwrap().to_string(), "10.77.0.0/16");
+        assert_eq!(route("eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0"), None);
+        let first = free_subnet(&[]).unwrap();
+        let taken = LocalNetwork::new("taken", first);
+        assert!(!free_subnet(&[taken]).unwrap().overlaps(first));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let subnet: Subnet = "10.1.0.0/24".parse().unwrap();
+        let fails = |spec: LocalNetworkSpec, subnet: Subnet| network_of(spec, subnet).unwrap_err().to_string();
+        let gateway = Some(Ipv4Addr::new(10, 2, 0, 1));
+        assert!(fails(LocalNetworkSpec { gateway, ..Default::default() }, subnet).contains("10.2.0.1"));
+        let range = Some("10.1.1.0/24".parse().unwrap());
+        assert!(fails(LocalNetworkSpec { range, ..Default::default() }, subnet).contains("10.1.1.0/24"));
+        assert!(fails(LocalNetworkSpec::default(), "10.1.0.0/31".parse().unwrap()).contains("/30"));
+        let options = BTreeMap::from([("com.docker.network.bridge.colour".to_owned(), "red".to_owned())]);
+        assert!(fails(LocalNetworkSpec { options, ..Default::default() }, subnet).contains("colour"));
+    }
+}

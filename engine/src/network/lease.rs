@@ -1,0 +1,154 @@
+//! Who has which addresses and ports of the host's networks. Decides; touches nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+
+use crate::container::config::PublishedPort;
+use crate::network::LocalNetwork;
+
+/// Ports that are picked when a container wants any.
+const PICKED_PORTS: std::ops::RangeInclusive<u16> = 32768..=60999;
+
+/// What one container has of the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Its places in the host's networks, in the order it joined them.
+    pub(crate) places: Vec<Held>,
+    /// Where its published ports lead if not to its place: the same port there, where somebody knows
+    /// how to go on.
+    pub(crate) through: Option<Ipv4Addr>,
+    pub(crate) ports: Vec<PublishedPort>,
+}
+
+/// A place in a network of the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) network: String,
+    pub(crate) address: Ipv4Addr,
+    /// What its neighbours call it.
+    pub(crate) names: Vec<String>,
+    /// The number of its link inside: eth0 is 0.
+    pub(crate) link: u32,
+}
+
+/// The addresses that containers have in a network.
+pub(crate) fn taken_addresses(leases: &BTreeMap<String, Lease>, network: &str) -> BTreeSet<Ipv4Addr> {
+    let places = leases.values().flat_map(|lease| &lease.places);
+    places.filter(|place| place.network == network).map(|place| place.address).collect()
+}
+
+/// An address in a network: the one that is asked for, or a free one.
+pub(crate) fn pick_address(
+    network: &LocalNetwork,
+    taken: &BTreeSet<Ipv4Addr>,
+    wanted: Option<Ipv4Addr>,
+) -> io::Result<Ipv4Addr> {
+    let name = &network.name;
+    let reserved = |address: Ipv4Addr| {
+        address == network.gateway
+            || taken.contains(&address)
+            || network.reserved.values().any(|&other| other == address)
+    };
+    if let Some(address) = wanted {
+        if !network.subnet.contains(address) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("address {address} is not in network {name}, which is {}", network.subnet),
+            ));
+        }
+        if reserved(address) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("address {address} of network {name} is in use: Address already in use"),
+            ));
+        }
+        return Ok(address);
+    }
+    let pool = network.range.unwrap_or(network.subnet);
+    // The first and the last address of the subnet are nobody's, also where the range begins with it.
+    let unusable =
+        |address: Ipv4Addr| address == network.subnet.base() || address == network.subnet.last() || reserved(address);
+    (0..pool.len())
+        .filter_map(|offset| pool.nth(offset))
+        .find(|&address| !unusable(address))
+        .ok_or_else(|| io::Error::other(format!("network {name} has no address left: remove containers")))
+}
+
+/// The host's ports that are asked for, and free ones where any will do.
+pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
+    let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
+    let mut leased = Vec::new();
+    for port in ports {
+        let mut port = port.clone();
+        if port.host_port == 0 {
+            let free = PICKED_PORTS.into_iter().find(|&number| {
+                let candidate = PublishedPort { host_port: number, ..port.clone() };
+                !taken.iter().any(|other| collides(other, &candidate))
+            });
+            port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
+        }
+        if taken.iter().any(|other| collides(other, &port)) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "port {}/{} is published by another container: port is already allocated",
+                    port.host_port,
+                    port.protocol.as_str()
+                ),
+            ));
+        }
+        taken.push(port.clone());
+        leased.push(port);
+    }
+    Ok(leased)
+}
+
+/// Whether two want the same port of the same address.
+fn collides(a: &PublishedPort, b: &PublishedPort) -> bool {
+    let everywhere = a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
+    a.protocol == b.protocol && a.host_port == b.host_port && (everywhere || a.host_ip == b.host_ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_api::service::Protocol;
+
+    use super::*;
+
+    fn port(host_port: u16) -> PublishedPort {
+        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: Ipv4Addr::UNSPECIFIED, host_port }
+    }
+
+    #[test]
+    fn addresses_are_given_once_and_those_asked_for_are_obeyed() {
+        let network = LocalNetwork::new("n", "10.1.2.0/29".parse().unwrap());
+        let address = |last: u8| Ipv4Addr::new(10, 1, 2, last);
+        let mut taken = BTreeSet::new();
+        for last in 2..=6 {
+            let picked = pick_address(&network, &taken, None).unwrap();
+            assert_eq!(picked, address(last));
+            taken.insert(picked);
+        }
+        assert!(pick_address(&network, &taken, None).unwrap_err().to_string().contains("no address left"));
+        taken.remove(&address(4));
+        assert_eq!(pick_address(&network, &taken, Some(address(4))).unwrap(), address(4));
+        assert!(pick_address(&network, &taken, Some(address(1))).is_err(), "the gateway's");
+        assert!(pick_address(&network, &taken, Some(Ipv4Addr::new(10, 9, 9, 9))).is_err());
+        let ranged = LocalNetwork { range: Some("10.1.2.4/30".parse().unwrap()), ..network };
+        assert_eq!(pick_address(&ranged, &BTreeSet::new(), None).unwrap(), address(4));
+    }
+
+    #[test]
+    fn ports_are_given_once_for_each_address() {
+        let mut leases = BTreeMap::new();
+        leases.insert("a".to_owned(), Lease { ports: vec![port(8080)], ..Lease::default() });
+        assert!(pick_ports(&leases, &[port(8080)]).unwrap_err().to_string().contains("8080/tcp"));
+        let at = |last: u8| PublishedPort { host_ip: Ipv4Addr::new(127, 0, 0, last), ..port(9090) };
+        leases.insert("b".to_owned(), Lease { ports: vec![at(1)], ..Lease::default() });
+        assert!(pick_ports(&leases, &[at(1)]).is_err() && pick_ports(&leases, &[port(9090)]).is_err());
+        assert_eq!(pick_ports(&leases, &[at(2)]).unwrap(), [at(2)]);
+        let picked = pick_ports(&leases, &[port(0), port(0)]).unwrap();
+        assert!(picked[0].host_port >= 32768 && picked[0] != picked[1]);
+    }
+}
