@@ -9,6 +9,6 @@ mod running;
 mod stage;
 mod words;
 
-pub use builder::{BuildError, BuildOptions, BuildOutput};
+pub use builder::{BuildError, BuildOptions, BuildOutput, check_dockerfile};
 pub(crate) use context::clean;
 pub use copying::{fetch, unpack_context};

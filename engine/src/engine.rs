@@ -296,6 +296,7 @@ pub struct Engine {
     /// Held by whatever brings layers that no image has yet.
     layers_under_way: tokio::sync::RwLock<()>,
     events: broadcast::Sender<EngineEvent>,
+    past_events: Mutex<VecDeque<EngineEvent>>,
     tasks: TaskTracker,
 }
 
@@ -305,7 +306,7 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// Events a slow listener may fall behind before it misses some.
+/// Events a slow listener may fall behind before it misses some; as many are remembered.
 const EVENTS_KEPT: usize = 1024;
 
 pub(crate) fn now() -> Timestamp {
@@ -337,6 +338,7 @@ impl Engine {
             execs: ExecStore::default(),
             layers_under_way: tokio::sync::RwLock::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
+            past_events: Mutex::default(),
             tasks: TaskTracker::new(),
             config,
         });
@@ -374,6 +376,11 @@ impl Engine {
 
     fn tell(&self, kind: &'static str, action: &str, id: &str, attributes: BTreeMap<String, String>) {
         let event = EngineEvent { kind, action: action.to_owned(), id: id.to_owned(), attributes, at: now() };
+        let mut past = self.past_events.lock().expect("nobody panics while holding it");
+        if past.len() >= EVENTS_KEPT {
+            past.pop_front();
+        }
+        past.push_back(event.clone());
         // Nobody listening is no error.
         drop(self.events.send(event));
     }
@@ -387,10 +394,13 @@ impl Engine {
         self.tell("container", action, &container.id, attributes);
     }
 
-    /// What happens from now on.
+    /// What has happened since a time, as far as it is remembered, and what happens from now on.
     #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<EngineEvent> {
-        self.events.subscribe()
+    pub fn events(&self, since: Option<Timestamp>) -> (Vec<EngineEvent>, broadcast::Receiver<EngineEvent>) {
+        // Both under one lock: nothing is missed or told twice.
+        let past = self.past_events.lock().expect("nobody panics while holding it");
+        let wanted = past.iter().filter(|event| since.is_some_and(|since| event.at >= since));
+        (wanted.cloned().collect(), self.events.subscribe())
     }
 
     /// Makes a container; its image must be here.

@@ -14,7 +14,7 @@ mod network;
 mod sys;
 mod volume;
 
-pub use build::{BuildError, BuildOptions, BuildOutput, fetch, unpack_context};
+pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
     ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, LogConfig, LogConfigError, LogDriver,

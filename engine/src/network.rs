@@ -103,7 +103,7 @@ impl LocalNetwork {
             options: BTreeMap::new(),
             subnet,
             range: None,
-            gateway: subnet.nth(1).unwrap_or(subnet.base()),
+            gateway: subnet.nth(1).unwrap_or_else(|| subnet.base()),
             reserved: BTreeMap::new(),
             internal: false,
             masquerade: true,

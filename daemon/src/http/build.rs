@@ -169,6 +169,7 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
             options.dockerfile = "Dockerfile".into();
         }
     }
+    skep_engine::check_dockerfile(&context.0, &options.dockerfile).map_err(ApiError::bad_request)?;
     let quiet = is_on(&query.q);
     let (lines, stream) = mpsc::channel(LINES_AHEAD);
     let engine = state.engine.clone();

@@ -5,6 +5,7 @@ use axum::extract::Query;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skep_api::units::parse_duration;
 use skep_api::{Object, Timestamp};
 use skep_engine::EngineEvent;
 use skep_raft_store::{Change, Commit};
@@ -20,20 +21,40 @@ const EVENTS_AHEAD: usize = 256;
 #[derive(Deserialize)]
 pub(super) struct EventsQuery {
     filters: Option<String>,
+    since: Option<String>,
     until: Option<String>,
 }
 
+/// A time as RFC 3339 or seconds, or how long ago.
+fn time(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, ApiError> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let now = Timestamp::from_system(std::time::SystemTime::now());
+    let ago = parse_duration(text).and_then(|ago| i64::try_from(ago.as_nanos()).ok());
+    let at = Timestamp::parse(text).or_else(|| ago.map(|ago| Timestamp::from_nanos(now.as_nanos() - ago)));
+    at.map(Some).ok_or_else(|| {
+        ApiError::bad_request(format!("{name}={text:?} is no time: use RFC 3339, seconds, or how long ago"))
+    })
+}
+
 pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Result<Response, ApiError> {
-    let known =
-        ["type", "scope", "event", "container", "image", "service", "node", "secret", "config", "network", "label"];
+    let known = [
+        "type",
+        "scope",
+        "event",
+        "container",
+        "image",
+        "service",
+        "node",
+        "secret",
+        "config",
+        "network",
+        "label",
+        "volume",
+        "daemon",
+    ];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
-    let until = match query.until.as_deref().filter(|text| !text.is_empty()) {
-        Some(text) => {
-            Some(Timestamp::parse(text).ok_or_else(|| ApiError::bad_request(format!("until={text:?} is no time")))?)
-        }
-        None => None,
-    };
-    let mut local = state.engine.events();
+    let (since, until) = (time("since", query.since.as_deref())?, time("until", query.until.as_deref())?);
+    let (past, mut local) = state.engine.events(since);
     let mut commits = match state.swarm.manager().await {
         Ok(manager) => Some(manager.store().watch()),
         Err(_) => None,
@@ -49,6 +70,12 @@ pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Re
             }
         };
         tokio::pin!(over);
+        let past = past.iter().filter(|event| until.is_none_or(|until| event.at <= until)).map(local_event);
+        for event in past.filter(|event| passes(event, &filters)).collect::<Vec<_>>() {
+            if lines.send(event).await.is_err() {
+                return;
+            }
+        }
         loop {
             let events = tokio::select! {
                 () = stop.cancelled() => return,
@@ -138,8 +165,14 @@ fn passes(event: &Value, filters: &Filters) -> bool {
             text("/Type") == kind && (text("/Actor/ID").starts_with(wanted) || text("/Actor/Attributes/name") == wanted)
         })
     };
+    let labels: std::collections::BTreeMap<String, String> = event
+        .pointer("/Actor/Attributes")
+        .and_then(|attributes| serde_json::from_value(attributes.clone()).ok())
+        .unwrap_or_default();
+    let labels_match = filters.labels("label", &labels);
     filters.any("type", |kind| text("/Type") == kind)
         && filters.any("scope", |scope| text("/scope") == scope)
         && filters.any("event", |action| text("/Action").split(':').next() == Some(action))
-        && ["container", "image", "service", "node", "secret", "config", "network"].into_iter().all(names)
+        && labels_match
+        && ["container", "image", "service", "node", "secret", "config", "network", "volume"].into_iter().all(names)
 }

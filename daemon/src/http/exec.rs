@@ -1,5 +1,7 @@
 //! More processes in running containers.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request};
@@ -10,11 +12,13 @@ use serde_json::{Value, json};
 use skep_engine::{EngineError, ExecSpec, ExecState, LogSource};
 
 use super::containers::attach::ResizeQuery;
-use super::hijack::{Streams, parse_detach_keys};
+use super::hijack::{Attached, End, Streams, parse_detach_keys};
 use super::json::parse;
 use super::{ApiError, State};
 use crate::logs::stream_frame;
 
+/// How long a client waits for a process's end once its output is over.
+const SETTLED_LIMIT: Duration = Duration::from_secs(10);
 /// The largest request that starts an exec.
 const START_LEN_MAX: usize = 64 << 10;
 
@@ -69,39 +73,52 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
     if exec.spec.tty != body.tty && body.tty {
         return Err(ApiError::bad_request(format!("exec {id} was created without a terminal")));
     }
-    let mut streams = Streams {
-        tty: exec.spec.tty,
+    if body.detach {
+        state.engine.start_exec(&id).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
+    // What is wrong with the request is told as an error; what is wrong with the program, where its
+    // output would be.
+    state.engine.require_startable(&exec)?;
+    let tty = exec.spec.tty;
+    let streams = Streams {
+        tty,
         stdin: exec.spec.open_stdin,
         stdout: true,
         stderr: true,
         stdin_ends: true,
-        detach_keys: if exec.spec.tty { parse_detach_keys("").unwrap_or_default() } else { Vec::new() },
+        detach_keys: if tty { parse_detach_keys("").unwrap_or_default() } else { Vec::new() },
         before: Vec::new(),
-        settled: None,
     };
-    let (ready, receiver) = tokio::sync::oneshot::channel();
-    match state.engine.start_exec(&id).await {
-        Ok(mut attachment) => {
-            if let Some([rows, columns]) = body.console_size.filter(|_| exec.spec.tty) {
-                // It may have ended by now.
-                drop(attachment.input.resize(rows, columns).await);
+    let (engine, exec_id, size) = (state.engine.clone(), exec.id.clone(), body.console_size.filter(|_| tty));
+    // It begins once the client listens: some lose what comes with the answer's headers.
+    let attaching = Box::pin(async move {
+        match engine.start_exec(&exec_id).await {
+            Ok(mut attachment) => {
+                if let Some([rows, columns]) = size {
+                    // It may have ended by now.
+                    drop(attachment.input.resize(rows, columns).await);
+                }
+                Attached::To(attachment)
             }
-            drop(ready.send(attachment));
-            let (engine, id) = (state.engine.clone(), exec.id.clone());
-            streams.settled = Some(tokio::spawn(async move { drop(engine.wait_exec(&id).await) }));
+            Err(error) => {
+                let reason = match error {
+                    EngineError::Start { reason, .. } => reason,
+                    other => skep_api::with_causes(&other),
+                };
+                let text = format!("OCI runtime exec failed: {reason}\r\n").into_bytes();
+                Attached::Failed(if tty { text.into() } else { stream_frame(LogSource::Stderr, &text) })
+            }
         }
-        // Whoever is to be attached hears of it where the output would be, and asks for the exit code.
-        Err(EngineError::Start { reason, .. }) if !body.detach => {
-            let text = format!("OCI runtime exec failed: {reason}\r\n").into_bytes();
-            streams.before.push(if exec.spec.tty { text.into() } else { stream_frame(LogSource::Stderr, &text) });
-            drop(ready);
+    });
+    let (engine, exec_id) = (state.engine.clone(), exec.id.clone());
+    let settled = move |end| async move {
+        if end == End::Output {
+            // Clients ask for the exit code next; they are not kept by one that does not end.
+            drop(tokio::time::timeout(SETTLED_LIMIT, engine.wait_exec(&exec_id)).await);
         }
-        Err(error) => return Err(error.into()),
-    }
-    if body.detach {
-        return Ok(StatusCode::OK.into_response());
-    }
-    Ok(streams.serve(state.0, Request::from_parts(parts, Body::empty()), receiver, |_| {}))
+    };
+    Ok(streams.serve(state.0, Request::from_parts(parts, Body::empty()), attaching, settled))
 }
 
 pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {

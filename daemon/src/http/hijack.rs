@@ -1,5 +1,6 @@
 //! Connections that are taken over from HTTP: a process's streams go over them in both directions.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use skep_engine::{Attachment, InputWriter, LogSource};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -23,13 +24,21 @@ use crate::logs::stream_frame;
 const EMPTY_FRAME: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 /// How long nothing is written to a client before it is asked whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
-/// How long a client waits for a process's end once its output is over.
-const SETTLED_LIMIT: Duration = Duration::from_secs(10);
 const INPUT_LEN: usize = 4096;
 const FRAMES_AHEAD: usize = 16;
 /// What output is called: of several streams in one, or as it is.
 const MULTIPLEXED: HeaderValue = HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
 const RAW: HeaderValue = HeaderValue::from_static("application/vnd.docker.raw-stream");
+
+/// What brings the attachment, once the client listens.
+pub(super) type Attaching = Pin<Box<dyn Future<Output = Attached> + Send>>;
+
+/// What became of it.
+pub(super) enum Attached {
+    To(Attachment),
+    /// There is nothing to be attached to; what the client is told instead.
+    Failed(Bytes),
+}
 
 /// What a client takes and gives.
 pub(super) struct Streams {
@@ -44,8 +53,6 @@ pub(super) struct Streams {
     pub(super) detach_keys: Vec<u8>,
     /// What is sent before all else.
     pub(super) before: Vec<Bytes>,
-    /// What the end of the output waits for: clients then ask what the process came to.
-    pub(super) settled: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// Why a connection was given up.
@@ -60,51 +67,41 @@ pub(super) enum End {
 }
 
 impl Streams {
-    /// Takes the connection over and hands it what comes; `ended` hears why it was over.
-    pub(super) fn serve(
-        mut self,
+    /// Takes the connection over, and hands it what comes; `ended` hears why it is over before the
+    /// client does.
+    pub(super) fn serve<F: Future<Output = ()> + Send>(
+        self,
         daemon: Arc<Daemon>,
         request: Request,
-        attachment: oneshot::Receiver<Attachment>,
-        ended: impl FnOnce(End) + Send + 'static,
+        attaching: Attaching,
+        ended: impl FnOnce(End) -> F + Send + 'static,
     ) -> Response {
         let kind = if self.tty { RAW } else { MULTIPLEXED };
-        let settled = self.settled.take();
-        let settled = async move {
-            if let Some(settled) = settled {
-                // A client is not kept for ever by one that does not end.
-                drop(tokio::time::timeout(SETTLED_LIMIT, settled).await);
-            }
-        };
         if !request.headers().contains_key(header::UPGRADE) {
-            return self.stream(attachment, kind, settled);
+            return self.stream(attaching, kind, ended);
         }
         let upgraded = hyper::upgrade::on(request);
         tokio::spawn(async move {
             let Ok(upgraded) = upgraded.await else { return };
             let mut client = TokioIo::new(upgraded);
-            let attachment = tokio::select! {
+            let attached = tokio::select! {
                 () = daemon.stop.cancelled() => return,
-                attachment = attachment => attachment,
+                attached = attaching => attached,
             };
-            // The start failed: there is nothing to be attached to.
-            let Ok(attachment) = attachment else {
-                for frame in &self.before {
-                    drop(client.write_all(frame).await);
+            let end = match attached {
+                Attached::To(attachment) => tokio::select! {
+                    () = daemon.stop.cancelled() => End::Gone,
+                    end = self.pump(&mut client, attachment) => end,
+                },
+                Attached::Failed(told) => {
+                    // A client that is gone need not hear it.
+                    drop(client.write_all(&told).await);
+                    End::Output
                 }
-                drop(client.shutdown().await);
-                return;
             };
-            let end = tokio::select! {
-                () = daemon.stop.cancelled() => End::Gone,
-                end = self.pump(&mut client, attachment) => end,
-            };
-            if end == End::Output {
-                settled.await;
-            }
+            ended(end).await;
             // The client learns of the end by it.
             drop(client.shutdown().await);
-            ended(end);
         });
         let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
         let headers = response.headers_mut();
@@ -115,24 +112,30 @@ impl Streams {
     }
 
     /// Output alone, as a response's body: the client cannot give anything.
-    fn stream(
+    fn stream<F: Future<Output = ()> + Send>(
         self,
-        attachment: oneshot::Receiver<Attachment>,
+        attaching: Attaching,
         kind: HeaderValue,
-        settled: impl Future<Output = ()> + Send + 'static,
+        ended: impl FnOnce(End) -> F + Send + 'static,
     ) -> Response {
         let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
         tokio::spawn(async move {
-            let attachment = attachment.await;
+            let mut attachment = match attaching.await {
+                Attached::To(attachment) => attachment,
+                Attached::Failed(told) => {
+                    drop(frames.send(told).await);
+                    ended(End::Output).await;
+                    return;
+                }
+            };
+            if self.stdin_ends {
+                // A client that gives nothing has given all.
+                drop(attachment.input.end().await);
+            }
             for frame in &self.before {
                 if frames.send(frame.clone()).await.is_err() {
                     return;
                 }
-            }
-            let Ok(mut attachment) = attachment else { return };
-            if self.stdin_ends {
-                // A client that gives nothing has given all.
-                drop(attachment.input.end().await);
             }
             while let Some((source, bytes)) = attachment.output.next().await {
                 if let Some(frame) = self.outgoing(source, bytes)
@@ -141,7 +144,7 @@ impl Streams {
                     return;
                 }
             }
-            settled.await;
+            ended(End::Output).await;
         });
         let body = ReceiverStream::new(stream).map(Ok::<_, std::convert::Infallible>);
         let mut response = Response::new(Body::from_stream(body));

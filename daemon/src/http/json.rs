@@ -7,14 +7,12 @@ use serde_json::Value;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
-const UNSUPPORTED: [(&str, &str); 12] = [
+const UNSUPPORTED: [(&str, &str); 10] = [
     ("/Mode/ReplicatedJob", "mode replicated-job"),
     ("/Mode/GlobalJob", "mode global-job"),
     ("/TaskTemplate/PluginSpec", "a plugin as a service"),
     ("/TaskTemplate/NetworkAttachmentSpec", "an attachment as a service"),
     ("/TaskTemplate/Resources/Reservations/GenericResources", "generic resources"),
-    ("/TaskTemplate/ContainerSpec/TTY", "a terminal (--tty) for services"),
-    ("/TaskTemplate/ContainerSpec/OpenStdin", "standard input (OpenStdin) for services"),
     ("/TaskTemplate/ContainerSpec/Privileges/CredentialSpec", "a credential spec"),
     ("/TaskTemplate/ContainerSpec/Privileges/SELinuxContext", "an SELinux context"),
     ("/TaskTemplate/ContainerSpec/Privileges/Seccomp", "another seccomp profile than the default"),
@@ -29,7 +27,8 @@ pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
 
 /// Reads a service's spec.
 pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiError> {
-    let value = read(body)?;
+    let mut value = read(body)?;
+    settle_mode(&mut value);
     for (pointer, what) in UNSUPPORTED {
         if value.pointer(pointer).is_some_and(says_something) {
             return Err(ApiError::unsupported(format!("{what} is not supported yet")));
@@ -40,9 +39,19 @@ pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiEr
             "the template {template:?} is not supported yet: write the value out"
         )));
     }
-    let mut value = value;
     settle_networks(&mut value);
     from_value(value)
+}
+
+/// Dockerd takes members' names in any case, and some clients write the mode's in small letters.
+fn settle_mode(spec: &mut Value) {
+    let Some(mode) = spec.get_mut("Mode").and_then(Value::as_object_mut) else { return };
+    for name in ["Replicated", "Global", "ReplicatedJob", "GlobalJob"] {
+        let other = mode.keys().find(|key| key.as_str() != name && key.eq_ignore_ascii_case(name)).cloned();
+        if let Some(value) = other.and_then(|key| mode.remove(&key)) {
+            mode.insert(name.to_owned(), value);
+        }
+    }
 }
 
 /// Old clients name networks beside the task's template; and what every host has is meant by name.
@@ -133,6 +142,14 @@ mod tests {
         assert_eq!(read(r#"{"TaskTemplate":{"Networks":[{"Target":"n"}]}}"#), ["n"]);
         assert_eq!(read(r#"{"Networks":[{"Target":"old"}]}"#), ["old"]);
         assert_eq!(read(r#"{"Networks":[{"Target":"a"}],"TaskTemplate":{"Networks":[{"Target":"b"}]}}"#), ["b"]);
+    }
+
+    #[test]
+    fn a_mode_is_read_in_any_case() {
+        let body = Bytes::from_static(br#"{"Mode":{"replicated":{"Replicas":2}}}"#);
+        let spec = parse_service(&body).unwrap();
+        assert!(serde_json::to_string(&spec.mode).unwrap().contains(r#""Replicas":2"#));
+        check(r#"{"Mode":{"globaljob":{}}}"#, Err("global-job"));
     }
 
     #[test]

@@ -138,6 +138,13 @@ impl Engine {
     }
 }
 
+/// Says what is wrong with a Dockerfile before anything is built.
+pub fn check_dockerfile(context: &Path, name: &str) -> Result<(), BuildError> {
+    let name = if name.is_empty() { "Dockerfile" } else { name };
+    let text = read_dockerfile(context, name)?;
+    parse::dockerfile(&text).map(drop).map_err(BuildError::Dockerfile)
+}
+
 fn read_dockerfile(context: &Path, name: &str) -> Result<String, BuildError> {
     use std::io::Read as _;
     const LEN_MAX: u64 = 4 << 20;

@@ -123,6 +123,11 @@ impl LogWriter {
     }
 }
 
+/// Makes the file, for readers who come before the first word.
+pub(crate) fn ensure(path: &Path) -> io::Result<()> {
+    open_append(path).map(drop)
+}
+
 fn open_append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
@@ -146,10 +151,12 @@ const LINES_AHEAD: usize = 256;
 /// Reads a container's output. While following, `ended` says when no more will come.
 pub(crate) fn read(path: PathBuf, options: LogOptions, ended: impl Fn() -> bool + Send + 'static) -> LogStream {
     let (lines, stream) = mpsc::channel(LINES_AHEAD);
+    // Opened before the caller is told: a container that is removed at once is read to its end.
+    let current = File::open(&path).ok();
     std::thread::Builder::new()
         .name("log-reader".into())
         .spawn(move || {
-            if let Err(error) = read_all(&path, &options, &ended, &lines) {
+            if let Err(error) = read_all(&path, current, &options, &ended, &lines) {
                 tracing::warn!(path = %path.display(), %error, "a log cannot be read");
             }
         })
@@ -159,6 +166,7 @@ pub(crate) fn read(path: PathBuf, options: LogOptions, ended: impl Fn() -> bool 
 
 fn read_all(
     path: &Path,
+    current: Option<File>,
     options: &LogOptions,
     ended: &dyn Fn() -> bool,
     lines: &mpsc::Sender<LogLine>,
@@ -190,7 +198,8 @@ fn read_all(
             drain(&mut BufReader::new(file), &mut deliver)?;
         }
     }
-    let Some(file) = open_when_there(path, options, ended, lines) else { return Ok(()) };
+    let current = current.or_else(|| open_when_there(path, options, ended, lines));
+    let Some(file) = current else { return Ok(()) };
     let mut reader = BufReader::new(file);
     drain(&mut reader, &mut deliver)?;
     for line in last {

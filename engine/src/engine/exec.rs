@@ -130,14 +130,20 @@ impl Engine {
         self.execs.find(id).ok_or_else(|| EngineError::NoExec(id.to_owned()))
     }
 
+    /// Says why an exec cannot be started, if it cannot.
+    pub fn require_startable(&self, exec: &Exec) -> Result<(), EngineError> {
+        self.find(&exec.container)?.require_unpaused()?;
+        if exec.state() == ExecState::Created {
+            return Ok(());
+        }
+        Err(EngineError::Conflict(format!("exec {} has run already: create another", exec.id)))
+    }
+
     /// Starts an exec; attached to it from its first word on.
     pub async fn start_exec(self: &Arc<Self>, id: &str) -> Result<Attachment, EngineError> {
         let exec = self.exec(id)?;
+        self.require_startable(&exec)?;
         let container = self.find(&exec.container)?;
-        container.require_unpaused()?;
-        if exec.state() != ExecState::Created {
-            return Err(EngineError::Conflict(format!("exec {id} has run already: create another")));
-        }
         let action = format!("exec_start: {}", exec.spec.command.join(" "));
         self.tell_container(&container, &action, &[("execID", exec.id.clone())]);
         let started = self.run_exec(&container, &exec.spec, &exec.socket, None).await;

@@ -22,6 +22,7 @@ use crate::container::config::{
     ContainerConfig, FileMount, JoinedNetwork, MountSource, NamespaceMode, NetworkMode, PublishedPort,
 };
 use crate::container::health::HealthStatus;
+use crate::container::logs;
 use crate::container::seccomp::Profile;
 use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
@@ -309,6 +310,7 @@ fn prepare(
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));
     }
+    logs::ensure(&dirs.log())?;
     let spec = spec::build(config, &place);
     disk::write_whole(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
     disk::write_whole(&dirs.data.join("shim.json"), &outside.shim)?;

@@ -12,7 +12,7 @@ use serde_json::json;
 use skep_engine::{ContainerState, Engine, Exit, LogOptions};
 use tokio::sync::watch;
 
-use crate::http::hijack::{End, Streams, parse_detach_keys};
+use crate::http::hijack::{Attached, Attaching, End, Streams, parse_detach_keys};
 use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 use crate::logs::stream_frame;
@@ -47,11 +47,19 @@ pub(in crate::http) async fn attach(
         .ok_or_else(|| ApiError::bad_request(format!("invalid detach keys {:?}", query.detach_keys)))?;
     let ended = matches!(container.state, ContainerState::Exited(_));
     // One that has ended has nothing to say but what it said.
-    let only_logs = is_on(&query.logs) && !is_on(&query.stream);
-    let attachment = if only_logs || (ended && is_on(&query.logs)) {
-        tokio::sync::oneshot::channel().1
+    let only_logs = is_on(&query.logs) && (ended || !is_on(&query.stream));
+    let so_far = if is_on(&query.logs) { so_far(&state.engine, &id, &query, config.tty).await? } else { Vec::new() };
+    let mut before = Vec::new();
+    let attaching: Attaching = if only_logs {
+        let told = Bytes::from(so_far.concat());
+        Box::pin(async move { Attached::Failed(told) })
     } else {
-        state.engine.attach(&id)?
+        before = so_far;
+        let attachment = state.engine.attach(&id)?;
+        Box::pin(async move {
+            // The start may fail; then there is nothing to tell here.
+            attachment.await.map_or_else(|_| Attached::Failed(Bytes::new()), Attached::To)
+        })
     };
     let streams = Streams {
         tty: config.tty,
@@ -60,16 +68,15 @@ pub(in crate::http) async fn attach(
         stderr: is_on(&query.stderr),
         stdin_ends: config.stdin_once,
         detach_keys: if config.tty { detach_keys } else { Vec::new() },
-        before: if is_on(&query.logs) { so_far(&state.engine, &id, &query, config.tty).await? } else { Vec::new() },
-        settled: None,
+        before,
     };
     let (engine, id) = (state.engine.clone(), container.id);
-    let detached = move |end| {
+    let detached = move |end| async move {
         if end == End::Detached {
             engine.tell_detached(&id);
         }
     };
-    Ok(streams.serve(state.0, request, attachment, detached))
+    Ok(streams.serve(state.0, request, attaching, detached))
 }
 
 /// What the container has written until now.
