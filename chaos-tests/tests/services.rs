@@ -299,7 +299,9 @@ fn the_docker_client_works_unchanged() {
     let rig = Rig::swarm(2, 1);
     let host = rig.host(1);
     let docker = |args: &[&str]| {
-        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
+        let mut client = Command::new("docker");
+        client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).args(args);
+        let output = client.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.success(), text(&output.stdout), text(&output.stderr))
     };
@@ -393,6 +395,31 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     for host in rig.hosts() {
         assert!(host.ok(&["images"]).contains("10.77.0.1:5000/box") || host.ok(&["images"]).contains("<none>"));
     }
+    if Command::new("docker").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+        return;
+    }
+    // What a user makes of it goes back, and only what is new goes over the wire.
+    let docker = |host: &Host, args: &[&str]| {
+        let mut client = Command::new("docker");
+        client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).args(args);
+        let output = client.output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "docker {args:?}: {text}");
+        text
+    };
+    let context = host.dir().join("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(
+        context.join("Dockerfile"),
+        format!("FROM {image}\nRUN echo made here > /tmp/note\nCMD cat /tmp/note\n"),
+    )
+    .unwrap();
+    docker(host, &["build", "-t", "10.77.0.1:5000/made/here:1", context.to_str().unwrap()]);
+    let pushed = docker(host, &["push", "10.77.0.1:5000/made/here:1"]);
+    assert!(pushed.contains("Mounted from box") && pushed.contains("Pushed"), "{pushed}");
+    assert!(docker(host, &["push", "10.77.0.1:5000/made/here:1"]).contains("Layer already exists"));
+    assert_eq!(docker(rig.host(2), &["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
 }
 
 fn start_registry(host: &Host) {

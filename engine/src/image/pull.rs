@@ -91,6 +91,8 @@ pub enum PullError {
     Name(String),
     #[error("image {image} cannot be pulled: {reason}")]
     Registry { image: String, reason: String },
+    #[error("login attempt to {registry} failed: {reason}")]
+    Login { registry: String, reason: String },
     #[error("image {image} has no variant for {platform}; it has {variants}")]
     Platform { image: String, platform: String, variants: String },
     #[error("image {image} is damaged: {reason}")]

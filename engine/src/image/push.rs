@@ -57,8 +57,10 @@ impl Puller {
             image: name.to_owned(),
             reason: "it was stored by a version that kept no archives: pull it again".into(),
         })?;
-        let neighbours = neighbours(image, &reference);
-        let push = |diff_id| push_layer(store, &client, &reference, &neighbours, diff_id, progress);
+        let known = store.list();
+        let push = |diff_id| {
+            push_layer(store, &client, &reference, neighbours(&known, diff_id, &reference), diff_id, progress)
+        };
         let pushes: Vec<BoxFuture<'_, _>> = image.layers.iter().map(|diff_id| push(diff_id).boxed()).collect();
         let blobs: Vec<LayerBlob> = futures::stream::iter(pushes)
             .buffered(LAYERS_AT_ONCE)
@@ -90,23 +92,52 @@ impl Puller {
 
     /// Asks a registry whether it takes the credentials.
     pub(crate) async fn login(&self, registry: &str, credentials: &Credentials) -> Result<(), PullError> {
-        let registry = registry.trim_start_matches("https://").trim_start_matches("http://");
-        let host = registry.split('/').next().unwrap_or(registry);
-        let host = if host.is_empty() || host == "index.docker.io" { "docker.io" } else { host };
-        // No repository is meant; a registry that is asked for its version answers without one.
-        let reference = Reference::with_tag(host.to_owned(), "skep-login".to_owned(), "latest".to_owned());
-        let client = self.client(&reference, self.is_insecure(&reference));
-        client
-            .auth(&reference, &credentials.to_auth(), RegistryOperation::Pull)
-            .await
-            .map(drop)
-            .map_err(|error| PullError::Registry { image: host.to_owned(), reason: with_causes(&error) })
+        let bare = registry.trim_start_matches("https://").trim_start_matches("http://");
+        let host = bare.split('/').next().unwrap_or(bare);
+        let host = if matches!(host, "" | "docker.io") { "index.docker.io" } else { host };
+        // No repository is meant: a registry that is asked for its version answers without one.
+        let reference = Reference::with_tag(host.to_owned(), "none".to_owned(), "latest".to_owned());
+        let scheme = if self.is_insecure(&reference) { "http" } else { "https" };
+        let asked = ask_version(&format!("{scheme}://{host}/v2/"), credentials).await;
+        asked.map_err(|reason| PullError::Login { registry: host.to_owned(), reason })
     }
 }
 
-/// Other repositories of the same registry that have the image's layers.
-fn neighbours(image: &Image, to: &Reference) -> Vec<Reference> {
-    let parsed = image.digests.iter().filter_map(|digest| digest.parse::<Reference>().ok());
+/// Goes through what a registry asks of a client before it answers.
+async fn ask_version(url: &str, credentials: &Credentials) -> Result<(), String> {
+    let failed = |error: reqwest::Error| with_causes(&error);
+    let client = reqwest::Client::builder().build().map_err(failed)?;
+    let first = client.get(url).send().await.map_err(failed)?;
+    if first.status().is_success() {
+        return Ok(());
+    }
+    let challenge = first.headers().get("www-authenticate").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (kind, params) = challenge.split_once(' ').unwrap_or((challenge, ""));
+    let param = |name: &str| {
+        params
+            .split(',')
+            .find_map(|part| Some(part.trim().strip_prefix(name)?.strip_prefix('=')?.trim_matches('"').to_owned()))
+    };
+    let request = match (kind.to_ascii_lowercase().as_str(), param("realm")) {
+        ("basic", _) => client.get(url),
+        ("bearer", Some(realm)) => client.get(realm).query(&[("service", param("service").unwrap_or_default())]),
+        _ => return Err(format!("it answers {} and says not how to log in", first.status())),
+    };
+    let request = match credentials {
+        Credentials::Anonymous => request,
+        Credentials::Basic { username, password } => {
+            request.basic_auth(username, Some(String::from_utf8_lossy(password.expose())))
+        }
+        Credentials::Token(token) => request.bearer_auth(String::from_utf8_lossy(token.expose())),
+    };
+    let status = request.send().await.map_err(failed)?.status();
+    if status.is_success() { Ok(()) } else { Err(format!("unauthorized: incorrect username or password ({status})")) }
+}
+
+/// Other repositories of the same registry that have a layer.
+fn neighbours(images: &[Image], diff_id: &String, to: &Reference) -> Vec<Reference> {
+    let with_it = images.iter().filter(|image| image.layers.contains(diff_id));
+    let parsed = with_it.flat_map(|image| &image.digests).filter_map(|digest| digest.parse::<Reference>().ok());
     parsed.filter(|other| other.registry() == to.registry() && other.repository() != to.repository()).collect()
 }
 
@@ -114,7 +145,7 @@ async fn push_layer(
     store: &ImageStore,
     client: &Client,
     reference: &Reference,
-    neighbours: &[Reference],
+    neighbours: Vec<Reference>,
     diff_id: &str,
     progress: &mpsc::Sender<PullProgress>,
 ) -> Result<LayerBlob, String> {
@@ -128,7 +159,7 @@ async fn push_layer(
         return Ok(blob);
     }
     for neighbour in neighbours {
-        if client.mount_blob(reference, neighbour, &blob.digest).await.is_ok() {
+        if client.mount_blob(reference, &neighbour, &blob.digest).await.is_ok() {
             tell(format!("Mounted from {}", neighbour.repository()));
             return Ok(blob);
         }
