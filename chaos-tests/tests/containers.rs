@@ -143,6 +143,46 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
 }
 
 #[test]
+fn skep_itself_runs_containers() {
+    take_turn!();
+    if no_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    import_busybox(&rig);
+    assert_eq!(host.ok(&["run", "--rm", "-e", "A=b", "busybox", "sh", "-c", "echo $A"]), "b\n");
+    assert!(!host.run(&["run", "--rm", "busybox", "false"]).success);
+    assert!(host.fails(&["run", "--rm", "busybox", "nonsense"]).contains("not found"));
+    host.ok(&["network", "create", "-d", "bridge", "front"]);
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "front",
+        "-v",
+        "data:/www",
+        "busybox",
+        "httpd",
+        "-f",
+        "-h",
+        "/www",
+    ]);
+    host.ok(&["exec", "web", "sh", "-c", "echo page > /www/index.html"]);
+    let page = host.ok(&["run", "--rm", "--network", "front", "busybox", "wget", "-qO-", "http://web/"]);
+    assert_eq!(page, "page\n");
+    assert!(host.ok(&["inspect", "--format", "{{.State.Status}}", "web"]).contains("running"));
+    host.ok(&["stop", "-t", "0", "web"]);
+    host.ok(&["rm", "web"]);
+    assert!(host.ok(&["volume", "ls"]).contains("data"));
+    host.ok(&["volume", "rm", "data"]);
+    host.ok(&["network", "rm", "front"]);
+}
+
+#[test]
 fn restart_policies_act_also_on_what_happened_while_the_daemon_was_away() {
     take_turn!();
     if no_docker() {

@@ -4,7 +4,9 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response};
+use hyper::http::request::Builder;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
@@ -34,43 +36,70 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Response<Incoming>> {
-        let response = self.try_send(method, path, body).await.with_context(|| {
+        let bytes = Bytes::from(body.map(Value::to_string).unwrap_or_default());
+        self.send_bytes(method, path, "application/json", bytes).await
+    }
+
+    /// As [`send`](Self::send), with any body.
+    pub(crate) async fn send_bytes(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::builder().method(method).header("content-type", kind);
+        let response = self.try_send(request, path, body).await?;
+        if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        Err(refusal(response).await?)
+    }
+
+    /// Sends a request after which the connection is no HTTP any more.
+    pub(crate) async fn upgrade(&self, path: &str, body: &Value) -> anyhow::Result<Upgraded> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .header("content-type", "application/json")
+            .header("connection", "Upgrade")
+            .header("upgrade", "tcp");
+        let response = self.try_send(request, path, Bytes::from(body.to_string())).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await?);
+        }
+        Ok(hyper::upgrade::on(response).await?)
+    }
+
+    /// Sends a request whose answer comes much later; returns once the daemon has begun to answer.
+    pub(crate) async fn begin(&self, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+        self.send(method, path, None).await
+    }
+
+    /// Waits for the answer of [`begin`](Self::begin).
+    pub(crate) async fn finish(&self, response: Response<Incoming>) -> anyhow::Result<Value> {
+        read_json(response).await
+    }
+
+    async fn try_send(&self, request: Builder, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
+        let request = request.uri(format!("{API}{path}")).header("host", "skep").body(Full::new(body))?;
+        let exchanged = async {
+            if let Some(socket) = self.host.strip_prefix("unix://") {
+                exchange(TokioIo::new(UnixStream::connect(socket).await?), request).await
+            } else {
+                let addr = self.host.trim_start_matches("tcp://");
+                exchange(TokioIo::new(TcpStream::connect(addr).await?), request).await
+            }
+        };
+        exchanged.await.with_context(|| {
             format!(
                 "the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?",
                 self.host
             )
-        })?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        let message = serde_json::from_slice::<Value>(&body).ok();
-        let message = message.and_then(|value| value["message"].as_str().map(str::to_owned));
-        bail!(message.unwrap_or_else(|| format!("the daemon answered {status}")))
-    }
-
-    async fn try_send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{API}{path}"))
-            .header("host", "skep")
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))?;
-        if let Some(socket) = self.host.strip_prefix("unix://") {
-            exchange(TokioIo::new(UnixStream::connect(socket).await?), request).await
-        } else {
-            let addr = self.host.trim_start_matches("tcp://");
-            exchange(TokioIo::new(TcpStream::connect(addr).await?), request).await
-        }
+        })
     }
 
     async fn json(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let bytes = self.send(method, path, body).await?.into_body().collect().await?.to_bytes();
-        if bytes.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&bytes).context("the daemon's answer cannot be read")
+        read_json(self.send(method, path, body).await?).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -86,12 +115,29 @@ impl Client {
     }
 }
 
+async fn read_json(response: Response<Incoming>) -> anyhow::Result<Value> {
+    let bytes = response.into_body().collect().await?.to_bytes();
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&bytes).context("the daemon's answer cannot be read")
+}
+
+/// What an error answer says.
+async fn refusal(response: Response<Incoming>) -> anyhow::Result<anyhow::Error> {
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    let message = serde_json::from_slice::<Value>(&body).ok();
+    let message = message.and_then(|value| value["message"].as_str().map(str::to_owned));
+    Ok(anyhow::anyhow!(message.unwrap_or_else(|| format!("the daemon answered {status}"))))
+}
+
 async fn exchange<I>(io: I, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    tokio::spawn(async move { drop(connection.await) });
+    tokio::spawn(async move { drop(connection.with_upgrades().await) });
     Ok(sender.send_request(request).await?)
 }
 

@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod converge;
 mod output;
+mod streams;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -47,6 +48,41 @@ enum Command {
     /// Keep configuration files for services
     #[command(subcommand)]
     Config(commands::payload::ConfigCommand),
+    /// Keep data for containers of this host
+    #[command(subcommand)]
+    Volume(commands::volume::VolumeCommand),
+    /// Run a command in a new container of this host
+    Run(Box<commands::container::RunArgs>),
+    /// Make a container without starting it
+    Create(Box<commands::run::CreateArgs>),
+    /// Run one more command in a container
+    Exec(commands::container::ExecArgs),
+    /// Join a container's input and output
+    Attach { container: String },
+    /// Start containers
+    Start(commands::container::Containers),
+    /// Stop containers
+    Stop(commands::container::StopArgs),
+    /// Stop containers and start them again
+    Restart(commands::container::StopArgs),
+    /// Send containers a signal
+    Kill(commands::container::KillArgs),
+    /// Hold all processes of containers
+    Pause(commands::container::Containers),
+    /// Let held containers go on
+    Unpause(commands::container::Containers),
+    /// Remove containers
+    Rm(commands::container::RmArgs),
+    /// Give a container another name
+    Rename { container: String, name: String },
+    /// Wait until containers have ended; print their exit codes
+    Wait(commands::container::Containers),
+    /// Show containers in full
+    Inspect(commands::container::InspectArgs),
+    /// List a container's processes
+    Top { container: String },
+    /// List a container's published ports
+    Port { container: String },
     /// List this host's containers
     Ps(commands::system::PsArgs),
     /// Show a container's output
@@ -55,6 +91,31 @@ enum Command {
     Images(output::ListArgs),
     /// Fetch an image from its registry
     Pull { image: String },
+    /// Send an image to its registry
+    Push { image: String },
+    /// Build an image from a Dockerfile
+    Build(commands::image::BuildArgs),
+    /// Give an image one more name
+    Tag { image: String, name: String },
+    /// Remove images
+    Rmi {
+        #[arg(required = true)]
+        images: Vec<String>,
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Write images to an archive
+    Save {
+        #[arg(short, long, value_name = "FILE")]
+        output: std::path::PathBuf,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Read images from an archive
+    Load {
+        #[arg(short, long, value_name = "FILE")]
+        input: std::path::PathBuf,
+    },
     /// Say what this host and its swarm are
     Info(output::FormatArg),
     /// Say which versions are in use
@@ -126,28 +187,58 @@ fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow
 fn run_client(host: Option<String>, command: Command) -> anyhow::Result<ExitCode> {
     let client = client::Client::new(host)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match command {
-            Command::Daemon(_) => unreachable!("handled before"),
-            Command::Swarm(command) => commands::swarm::run(&client, command).await,
-            Command::Node(command) => commands::node::run(&client, command).await,
-            Command::Service(command) => commands::service::run(&client, command).await,
-            Command::Network(command) => commands::network::run(&client, command).await,
-            Command::Secret(command) => commands::payload::run_secret(&client, command).await,
-            Command::Config(command) => commands::payload::run_config(&client, command).await,
-            Command::Ps(args) => commands::system::ps(&client, args).await,
-            Command::Logs(args) => commands::system::logs(&client, args).await,
-            Command::Images(args) => commands::system::images(&client, args).await,
-            Command::Pull { image } => commands::system::pull(&client, &image).await,
-            Command::Info(format) => commands::system::info(&client, format).await,
-            Command::Version(format) => commands::system::version(&client, format).await,
-            Command::Completion { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "skep", &mut std::io::stdout());
-                Ok(())
-            }
+    let code = runtime.block_on(dispatch(&client, command));
+    // Somebody may still be asked for input that nobody needs any more.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<ExitCode> {
+    use commands::container;
+    let done = match command {
+        // Those that have an exit code of their own to tell.
+        Command::Run(args) => return container::run(client, *args).await,
+        Command::Exec(args) => return container::exec(client, args).await,
+        Command::Attach { container } => return container::attach(client, &container).await,
+        Command::Start(names) => return container::start(client, &names).await,
+        Command::Stop(args) => return container::stop(client, &args, "stop").await,
+        Command::Restart(args) => return container::stop(client, &args, "restart").await,
+        Command::Kill(args) => return container::kill(client, &args).await,
+        Command::Pause(names) => return container::pause(client, &names, "pause").await,
+        Command::Unpause(names) => return container::pause(client, &names, "unpause").await,
+        Command::Rm(args) => return container::rm(client, &args).await,
+        Command::Daemon(_) => unreachable!("handled before"),
+        Command::Swarm(command) => commands::swarm::run(client, command).await,
+        Command::Node(command) => commands::node::run(client, command).await,
+        Command::Service(command) => commands::service::run(client, command).await,
+        Command::Network(command) => commands::network::run(client, command).await,
+        Command::Secret(command) => commands::payload::run_secret(client, command).await,
+        Command::Config(command) => commands::payload::run_config(client, command).await,
+        Command::Volume(command) => commands::volume::run(client, command).await,
+        Command::Create(args) => container::create(client, *args).await,
+        Command::Rename { container, name } => container::rename(client, &container, &name).await,
+        Command::Wait(names) => container::wait(client, &names).await,
+        Command::Inspect(args) => container::inspect(client, &args).await,
+        Command::Top { container } => container::top(client, &container).await,
+        Command::Port { container } => container::port(client, &container).await,
+        Command::Ps(args) => commands::system::ps(client, args).await,
+        Command::Logs(args) => commands::system::logs(client, args).await,
+        Command::Images(args) => commands::system::images(client, args).await,
+        Command::Pull { image } => commands::system::pull(client, &image).await,
+        Command::Push { image } => commands::image::push(client, &image).await,
+        Command::Build(args) => commands::image::build(client, &args).await,
+        Command::Tag { image, name } => commands::image::tag(client, &image, &name).await,
+        Command::Rmi { images, force } => commands::image::rmi(client, &images, force).await,
+        Command::Save { output, images } => commands::image::save(client, &images, &output).await,
+        Command::Load { input } => commands::image::load(client, &input).await,
+        Command::Info(format) => commands::system::info(client, format).await,
+        Command::Version(format) => commands::system::version(client, format).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "skep", &mut std::io::stdout());
+            Ok(())
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -26,6 +26,18 @@ pub(crate) enum NetworkCommand {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Give a single container a place in a network of this host's
+    Connect {
+        /// What its neighbours call it, too (repeatable)
+        #[arg(long = "alias", value_name = "NAME")]
+        aliases: Vec<String>,
+        #[arg(long, value_name = "ADDRESS", default_value = "")]
+        ip: String,
+        network: String,
+        container: String,
+    },
+    /// Take a single container out of a network of this host's
+    Disconnect { network: String, container: String },
     /// Look for what is wrong with this node's networks, or with one network or service
     Diagnose { name: Option<String> },
     /// Remove every network that nobody uses
@@ -91,6 +103,15 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
                 line(&network)?;
             }
             Ok(())
+        }
+        NetworkCommand::Connect { aliases, ip, network, container } => {
+            let endpoint = json!({"Aliases": aliases, "IPAMConfig": {"IPv4Address": ip}});
+            let body = json!({"Container": container, "EndpointConfig": endpoint});
+            client.post(&format!("/networks/{}/connect", escape(&network)), &body).await.map(drop)
+        }
+        NetworkCommand::Disconnect { network, container } => {
+            let body = json!({"Container": container});
+            client.post(&format!("/networks/{}/disconnect", escape(&network)), &body).await.map(drop)
         }
         NetworkCommand::Diagnose { name } => diagnose(client, &name.unwrap_or_default()).await,
         NetworkCommand::Prune { force } => {

@@ -120,16 +120,7 @@ pub(crate) async fn images(client: &Client, args: ListArgs) -> anyhow::Result<()
 
 pub(crate) async fn pull(client: &Client, image: &str) -> anyhow::Result<()> {
     let path = format!("/images/create?fromImage={}", escape(image));
-    let body = client.send(Method::POST, &path, None).await?.into_body().collect().await?.to_bytes();
-    for text in String::from_utf8_lossy(&body).lines() {
-        let step: Value = serde_json::from_str(text)?;
-        if let Some(error) = step["error"].as_str() {
-            anyhow::bail!("{error}");
-        }
-        let id = step["id"].as_str().filter(|id| !id.is_empty()).map(|id| format!("{id}: ")).unwrap_or_default();
-        line(&format!("{id}{}", step["status"].as_str().unwrap_or_default()))?;
-    }
-    Ok(())
+    crate::commands::image::progress(client.send(Method::POST, &path, None).await?).await
 }
 
 pub(crate) async fn info(client: &Client, format: FormatArg) -> anyhow::Result<()> {
