@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+mod engine;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,13 +12,14 @@ use skep_chaos_tests::{Host, LIMIT, Rig, is_root, program, wait_until};
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
     println!("binary: {}", program().display());
-    let figures: [(&str, fn()); 6] = [
+    let figures: [(&str, fn()); 7] = [
         ("one-node", one_node),
         ("leader-killed", || lost_leader("kill -9", Host::kill_daemon, Host::start_daemon)),
         ("leader-cut", || lost_leader("link down", |host| host.cut(true), |host| host.cut(false))),
         ("leader-stopped", clean_stop),
         ("lost-node", lost_node),
         ("overlay", overlay),
+        ("engine", engine::engine),
     ];
     let only = std::env::args().nth(1);
     let names = figures.map(|(name, _)| name);
