@@ -422,6 +422,48 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     assert_eq!(docker(rig.host(2), &["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
 }
 
+/// The client makes a stack of single objects, and removes them one after the other without waiting.
+#[test]
+fn a_stack_comes_up_and_goes_by_the_docker_client() {
+    take_turn!();
+    if Command::new("docker").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+        return;
+    }
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    let file = host.dir().join("stack.yml");
+    std::fs::write(host.dir().join("note"), "noted").unwrap();
+    std::fs::write(&file, STACK.replace("NOTE", host.dir().join("note").to_str().unwrap())).unwrap();
+    let docker = |args: &[&str]| {
+        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "docker {args:?}: {text}");
+        text
+    };
+    docker(&["stack", "deploy", "-c", file.to_str().unwrap(), "shop"]);
+    host.await_replicas("shop_web", "3/3");
+    assert!(docker(&["stack", "services", "shop"]).contains("*:8077->8000/tcp"));
+    docker(&["stack", "rm", "shop"]);
+    assert!(!docker(&["network", "ls"]).contains("shop_back"));
+    assert!(!docker(&["secret", "ls"]).contains("shop_note"));
+}
+
+const STACK: &str = r#"
+version: "3.8"
+services:
+  web:
+    image: skep/whoami
+    deploy: {replicas: 3}
+    ports: ["8077:8000"]
+    networks: [back]
+    configs: [{source: note, target: /note}]
+    secrets: [note]
+networks: {back: {driver: overlay}}
+configs: {note: {file: NOTE}}
+secrets: {note: {file: NOTE}}
+"#;
+
 fn start_registry(host: &Host) {
     let dir = host.dir().join("registry");
     std::fs::create_dir_all(&dir).unwrap();

@@ -111,6 +111,8 @@ pub enum Reason {
     NotLeader,
     /// Now is not the time: no leader, no majority.
     Unavailable,
+    /// What stands in the way is just going.
+    Settling,
 }
 
 /// Why a command was not carried out, in words for its user.

@@ -61,7 +61,7 @@ pub enum ProposeError {
     NotLeader { leader_addr: Option<String> },
     #[error("the swarm did not agree within {0:?}: the outcome is not known; look before you repeat")]
     TimedOut(Duration),
-    #[error("consensus stopped: {0}")]
+    #[error("consensus changed on the way ({0}): the outcome is not known; look before you repeat")]
     Stopped(String),
 }
 

@@ -83,7 +83,7 @@ impl From<ControlError> for ApiError {
         let status = match error.reason {
             Reason::Invalid => StatusCode::BAD_REQUEST,
             Reason::NotFound => StatusCode::NOT_FOUND,
-            Reason::Conflict => StatusCode::CONFLICT,
+            Reason::Conflict | Reason::Settling => StatusCode::CONFLICT,
             // Docker answers 500, and clients look for the text.
             Reason::Stale => StatusCode::INTERNAL_SERVER_ERROR,
             Reason::Unsupported => StatusCode::NOT_IMPLEMENTED,

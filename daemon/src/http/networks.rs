@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -15,13 +16,17 @@ use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
 use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
 use skep_engine::{DEFAULT_NETWORK, EngineError, LocalEndpoint, LocalNetwork, LocalNetworkSpec, LocalPlace};
-use skep_manager::control::Command;
+use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
 use super::services::created;
 use super::swarm::is_on;
 use super::{ApiError, State, json::parse};
 use crate::filters::Filters;
+
+/// How long the removal of a network waits for tasks that are on their way out.
+const SETTLING_LIMIT: Duration = Duration::from_secs(20);
+const SETTLING_PAUSE: Duration = Duration::from_millis(100);
 
 /// Networks that every host has: name, id, driver.
 const PREDEFINED: [(&str, &str, &str); 3] = [
@@ -457,8 +462,19 @@ pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<Sta
         Known::Stored(network) => network.id,
         Known::Told(network) => network.id,
     };
-    state.swarm.manager().await?.execute(Command::RemoveNetwork { id }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    // Clients remove a stack's services and then its networks, without waiting for the tasks' ends.
+    let deadline = tokio::time::Instant::now() + SETTLING_LIMIT;
+    loop {
+        match state.swarm.manager().await?.execute(Command::RemoveNetwork { id }).await {
+            Err(error) if error.reason == Reason::Settling && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(SETTLING_PAUSE).await;
+            }
+            other => {
+                other?;
+                return Ok(StatusCode::NO_CONTENT);
+            }
+        }
+    }
 }
 
 /// Removes the networks that nobody uses.

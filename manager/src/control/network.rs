@@ -65,7 +65,7 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NetworkId) -> Re
         service.endpoint.virtual_ips.iter().any(|vip| vip.network == id)
             || wanted(tables, &service.spec).any(|wanted| wanted.id == id)
     };
-    if let Some(service) = tables.services.iter().find(uses) {
+    if let Some(service) = tables.services.iter().filter(|service| !service.removed).find(uses) {
         return Err(ControlError::new(
             Reason::Conflict,
             format!("network {name} is in use by service {}: take it out of there first", service.spec.name),
@@ -76,8 +76,14 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NetworkId) -> Re
     };
     if let Some(task) = tables.tasks.iter().find(live) {
         return Err(ControlError::new(
-            Reason::Conflict,
+            Reason::Settling,
             format!("network {name} is in use by task {}: wait until it has stopped", task.name()),
+        ));
+    }
+    if let Some(service) = tables.services.iter().find(uses) {
+        return Err(ControlError::new(
+            Reason::Settling,
+            format!("network {name} is in use by service {}, which is being removed", service.spec.name),
         ));
     }
     tx.delete(ObjectKey::Network(id), network.meta.version);
