@@ -6,12 +6,22 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// Writes `bytes` to `path` (mode 0600) so that a reader sees the old file or the new one, also
-/// after a crash.
+/// after the host's crash.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, fs::File::sync_data)
+}
+
+/// As [`write_whole`], but for what no one needs after the host's crash: flushing takes longer than
+/// all the rest.
+pub(crate) fn write_passing(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&fs::File) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(bytes)?;
-    file.sync_data()?;
+    settle(&file)?;
     fs::rename(&new, path)
 }
 

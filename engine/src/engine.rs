@@ -2,6 +2,7 @@
 
 mod attach;
 mod change;
+mod container;
 mod exec;
 mod files;
 mod images;
@@ -12,6 +13,9 @@ mod volumes;
 
 pub use attach::{Attachment, InputWriter, OutputReader};
 pub use change::{BlockCount, Usage};
+pub(crate) use container::Container;
+pub use container::Probe;
+use container::Record;
 pub use exec::{Exec, ExecSpec, ExecState};
 pub use files::{Archiving, Change, CommitOptions, PathStat};
 pub use images::HistoryLine;
@@ -22,21 +26,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::logs::{self, LogOptions, LogStream};
-use crate::container::restart::RestartBackoff;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::state::{ContainerState, Exit};
-use crate::disk;
 use crate::engine::exec::ExecStore;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
@@ -162,125 +162,6 @@ pub struct Inspection {
     pub failing_streak: u32,
     /// Its execs that run.
     pub execs: Vec<String>,
-}
-
-/// A health check's result.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    pub started_at: Timestamp,
-    pub ended_at: Timestamp,
-    /// 0: it passed; -1: it could not run.
-    pub code: i32,
-    pub output: String,
-}
-
-/// Probes that are remembered of each container.
-const PROBES_KEPT: usize = 5;
-
-/// One container.
-pub(crate) struct Container {
-    id: String,
-    /// Replaced as a whole when it is renamed or updated.
-    config: Mutex<Arc<ContainerConfig>>,
-    layers: Vec<String>,
-    created: Timestamp,
-    dirs: ContainerDirs,
-    state: watch::Sender<ContainerState>,
-    /// One operation at a time.
-    operation: Arc<tokio::sync::Mutex<()>>,
-    /// Held by everybody who reads the output.
-    readers: Arc<()>,
-    /// Those who are attached before it starts.
-    waiting: Mutex<Vec<oneshot::Sender<Attachment>>>,
-    /// Whether a user ended it: what is stopped by hand is not started again.
-    stopped_by_hand: AtomicBool,
-    backoff: Mutex<RestartBackoff>,
-    restarts: AtomicU32,
-    probes: Mutex<(u32, VecDeque<Probe>)>,
-}
-
-/// A container on disk.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    config: ContainerConfig,
-    layers: Vec<String>,
-    created: Timestamp,
-    state: ContainerState,
-    #[serde(default)]
-    stopped_by_hand: bool,
-    #[serde(default)]
-    restarts: u32,
-}
-
-impl Container {
-    fn from_record(id: String, dirs: ContainerDirs, record: Record) -> Self {
-        Self {
-            id,
-            config: Mutex::new(Arc::new(record.config)),
-            layers: record.layers,
-            created: record.created,
-            dirs,
-            state: watch::channel(record.state).0,
-            operation: Arc::default(),
-            readers: Arc::default(),
-            waiting: Mutex::default(),
-            stopped_by_hand: record.stopped_by_hand.into(),
-            backoff: Mutex::default(),
-            restarts: record.restarts.into(),
-            probes: Mutex::default(),
-        }
-    }
-
-    fn config(&self) -> Arc<ContainerConfig> {
-        self.config.lock().expect("nobody panics while holding it").clone()
-    }
-
-    fn name(&self) -> String {
-        self.config().name.clone()
-    }
-
-    fn save(&self) -> io::Result<()> {
-        let record = Record {
-            config: (*self.config()).clone(),
-            layers: self.layers.clone(),
-            created: self.created,
-            state: self.state.borrow().clone(),
-            stopped_by_hand: self.stopped_by_hand.load(Ordering::Relaxed),
-            restarts: self.restarts.load(Ordering::Relaxed),
-        };
-        disk::write_whole(&self.dirs.data.join("container.json"), &serde_json::to_vec_pretty(&record)?)
-    }
-
-    fn is_paused(&self) -> bool {
-        matches!(&*self.state.borrow(), ContainerState::Running(running) if running.paused)
-    }
-
-    fn keep_probe(&self, probe: Probe, failing_streak: u32) {
-        let mut probes = self.probes.lock().expect("nobody panics while holding it");
-        probes.0 = failing_streak;
-        probes.1.push_back(probe);
-        if probes.1.len() > PROBES_KEPT {
-            probes.1.pop_front();
-        }
-    }
-
-    fn inspection(&self, execs: Vec<String>) -> Inspection {
-        let (failing_streak, probes) = self.probes.lock().expect("nobody panics while holding it").clone();
-        Inspection {
-            id: self.id.clone(),
-            config: self.config(),
-            created: self.created,
-            state: self.state.borrow().clone(),
-            log_path: self.dirs.log(),
-            data_dir: self.dirs.data.clone(),
-            layer_dirs: Vec::new(),
-            netns: None,
-            restarts: self.restarts.load(Ordering::Relaxed),
-            probes: probes.into(),
-            failing_streak,
-            execs,
-        }
-    }
 }
 
 /// The containers and images of one host.

@@ -224,7 +224,7 @@ fn watch(dir: &Path, pid: Pid, outputs: [Option<OwnedFd>; 2], input: Option<Owne
     streams.run(&ended, None, &|| ())?;
     let record =
         ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
-    disk::write_whole(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
+    disk::write_passing(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
 }
 
 fn exit_code(pid: Pid) -> io::Result<i32> {

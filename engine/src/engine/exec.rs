@@ -232,7 +232,7 @@ impl Engine {
         let dir = socket.parent().ok_or_else(|| io::Error::other("an exec has its directory"))?;
         fs::create_dir_all(dir)?;
         let process_path = dir.join("process.json");
-        disk::write_whole(&process_path, &process(container, spec)?)?;
+        disk::write_passing(&process_path, &process(container, spec)?)?;
         let config = ExecConfig {
             id: container.id.clone(),
             root: self.config.run_dir.join("state"),
@@ -241,7 +241,7 @@ impl Engine {
             stdio: if spec.tty { Stdio::Terminal } else { Stdio::Pipes { open_stdin: spec.open_stdin } },
             limit,
         };
-        disk::write_whole(&dir.join("exec.json"), &serde_json::to_vec(&config)?)?;
+        disk::write_passing(&dir.join("exec.json"), &serde_json::to_vec(&config)?)?;
         let listener = sys::listen(socket)?;
         let attachment = attach_at(socket)?;
         let mut child = self.shim("shim-exec", dir, listener.into())?;

@@ -312,8 +312,8 @@ fn prepare(
     }
     logs::ensure(&dirs.log())?;
     let spec = spec::build(config, &place);
-    disk::write_whole(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
-    disk::write_whole(&dirs.data.join("shim.json"), &outside.shim)?;
+    disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
+    disk::write_passing(&dirs.data.join("shim.json"), &outside.shim)?;
     match fs::remove_file(dirs.data.join("exit.json")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

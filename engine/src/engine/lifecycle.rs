@@ -55,7 +55,7 @@ impl Engine {
         match self.launch(container).await {
             Ok(running) => {
                 container.state.send_replace(ContainerState::Running(running));
-                container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
+                container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
                 self.tell_container(container, "start", &[]);
                 self.supervise(container.clone());
                 Ok(())
@@ -72,7 +72,7 @@ impl Engine {
                     error: reason.clone(),
                 }));
                 // The reason for the failed start is what the caller needs to hear.
-                let _ = container.save();
+                let _ = container.save_state();
                 drop(one);
                 self.remove_if_asked(container).await;
                 Err(EngineError::Start { id: container.id.clone(), reason })
@@ -114,7 +114,7 @@ impl Engine {
             Some(_) => ContainerState::Restarting(exit),
             None => ContainerState::Exited(exit),
         });
-        if let Err(error) = container.save() {
+        if let Err(error) = container.save_state() {
             tracing::error!(container = %container.id, %error, "a container's end could not be saved");
         }
         if code == 137 && matches!(&*container.state.borrow(), ContainerState::Exited(exit) if exit.oom_killed) {
@@ -188,7 +188,7 @@ impl Engine {
                     }
                 });
                 // Lost at worst until the next change.
-                let _ = container.save();
+                let _ = container.save_state();
                 self.tell_container(&container, &format!("health_status: {}", monitor.status().as_str()), &[]);
             }
         }
@@ -247,7 +247,7 @@ impl Engine {
             }
             ContainerState::Created | ContainerState::Running(_) | ContainerState::Exited(_) => false,
         });
-        container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
+        container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
         if let ContainerState::Exited(exit) = &*container.state.borrow() {
             return Ok(exit.clone());
         }
@@ -315,7 +315,7 @@ impl Engine {
                 running.paused = paused;
             }
         });
-        container.save().map_err(disk_error(format!("saving container {}", container.id)))?;
+        container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
         self.tell_container(container, if paused { "pause" } else { "unpause" }, &[]);
         Ok(())
     }
