@@ -41,6 +41,19 @@ const MINOR_MAX: u32 = 56;
 const BODY_LEN_MAX: usize = 16 << 20;
 
 pub(crate) type State = axum::extract::State<Arc<Daemon>>;
+/// For what is removed only when it is insisted upon.
+#[derive(serde::Deserialize)]
+pub(crate) struct ForceQuery {
+    #[serde(default)]
+    force: String,
+}
+
+impl ForceQuery {
+    fn is_on(&self) -> bool {
+        swarm::is_on(&self.force)
+    }
+}
+
 type Rewritten = MapRequest<Router, fn(Request) -> Request>;
 
 /// The service of one listener.
@@ -70,7 +83,7 @@ fn system_router() -> Router<Arc<Daemon>> {
         .route("/auth", post(images::auth))
         .route("/events", get(events::events))
         .route("/plugins", get(system::plugins))
-        .route("/skep/diagnose", get(networks::diagnose))
+        .route("/skep/diagnose", get(networks::diagnose::diagnose))
 }
 
 fn swarm_router() -> Router<Arc<Daemon>> {
@@ -161,8 +174,8 @@ fn networks_router() -> Router<Arc<Daemon>> {
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
-        .route("/networks/{id}/connect", post(networks::connect))
-        .route("/networks/{id}/disconnect", post(networks::disconnect))
+        .route("/networks/{id}/connect", post(networks::joining::connect))
+        .route("/networks/{id}/disconnect", post(networks::joining::disconnect))
 }
 
 async fn unknown(uri: Uri) -> ApiError {

@@ -16,8 +16,7 @@ use tokio::sync::mpsc;
 
 use super::json::parse;
 use super::stream::{json_error, json_lines, reader, written};
-use super::swarm::is_on;
-use super::{ApiError, State};
+use super::{ApiError, ForceQuery, State};
 use crate::filters::Filters;
 
 const PROGRESS_AHEAD: usize = 256;
@@ -385,18 +384,12 @@ async fn import(
     Ok(Json(json!({"status": image.id})).into_response())
 }
 
-#[derive(Deserialize)]
-pub(super) struct RemoveQuery {
-    #[serde(default)]
-    force: String,
-}
-
 pub(super) async fn remove(
     state: State,
     Path(name): Path<String>,
-    Query(query): Query<RemoveQuery>,
+    Query(query): Query<ForceQuery>,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let removal = state.engine.remove_image(&name, is_on(&query.force))?;
+    let removal = state.engine.remove_image(&name, query.is_on())?;
     Ok(Json(removal_json(&removal)))
 }
 

@@ -1,5 +1,8 @@
 //! Networks: the swarm's, and those that every host has of its own.
 
+pub(super) mod diagnose;
+pub(super) mod joining;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use skep_api::container::Driver;
 use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
 use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
-use skep_engine::{DEFAULT_NETWORK, EngineError, LocalEndpoint, LocalNetwork, LocalNetworkSpec, LocalPlace};
+use skep_engine::{DEFAULT_NETWORK, LocalEndpoint, LocalNetwork, LocalNetworkSpec};
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
@@ -504,148 +507,4 @@ pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Resul
         }
     }
     Ok(Json(json!({"NetworksDeleted": deleted})))
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ConnectBody {
-    container: String,
-    endpoint_config: EndpointBody,
-}
-
-/// What a container asks of its place in a network.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct EndpointBody {
-    #[serde(rename = "IPAMConfig")]
-    ipam_config: EndpointIpamBody,
-    aliases: Vec<String>,
-    links: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct EndpointIpamBody {
-    #[serde(rename = "IPv4Address")]
-    ipv4_address: String,
-    #[serde(rename = "IPv6Address")]
-    ipv6_address: String,
-}
-
-impl EndpointBody {
-    /// The place in `network`, which is known by its id.
-    pub(super) fn place(&self, network: &LocalNetwork) -> Result<LocalPlace, ApiError> {
-        if !self.links.is_empty() {
-            return Err(ApiError::unsupported("links are not supported: use names and aliases"));
-        }
-        if !self.ipam_config.ipv6_address.is_empty() {
-            return Err(ApiError::unsupported("IPv6 addresses in bridge networks are not supported yet"));
-        }
-        let text = &self.ipam_config.ipv4_address;
-        let address = (!text.is_empty())
-            .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv4 address: {text:?}"))))
-            .transpose()?;
-        let named = network.id != DEFAULT_NETWORK;
-        if !named && (address.is_some() || !self.aliases.is_empty()) {
-            return Err(ApiError::bad_request(
-                "user specified IP address and network-scoped aliases are supported on user-defined networks only",
-            ));
-        }
-        Ok(LocalPlace { network: network.id.clone(), aliases: self.aliases.clone(), address })
-    }
-}
-
-/// A network of this host's that a single container may join.
-pub(super) async fn joinable(state: &State, name: &str) -> Result<LocalNetwork, ApiError> {
-    match find(state, name).await? {
-        Known::Local(network) => Ok(network),
-        Known::Predefined(0) => Ok(state.engine.network(DEFAULT_NETWORK)?),
-        Known::Predefined(_) => Err(ApiError::forbidden(format!(
-            "container cannot be connected to network {name}: it is had from the start or not at all"
-        ))),
-        Known::Stored(_) | Known::Told(_) => Err(ApiError::unsupported(format!(
-            "network {name} is the swarm's: joining single containers to it is not supported yet; use a service"
-        ))),
-    }
-}
-
-pub(super) async fn connect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
-    let body: ConnectBody = parse(&body)?;
-    let network = joinable(&state, &name).await?;
-    let place = body.endpoint_config.place(&network)?;
-    state.engine.connect_network(&network.id, &body.container, place).await?;
-    Ok(())
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct DisconnectBody {
-    container: String,
-    force: bool,
-}
-
-pub(super) async fn disconnect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
-    let body: DisconnectBody = parse(&body)?;
-    let network = joinable(&state, &name).await?;
-    match state.engine.disconnect_network(&network.id, &body.container).await {
-        Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)) if body.force => Ok(()),
-        other => Ok(other?),
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct DiagnoseQuery {
-    #[serde(default)]
-    name: String,
-}
-
-/// What is wrong with this node's networks, or with one network or service: not of Docker's API.
-pub(super) async fn diagnose(state: State, Query(query): Query<DiagnoseQuery>) -> Result<Json<Vec<Value>>, ApiError> {
-    let node = state.swarm.node().await?;
-    let finding = |subject: &str, problem: Option<String>| json!({"Subject": subject, "Problem": problem});
-    let mut found: Vec<Value> =
-        node.overlay().diagnose().await.into_iter().map(|f| finding(&f.subject, f.problem)).collect();
-    if query.name.is_empty() {
-        return Ok(Json(found));
-    }
-    let tables = state.swarm.manager().await?.read().await?;
-    if let Ok(service) = super::services::find(&tables, &query.name) {
-        found.extend(
-            service_findings(&tables, service).into_iter().map(|(subject, problem)| finding(&subject, problem)),
-        );
-    } else {
-        let network = find(&state, &query.name).await?;
-        let told = node.overlay().networks().iter().any(|told| told.id.to_string() == network.id());
-        let subject = format!("network {} on this node", network.name());
-        let absent = "it is not here: no task of this node needs it".to_owned();
-        found.push(finding(&subject, (!told).then_some(absent)));
-    }
-    Ok(Json(found))
-}
-
-/// Why a service's address or ports would not answer.
-fn service_findings(tables: &Tables, service: &skep_api::Service) -> Vec<(String, Option<String>)> {
-    let name = &service.spec.name;
-    let mut findings = Vec::new();
-    let tasks: Vec<_> = tables.tasks_of_service(service.id).filter(|task| task.is_runnable()).collect();
-    let serving = tasks.iter().filter(|task| task.status.state == skep_api::TaskState::Running).count();
-    let waiting: Vec<String> =
-        tasks.iter().filter(|t| !t.status.error.is_empty()).map(|t| t.status.error.clone()).collect();
-    let none = format!("none runs: {}", waiting.first().map_or("see 'skep service ps'", String::as_str));
-    findings.push((format!("{serving} tasks of {name} take connections"), (serving == 0).then_some(none)));
-    for task in tasks.iter().filter(|task| task.status.state == skep_api::TaskState::Running) {
-        let joined = task.networks.len();
-        let wanted = task.named_networks().count() + usize::from(!task.mesh_ports.is_empty());
-        let problem = (joined < wanted).then(|| format!("it has {joined} of {wanted} addresses"));
-        findings.push((format!("addresses of {}", task.name()), problem));
-    }
-    let mode = service.spec.endpoint_mode();
-    for vip in &service.endpoint.virtual_ips {
-        let network = tables.networks.get(vip.network).map_or("a removed network", |network| &network.spec.name);
-        findings.push((format!("virtual address {} in {network}", vip.address), None));
-    }
-    if mode == skep_api::service::EndpointMode::Vip && service.endpoint.virtual_ips.is_empty() {
-        findings.push((format!("networks of {name}"), Some("it joins none: name one with --network-add".into())));
-    }
-    findings
 }

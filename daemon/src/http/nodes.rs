@@ -12,8 +12,7 @@ use skep_manager::Manager;
 use skep_manager::control::Command;
 use skep_raft_store::Tables;
 
-use super::swarm::is_on;
-use super::{ApiError, State, json::parse};
+use super::{ApiError, ForceQuery, State, json::parse};
 use crate::filters::Filters;
 
 /// A manager that the leader has not heard for so long is told to be unreachable.
@@ -82,20 +81,14 @@ pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json
     Ok(Json(node_json(find(&tables, &id)?, &manager)))
 }
 
-#[derive(Deserialize)]
-pub(super) struct RemoveQuery {
-    #[serde(default)]
-    force: String,
-}
-
 pub(super) async fn remove(
     state: State,
     Path(id): Path<String>,
-    Query(query): Query<RemoveQuery>,
+    Query(query): Query<ForceQuery>,
 ) -> Result<(), ApiError> {
     let manager = state.swarm.manager().await?;
     let id = find(&*manager.read().await?, &id)?.id;
-    manager.execute(Command::RemoveNode { id, force: is_on(&query.force) }).await?;
+    manager.execute(Command::RemoveNode { id, force: query.is_on() }).await?;
     Ok(())
 }
 

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use skep_engine::{EngineError, Volume};
 
 use super::json::parse;
-use super::swarm::is_on;
-use super::{ApiError, State};
+use super::{ApiError, ForceQuery, State};
 use crate::filters::Filters;
 
 pub(super) fn volume_json(state: &State, volume: &Volume) -> Value {
@@ -84,19 +83,13 @@ pub(super) async fn inspect(state: State, Path(name): Path<String>) -> Result<Js
     Ok(Json(volume_json(&state, &volume)))
 }
 
-#[derive(Deserialize)]
-pub(super) struct RemoveQuery {
-    #[serde(default)]
-    force: String,
-}
-
 pub(super) async fn remove(
     state: State,
     Path(name): Path<String>,
-    Query(query): Query<RemoveQuery>,
+    Query(query): Query<ForceQuery>,
 ) -> Result<StatusCode, ApiError> {
     match state.engine.remove_volume(&name) {
-        Err(EngineError::NoVolume(_)) if is_on(&query.force) => {}
+        Err(EngineError::NoVolume(_)) if query.is_on() => {}
         other => other?,
     }
     Ok(StatusCode::NO_CONTENT)

@@ -57,6 +57,9 @@ impl Connect for Dialer {
     }
 }
 
+/// What joining begins is done by then.
+const JOINED_PAUSE: Duration = Duration::from_secs(1);
+
 impl ActiveNode {
     /// Takes up the identity; opens the bulk endpoint, nothing else yet.
     pub(super) fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
@@ -190,6 +193,11 @@ impl ActiveNode {
         tokio::spawn(Agent::new(config, events).run(self.stop.clone()));
         tokio::spawn(Self::follow(Arc::clone(self), from_agent));
         tokio::spawn(Self::keep_certificate(Arc::clone(self)));
+        tokio::spawn(async {
+            // Joining took far more of the program than being a member does. A convenience, no condition.
+            tokio::time::sleep(JOINED_PAUSE).await;
+            drop(skep_engine::let_go_of_code());
+        });
     }
 
     /// The managers to turn to, this node's own first.

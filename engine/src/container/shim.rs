@@ -220,8 +220,9 @@ fn watch(dir: &Path, pid: Pid, outputs: [Option<OwnedFd>; 2], input: Option<Owne
     let endpoints = Endpoints { outputs, input, terminal: config.stdio == Stdio::Terminal };
     let mut streams = Streams::new(endpoints, Some(sys::inherited_fd(0).into()), writer)?;
     // From here on it mostly sleeps; that it sleeps in less memory is no condition for it.
-    let _ = sys::let_go_of_code();
-    streams.run(&ended, None, &|| ())?;
+    let let_go = || drop(sys::let_go_of_code());
+    let_go();
+    streams.run(&ended, None, &|| (), &let_go)?;
     let record =
         ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
     disk::write_passing(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
@@ -300,6 +301,6 @@ fn watch_exec(pid: Pid, endpoints: Endpoints, limit: Option<Duration>) -> io::Re
     let ended = sys::pidfd_open(pid.as_raw())?;
     let mut streams = Streams::new(endpoints, Some(sys::inherited_fd(0).into()), None)?;
     // It may have ended by itself at that very moment.
-    streams.run(&ended, limit, &|| drop(sys::pidfd_signal(&ended, libc::SIGKILL)))?;
+    streams.run(&ended, limit, &|| drop(sys::pidfd_signal(&ended, libc::SIGKILL)), &|| ())?;
     exit_code(pid)
 }

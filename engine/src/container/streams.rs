@@ -42,6 +42,8 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 const CLIENTS_LIMIT: Duration = Duration::from_secs(5);
 /// Room in a socket for all that can be left when a process has ended: a full pipe and more.
 const LAST_ROOM: usize = 1 << 20;
+/// Milliseconds without a word or a visitor after which a watcher may rest.
+const QUIET_MILLIS: u16 = 500;
 /// More at once are turned away.
 const CLIENTS_MAX: usize = 64;
 
@@ -114,13 +116,21 @@ impl Streams {
     }
 
     /// Copies until `ended` is readable and all output is copied. `limit`: how long the process may
-    /// run; `kill` ends it then.
-    pub(crate) fn run(&mut self, ended: &OwnedFd, limit: Option<Duration>, kill: &dyn Fn()) -> io::Result<()> {
+    /// run; `kill` ends it then. `rest` is called once, when nothing has happened for a while.
+    pub(crate) fn run(
+        &mut self,
+        ended: &OwnedFd,
+        limit: Option<Duration>,
+        kill: &dyn Fn(),
+        rest: &dyn Fn(),
+    ) -> io::Result<()> {
         let mut deadline = limit.map(|limit| Instant::now() + limit);
         let mut running = true;
+        let mut rested = limit.is_some();
         while running || self.endpoints.outputs.iter().any(Option::is_some) {
             let sources = self.sources(running);
-            let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+            let quiet = if rested { PollTimeout::NONE } else { PollTimeout::from(QUIET_MILLIS) };
+            let timeout = deadline.map_or(quiet, |at| {
                 PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX)
             });
             let ready = {
@@ -128,6 +138,10 @@ impl Streams {
                 match poll(&mut polled, timeout) {
                     Err(nix::Error::EINTR) => continue,
                     Err(error) => return Err(error.into()),
+                    Ok(0) if !rested => {
+                        rested = true;
+                        rest();
+                    }
                     Ok(_) => {}
                 }
                 polled.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<_>>()
@@ -379,7 +393,7 @@ mod tests {
         let (end_read, end_write) = pipe().unwrap();
         let endpoints = Endpoints { outputs: [Some(out_read), None], input: Some(in_write), terminal: false };
         let watcher = std::thread::spawn(move || {
-            Streams::new(endpoints, Some(listener), None).unwrap().run(&end_read, None, &|| ()).unwrap();
+            Streams::new(endpoints, Some(listener), None).unwrap().run(&end_read, None, &|| (), &|| ()).unwrap();
         });
         first.write_all(&frame(FrameKind::Input, b"que")).unwrap();
         // In pieces, as it may come.
@@ -412,7 +426,7 @@ mod tests {
         let (end_read, end_write) = pipe().unwrap();
         let endpoints = Endpoints { outputs: [Some(out_read), None], input: None, terminal: false };
         let watcher = std::thread::spawn(move || {
-            Streams::new(endpoints, Some(listener), None).unwrap().run(&end_read, None, &|| ()).unwrap();
+            Streams::new(endpoints, Some(listener), None).unwrap().run(&end_read, None, &|| (), &|| ()).unwrap();
         });
         let writer = std::thread::spawn(move || {
             let mut out = std::fs::File::from(out_write);

@@ -21,7 +21,7 @@ use super::mounts::{mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::http::json::read;
-use crate::http::networks::{EndpointBody, joinable};
+use crate::http::networks::joining::{EndpointBody, joinable};
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
