@@ -141,26 +141,60 @@ impl Filter {
     }
 }
 
-/// Lets go of the program's own code in memory; what is still needed is read again, page by page.
+/// Lets go of the program's own code and constants in memory; what is still needed is read again, page
+/// by page.
 ///
-/// For a process that has little left to do, or has done what it does once: code is never written to, so nothing is lost. Data,
-/// also such as is read-only by now, is left alone.
+/// For a process that has little left to do, or has done what it does once. Nothing is lost: only what
+/// is as it stands in the program's file is dropped. Data, also such as is read-only by now but was
+/// written before, is left alone.
 pub fn let_go_of_code() -> io::Result<()> {
     let program = std::fs::read_link("/proc/self/exe")?;
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let code = maps.lines().filter(|line| line.contains(" r-xp ") && line.ends_with(&*program.to_string_lossy()));
-    for line in code {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let parse = |text: &str| usize::from_str_radix(text, 16).ok();
-        let Some((start, end)) = range.and_then(|(start, end)| Some((parse(start)?, parse(end)?))) else { continue };
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    for (start, end) in unwritten(&smaps, &program.to_string_lossy()) {
         let address = start as *mut libc::c_void;
-        // SAFETY: the range is the program's own code, mapped from its file and unchanged; the advice
-        // only says that neighbours of a page need not come with it.
+        // SAFETY: the range is mapped from the program's file, cannot be written, and no page of it
+        // was; the advice only says that neighbours of a page need not come with it.
         unsafe { libc::madvise(address, end - start, libc::MADV_RANDOM) };
-        // SAFETY: the same range; dropped pages come back from the file when they are executed.
+        // SAFETY: the same range; dropped pages come back from the file when they are used.
         if unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) } != 0 {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(())
+}
+
+/// The mappings of `program` that cannot be written and never were, as `/proc/self/smaps` tells.
+fn unwritten(smaps: &str, program: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let kept = matches!(words.next(), Some("r-xp" | "r--p")) && line.ends_with(program);
+            let parse = |text: &str| usize::from_str_radix(text, 16).ok();
+            current = parse(start).zip(parse(end)).filter(|_| kept);
+        } else if first == "Anonymous:" && words.next() == Some("0") {
+            found.extend(current.take());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_in_the_program_s_file_is_let_go_of() {
+        let smaps = "\
+            00400000-00500000 r--p 00000000 fe:00 1    /bin/skep\nSize: 1 kB\nAnonymous:             0 kB\n\
+            00500000-00600000 r-xp 00000000 fe:00 1    /bin/skep\nAnonymous:             0 kB\n\
+            00600000-00700000 r--p 00000000 fe:00 1    /bin/skep\nAnonymous:            12 kB\n\
+            00700000-00800000 rw-p 00000000 fe:00 1    /bin/skep\nAnonymous:             0 kB\n\
+            00800000-00900000 r-xp 00000000 fe:00 1    /lib/libc.so\nAnonymous:             0 kB\n";
+        assert_eq!(unwritten(smaps, "/bin/skep"), [(0x0040_0000, 0x0050_0000), (0x0050_0000, 0x0060_0000)]);
+        let_go_of_code().unwrap();
+        let_go_of_code().unwrap();
+    }
 }
