@@ -277,6 +277,40 @@ fn images_are_built_saved_loaded_and_their_files_copied() {
     ok(&["rm", "-f", "files"]);
 }
 
+#[test]
+fn a_build_that_is_cut_off_leaves_nothing() {
+    take_turn!();
+    if no_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let ok = |args: &[&str]| ok(&rig, args);
+    import_busybox(&rig);
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), "FROM busybox\nRUN touch /made\nRUN sleep 1000\n").unwrap();
+    let mut client = Command::new("docker");
+    client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).arg("build").arg(context.path());
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the long step runs", LIMIT, || {
+        let list = ok(&["ps", "--no-trunc"]);
+        (list.contains("sleep 1000"), list)
+    });
+    host.kill_daemon();
+    client.wait().unwrap();
+    host.start_daemon();
+    wait_until("its container is gone", LIMIT, || {
+        let list = ok(&["ps", "-a"]);
+        (list.lines().count() == 1, list)
+    });
+    assert!(!host.data().join("tmp").exists());
+    let mounts = host.exec("cat", &["/proc/mounts"]).stdout;
+    assert!(!mounts.contains("incoming"), "{mounts}");
+    let layers = || std::fs::read_dir(host.data().join("image/layers")).unwrap().count();
+    wait_until("busybox's and whoami's layers alone are left", LIMIT, || (layers() == 2, layers().to_string()));
+}
+
 const DOCKERFILE: &str = r#"
 FROM busybox AS made
 ARG WHO=world

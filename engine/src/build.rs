@@ -12,3 +12,7 @@ mod words;
 pub use builder::{BuildError, BuildOptions, BuildOutput, check_dockerfile};
 pub(crate) use context::clean;
 pub use copying::{fetch, unpack_context};
+
+/// What stands where a container's image is named, for those in which a build runs its commands; no
+/// image can be called so.
+pub(crate) const BUILD_IMAGE: &str = "<build>";

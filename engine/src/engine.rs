@@ -197,6 +197,8 @@ pub(crate) fn now() -> Timestamp {
 impl Engine {
     /// Opens the engine and takes up the containers that are there, running or not.
     pub fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
+        // The contexts of builds that were cut off.
+        let _ = fs::remove_dir_all(config.data_dir.join("tmp"));
         for dir in ["containers", "bin"] {
             make_dir(&config.data_dir.join(dir))?;
         }

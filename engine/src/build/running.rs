@@ -46,7 +46,7 @@ impl Builder<'_> {
         let proxies = proxies.filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
         let config = ContainerConfig {
             name: format!("build-{:016x}", rand::random::<u64>()),
-            image: "build".into(),
+            image: crate::build::BUILD_IMAGE.into(),
             args: command.clone(),
             env: stage.draft.config.env.iter().cloned().chain(args.iter().cloned()).chain(proxies).collect(),
             user: stage.draft.config.user.clone(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use skep_api::{Timestamp, with_causes};
 
 use super::{Container, Engine, EngineError, Record, disk_error, now};
+use crate::build::BUILD_IMAGE;
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::restart;
@@ -369,6 +370,7 @@ impl Engine {
         let by_hand = record.stopped_by_hand;
         let container = Arc::new(Container::from_record(id.clone(), self.dirs(&id), record));
         self.lock().insert(id.clone(), container.clone());
+        let of_a_build = container.config().image == BUILD_IMAGE;
         match state {
             ContainerState::Running(running) => {
                 let (config, ports) = (container.config(), running.ports.clone());
@@ -399,6 +401,16 @@ impl Engine {
                 self.tasks.spawn(async move { engine.remove_if_asked(&container).await });
             }
             ContainerState::Created => {}
+        }
+        if of_a_build {
+            // Nobody waits for it any more, nor needs the layers that it stands on.
+            let engine = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let removed = engine.remove(&id, RemoveOptions { force: true, volumes: true }).await;
+                if let Err(error) = removed.and_then(|()| engine.prune_layers().map(drop)) {
+                    tracing::warn!(container = %id, %error, "what a build left was not removed");
+                }
+            });
         }
     }
 }

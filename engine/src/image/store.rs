@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use skep_api::Timestamp;
 
+use crate::container::rootfs::ContainerDirs;
 use crate::disk;
 use crate::image::layer::LayerBlob;
 
@@ -126,7 +127,12 @@ impl ImageStore {
         for sub in ["records", "layers", "blobs", "configs"] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        // What an interrupted pull left is of no use.
+        // What an interrupted pull or build left is of no use. A file system that a build had mounted is
+        // taken down first, so that nothing is removed through it.
+        for entry in fs::read_dir(dir.join("incoming")).into_iter().flatten().flatten() {
+            let left = ContainerDirs { run: entry.path().join("run"), data: entry.path() };
+            left.unmount()?;
+        }
         let _ = fs::remove_dir_all(dir.join("incoming"));
         fs::create_dir_all(dir.join("incoming"))?;
         for entry in fs::read_dir(dir.join("records"))? {
