@@ -116,6 +116,16 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
     let (code, _, stderr) = docker(&rig, &["exec", "box", "nothing"]);
     assert!(code == 127 && stderr.contains("executable file not found in $PATH"), "{code} {stderr}");
 
+    // As everywhere, a writer whose reader is gone ends; nothing in between is lost.
+    let lines = ok(&["run", "--rm", "busybox", "sh", "-c", "yes some line | head -n 100000"]);
+    assert_eq!(lines.lines().count(), 100_000);
+    let ignored = ["grep", "SigIgn", "/proc/self/status"];
+    for run in [&["run", "--rm", "busybox"][..], &["exec", "box"]] {
+        let told = ok(&[run, &ignored].concat());
+        let set = u64::from_str_radix(told.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+        assert_eq!(set & (1 << (nix::libc::SIGPIPE - 1)), 0, "SIGPIPE is not ignored");
+    }
+
     // The daemon's death takes nothing from one that is attached afterwards, nor from the container.
     ok(&["run", "-d", "-i", "--name", "echo", "busybox", "cat"]);
     host.kill_daemon();

@@ -103,6 +103,14 @@ fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> 
     act(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))
 }
 
+/// Lets writing to a pipe that nobody reads end the process, or fail. Rust programs begin with the
+/// latter, and whatever they start inherits it; other programs count on the former.
+pub(crate) fn end_by_broken_pipes(ends: bool) {
+    let action = if ends { libc::SIG_DFL } else { libc::SIG_IGN };
+    // SAFETY: neither action runs code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, action) };
+}
+
 /// Takes over a descriptor that another process left open for this one.
 pub(crate) fn inherited_fd(fd: RawFd) -> OwnedFd {
     // SAFETY: the caller was given the number on its command line, by itself before an exec.

@@ -80,7 +80,10 @@ fn start(dir: &Path) -> Result<std::convert::Infallible, String> {
     // Out of the daemon's session; not possible, and not needed, if already leading one.
     let _ = setsid();
     let plumbing = Plumbing::new(config.stdio, dir)?;
-    let pid = make_container(&config, &plumbing)?;
+    sys::end_by_broken_pipes(true);
+    let made = make_container(&config, &plumbing);
+    sys::end_by_broken_pipes(false);
+    let pid = made?;
     let endpoints = plumbing.finish()?;
     answer(&ShimAnswer::Started { pid: pid.as_raw() });
     become_watcher(dir, pid, &endpoints)
@@ -287,13 +290,11 @@ fn exec(dir: &Path) -> Result<(Pid, Endpoints, Option<Duration>), String> {
         .with_root_path(config.root)
         .map_err(|error| with_causes(&error))?
         .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
-    let pid = plumbing
-        .connect(builder)?
-        .as_tenant()
-        .with_detach(true)
-        .with_process(Some(config.process_path))
-        .build()
-        .map_err(|error| with_causes(&error))?;
+    let builder = plumbing.connect(builder)?.as_tenant().with_detach(true).with_process(Some(config.process_path));
+    sys::end_by_broken_pipes(true);
+    let made = builder.build();
+    sys::end_by_broken_pipes(false);
+    let pid = made.map_err(|error| with_causes(&error))?;
     Ok((Pid::from_raw(pid.as_raw()), plumbing.finish()?, config.limit))
 }
 
