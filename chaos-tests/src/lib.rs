@@ -11,6 +11,7 @@ mod wait;
 
 pub use api::{Answer, Api};
 pub use host::Host;
+pub use processes::has_docker;
 pub use rig::{Rig, is_root, program};
 pub use turn::turn;
 pub use wait::{LIMIT, wait_for, wait_until};

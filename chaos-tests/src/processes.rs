@@ -67,3 +67,13 @@ fn subdirs(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
+
+/// Whether the stock client is here to be tried; says so if not.
+#[must_use]
+pub fn has_docker() -> bool {
+    let there = std::process::Command::new("docker").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: there is no docker client on the PATH");
+    }
+    there
+}

@@ -5,16 +5,12 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
-use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
+use skep_chaos_tests::{LIMIT, Rig, has_docker, take_turn, wait_until};
 
 #[test]
 fn the_docker_client_runs_containers() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
+    let Some(rig) = one_host() else { return };
     let docker = |args: &[&str]| docker(&rig, args);
     let ok = |args: &[&str]| ok(&rig, args);
     // In the foreground: its output, its exit code, and nothing left.
@@ -67,12 +63,8 @@ fn the_docker_client_runs_containers() {
 #[test]
 fn a_client_that_was_killed_is_let_go_of_though_the_container_is_quiet() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
+    let Some(rig) = one_host() else { return };
     let host = rig.host(1);
-    host.start_daemon();
     let (code, _, stderr) = docker(&rig, &["run", "-d", "--name", "web", "skep/whoami"]);
     assert_eq!(code, 0, "{stderr}");
     // The kernel counts them where the client is.
@@ -94,11 +86,7 @@ fn a_client_that_was_killed_is_let_go_of_though_the_container_is_quiet() {
 #[test]
 fn streams_terminals_and_more_processes_work_by_the_docker_client() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
+    let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     let host = rig.host(1);
@@ -155,12 +143,8 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
 #[test]
 fn skep_itself_runs_containers() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
+    let Some(rig) = one_host() else { return };
     let host = rig.host(1);
-    host.start_daemon();
     import_busybox(&rig);
     assert_eq!(host.ok(&["run", "--rm", "-e", "A=b", "busybox", "sh", "-c", "echo $A"]), "b\n");
     assert!(!host.run(&["run", "--rm", "busybox", "false"]).success);
@@ -195,12 +179,8 @@ fn skep_itself_runs_containers() {
 #[test]
 fn restart_policies_act_also_on_what_happened_while_the_daemon_was_away() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
+    let Some(rig) = one_host() else { return };
     let host = rig.host(1);
-    host.start_daemon();
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     let restarts = |name: &str| ok(&["inspect", "-f", "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}", name]);
@@ -230,11 +210,7 @@ fn restart_policies_act_also_on_what_happened_while_the_daemon_was_away() {
 #[test]
 fn images_are_built_saved_loaded_and_their_files_copied() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
+    let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     let context = tempfile::tempdir().unwrap();
@@ -288,14 +264,43 @@ fn images_are_built_saved_loaded_and_their_files_copied() {
 }
 
 #[test]
-fn a_build_that_is_cut_off_leaves_nothing() {
+fn a_full_disk_loses_no_exit_code_and_leaves_nothing_half_made() {
     take_turn!();
-    if no_docker() {
+    if !has_docker() {
         return;
     }
     let rig = Rig::new(1);
     let host = rig.host(1);
+    // Of the host's own namespace, and gone with it.
+    std::fs::create_dir_all(host.data()).unwrap();
+    assert!(host.exec("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", host.data().to_str().unwrap()]).success);
     host.start_daemon();
+    let ok = |args: &[&str]| ok(&rig, args);
+    import_busybox(&rig);
+    let fill = "dd if=/dev/zero of=/fill bs=1M count=100; exit 7";
+    assert_eq!(docker(&rig, &["run", "--name", "filler", "busybox", "sh", "-c", fill]).0, 7);
+    let (code, _, stderr) = docker(&rig, &["run", "-d", "--name", "late", "busybox", "sleep", "1000"]);
+    assert!(code == 125 && stderr.contains("No space left"), "{code} {stderr}");
+    assert!(!ok(&["ps", "-a"]).contains("late"));
+    let (_, _, stderr) = docker_with_input(&rig, &["import", "-", "more"], &vec![1; 4 << 20]);
+    assert!(stderr.contains("cannot be imported"), "{stderr}");
+    ok(&["rm", "filler"]);
+    // One that runs while the disk fills can still be held, let go and stopped.
+    ok(&["run", "-d", "--name", "live", "busybox", "sleep", "1000"]);
+    assert_eq!(docker(&rig, &["exec", "live", "sh", "-c", fill]).0, 7);
+    ok(&["pause", "live"]);
+    ok(&["unpause", "live"]);
+    ok(&["stop", "-t", "0", "live"]);
+    assert_eq!(ok(&["wait", "live"]).trim(), "137");
+    ok(&["rm", "live"]);
+    assert_eq!(ok(&["run", "--rm", "busybox", "echo", "room again"]), "room again\n");
+}
+
+#[test]
+fn a_build_that_is_cut_off_leaves_nothing() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     let context = tempfile::tempdir().unwrap();
@@ -337,11 +342,7 @@ CMD ["cat", "/greeting"]
 #[test]
 fn volumes_hold_data_and_what_is_not_possible_is_refused_by_name() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
+    let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     ok(&["volume", "create", "--label", "team=a", "data"]);
@@ -374,12 +375,8 @@ fn volumes_hold_data_and_what_is_not_possible_is_refused_by_name() {
 #[test]
 fn networks_of_one_host_have_names_and_keep_apart() {
     take_turn!();
-    if no_docker() {
-        return;
-    }
-    let rig = Rig::new(1);
+    let Some(rig) = one_host() else { return };
     let host = rig.host(1);
-    host.start_daemon();
     let ok = |args: &[&str]| ok(&rig, args);
     import_busybox(&rig);
     let reaches = |from: &str, to: &str| docker(&rig, &["exec", from, "ping", "-c", "1", "-W", "1", to]).0 == 0;
@@ -497,10 +494,12 @@ fn docker(rig: &Rig, args: &[&str]) -> (i32, String, String) {
     told(&client.output().unwrap())
 }
 
-fn no_docker() -> bool {
-    let missing = Command::new("docker").arg("--version").output().is_err();
-    if missing {
-        eprintln!("SKIPPED: there is no docker client on the PATH");
+/// A host with its daemon; `None` where there is no docker client to ask it with.
+fn one_host() -> Option<Rig> {
+    if !has_docker() {
+        return None;
     }
-    missing
+    let rig = Rig::new(1);
+    rig.host(1).start_daemon();
+    Some(rig)
 }

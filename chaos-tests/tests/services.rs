@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use serde_json::json;
-use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_for, wait_until};
+use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
 
 #[test]
 fn a_service_is_created_scaled_updated_rolled_back_and_removed() {
@@ -292,8 +292,7 @@ fn an_unhealthy_task_is_replaced_and_says_why() {
 #[test]
 fn the_docker_client_works_unchanged() {
     take_turn!();
-    if Command::new("docker").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no docker client on the PATH");
+    if !has_docker() {
         return;
     }
     let rig = Rig::swarm(2, 1);
@@ -395,19 +394,10 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     for host in rig.hosts() {
         assert!(host.ok(&["images"]).contains("10.77.0.1:5000/box") || host.ok(&["images"]).contains("<none>"));
     }
-    if Command::new("docker").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no docker client on the PATH");
+    if !has_docker() {
         return;
     }
     // What a user makes of it goes back, and only what is new goes over the wire.
-    let docker = |host: &Host, args: &[&str]| {
-        let mut client = Command::new("docker");
-        client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).args(args);
-        let output = client.output().unwrap();
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "docker {args:?}: {text}");
-        text
-    };
     let context = host.dir().join("context");
     std::fs::create_dir(&context).unwrap();
     std::fs::write(
@@ -426,8 +416,7 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
 #[test]
 fn a_stack_comes_up_and_goes_by_the_docker_client() {
     take_turn!();
-    if Command::new("docker").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no docker client on the PATH");
+    if !has_docker() {
         return;
     }
     let rig = Rig::swarm(2, 1);
@@ -435,18 +424,23 @@ fn a_stack_comes_up_and_goes_by_the_docker_client() {
     let file = host.dir().join("stack.yml");
     std::fs::write(host.dir().join("note"), "noted").unwrap();
     std::fs::write(&file, STACK.replace("NOTE", host.dir().join("note").to_str().unwrap())).unwrap();
-    let docker = |args: &[&str]| {
-        let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).output().unwrap();
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "docker {args:?}: {text}");
-        text
-    };
+    let docker = |args: &[&str]| docker(host, args);
     docker(&["stack", "deploy", "-c", file.to_str().unwrap(), "shop"]);
     host.await_replicas("shop_web", "3/3");
     assert!(docker(&["stack", "services", "shop"]).contains("*:8077->8000/tcp"));
     docker(&["stack", "rm", "shop"]);
     assert!(!docker(&["network", "ls"]).contains("shop_back"));
     assert!(!docker(&["secret", "ls"]).contains("shop_note"));
+}
+
+/// What the stock client says; it must succeed.
+fn docker(host: &Host, args: &[&str]) -> String {
+    let mut client = Command::new("docker");
+    client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).args(args);
+    let output = client.output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "docker {args:?}: {text}");
+    text
 }
 
 const STACK: &str = r#"

@@ -70,16 +70,6 @@ impl Client {
         Ok(hyper::upgrade::on(response).await?)
     }
 
-    /// Sends a request whose answer comes much later; returns once the daemon has begun to answer.
-    pub(crate) async fn begin(&self, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
-        self.send(method, path, None).await
-    }
-
-    /// Waits for the answer of [`begin`](Self::begin).
-    pub(crate) async fn finish(&self, response: Response<Incoming>) -> anyhow::Result<Value> {
-        read_json(response).await
-    }
-
     async fn try_send(&self, request: Builder, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
         let request = request.uri(format!("{API}{path}")).header("host", "skep").body(Full::new(body))?;
         let exchanged = async {
@@ -115,7 +105,8 @@ impl Client {
     }
 }
 
-async fn read_json(response: Response<Incoming>) -> anyhow::Result<Value> {
+/// Reads an answer to its end; one that has begun may take long.
+pub(crate) async fn read_json(response: Response<Incoming>) -> anyhow::Result<Value> {
     let bytes = response.into_body().collect().await?.to_bytes();
     if bytes.is_empty() {
         return Ok(Value::Null);

@@ -336,7 +336,12 @@ impl Engine {
             }
             containers.insert(id.clone(), container.clone());
         }
-        container.save().map_err(disk_error(format!("saving container {id}")))?;
+        if let Err(error) = container.save() {
+            self.lock().remove(&id);
+            // The first error is the one to tell.
+            let _ = container.dirs.remove();
+            return Err(disk_error(format!("saving container {id}"))(error));
+        }
         self.tell_container(&container, "create", &[]);
         Ok(id)
     }

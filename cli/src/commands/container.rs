@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Client, escape};
+use crate::client::{Client, escape, read_json};
 use crate::commands::run::{CreateArgs, create_body};
 use crate::commands::system::pull;
 use crate::output::{FormatArg, line};
@@ -126,7 +126,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<ExitCo
     let attach = format!("{container}/attach?stream=1&stdout=1&stderr=1&stdin={}", u8::from(streams.interactive));
     let connection = client.upgrade(&attach, &json!({})).await?;
     let condition = if args.create.rm { "removed" } else { "next-exit" };
-    let waiting = client.begin(Method::POST, &format!("{container}/wait?condition={condition}")).await?;
+    let waiting = client.send(Method::POST, &format!("{container}/wait?condition={condition}"), None).await?;
     if let Err(error) = client.post(&format!("{container}/start"), &json!({})).await {
         // As shells have it: not found is 127, not to be run 126.
         eprintln!("skep: {error:#}");
@@ -134,7 +134,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<ExitCo
         return Ok(ExitCode::from(code));
     }
     streams.pump(client, connection, &container).await?;
-    let end = client.finish(waiting).await?;
+    let end = read_json(waiting).await?;
     Ok(exit_code(end["StatusCode"].as_i64()))
 }
 

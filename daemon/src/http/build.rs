@@ -15,7 +15,7 @@ use skep_api::{SecretBytes, with_causes};
 use skep_engine::{BuildError, BuildOptions, BuildOutput, Credentials, NetworkMode, ResourceLimits};
 use tokio::sync::mpsc;
 
-use super::stream::{json_error, json_lines, reader};
+use super::stream::{json_error, json_lines, read_body};
 use super::swarm::is_on;
 use super::{ApiError, State};
 
@@ -158,8 +158,8 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
     std::fs::create_dir_all(&dir).map_err(|error| ApiError::internal(format!("{}: {error}", dir.display())))?;
     let context = Context(dir);
     if query.remote.is_empty() {
-        let (archive, into) = (reader(request.into_body()), context.0.clone());
-        let unpacked = tokio::task::spawn_blocking(move || skep_engine::unpack_context(archive, &into)).await;
+        let into = context.0.clone();
+        let unpacked = read_body(request.into_body(), move |archive| skep_engine::unpack_context(archive, &into)).await;
         unpacked.map_err(ApiError::internal)?.map_err(|error| {
             ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
         })?;

@@ -107,7 +107,7 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
                     other => skep_api::with_causes(&other),
                 };
                 let text = format!("OCI runtime exec failed: {reason}\r\n").into_bytes();
-                Attached::Failed(if tty { text.into() } else { stream_frame(LogSource::Stderr, &text) })
+                Attached::Instead(if tty { text.into() } else { stream_frame(LogSource::Stderr, &text) })
             }
         }
     });

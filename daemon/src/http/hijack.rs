@@ -37,7 +37,7 @@ pub(super) type Attaching = Pin<Box<dyn Future<Output = Attached> + Send>>;
 pub(super) enum Attached {
     To(Attachment),
     /// There is nothing to be attached to; what the client is told instead.
-    Failed(Bytes),
+    Instead(Bytes),
 }
 
 /// What a client takes and gives.
@@ -93,7 +93,7 @@ impl Streams {
                     () = daemon.stop.cancelled() => End::Gone,
                     end = self.pump(&mut client, attachment) => end,
                 },
-                Attached::Failed(told) => {
+                Attached::Instead(told) => {
                     // A client that is gone need not hear it.
                     drop(client.write_all(&told).await);
                     End::Output
@@ -122,7 +122,7 @@ impl Streams {
         tokio::spawn(async move {
             let mut attachment = match attaching.await {
                 Attached::To(attachment) => attachment,
-                Attached::Failed(told) => {
+                Attached::Instead(told) => {
                     drop(frames.send(told).await);
                     ended(End::Output).await;
                     return;

@@ -15,7 +15,7 @@ use skep_engine::{Credentials, EngineError, Image, PullProgress, familiar};
 use tokio::sync::mpsc;
 
 use super::json::parse;
-use super::stream::{json_error, json_lines, reader, written};
+use super::stream::{json_error, json_lines, read_body, written};
 use super::{ApiError, ForceQuery, State};
 use crate::filters::Filters;
 
@@ -183,19 +183,17 @@ fn save(state: &State, names: &[String]) -> Result<Response, ApiError> {
 }
 
 pub(super) async fn load(state: State, request: Request) -> Result<Response, ApiError> {
-    let archive = reader(request.into_body());
     let engine = state.engine.clone();
-    let (lines, stream) = mpsc::channel(PROGRESS_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let values = match engine.load_images(archive) {
-            Ok(told) => told.iter().map(|text| json!({"stream": format!("{text}\n")})).collect(),
-            Err(error) => vec![json_error(&with_causes(&error))],
-        };
-        for value in values {
-            // A client that went away does not undo it.
-            drop(lines.blocking_send(value));
-        }
-    });
+    let loaded = read_body(request.into_body(), move |archive| engine.load_images(archive)).await;
+    let values: Vec<Value> = match loaded.map_err(ApiError::internal)? {
+        Ok(told) => told.iter().map(|text| json!({"stream": format!("{text}\n")})).collect(),
+        Err(error) => vec![json_error(&with_causes(&error))],
+    };
+    let (lines, stream) = mpsc::channel(values.len().max(1));
+    for value in values {
+        // There is room for all of them.
+        drop(lines.try_send(value));
+    }
     Ok(json_lines(stream))
 }
 
@@ -378,9 +376,9 @@ async fn import(
         None => repo,
     };
     let message = query.message.clone().unwrap_or_default();
-    let (engine, archive) = (state.engine.clone(), reader(body));
-    let imported = tokio::task::spawn_blocking(move || engine.import_image(archive, &name, &message, &changes)).await;
-    let image = imported.map_err(ApiError::bad_request)??;
+    let engine = state.engine.clone();
+    let imported = read_body(body, move |archive| engine.import_image(archive, &name, &message, &changes)).await;
+    let image = imported.map_err(ApiError::internal)??;
     Ok(Json(json!({"status": image.id})).into_response())
 }
 

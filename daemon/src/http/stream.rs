@@ -15,10 +15,23 @@ use tokio_stream::wrappers::ReceiverStream;
 const PIECES_AHEAD: usize = 16;
 const PIECE_LEN: usize = 64 << 10;
 
-/// A request's body, read by a thread that may wait.
-pub(super) fn reader(body: Body) -> impl Read + Send {
+/// What is read of a body that nobody wants any more.
+const UNWANTED_LEN_MAX: u64 = 1 << 30;
+
+/// Reads a request's body on a thread that may wait. What is left of it after an error is read, too:
+/// clients hear no answer before they have sent all.
+pub(super) fn read_body<T: Send + 'static>(
+    body: Body,
+    read: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
     let stream = body.into_data_stream().map_err(io::Error::other);
-    tokio_util::io::SyncIoBridge::new(tokio_util::io::StreamReader::new(stream))
+    let mut reader = tokio_util::io::SyncIoBridge::new(tokio_util::io::StreamReader::new(stream));
+    tokio::task::spawn_blocking(move || {
+        let result = read(&mut reader);
+        // A client that is gone sends no more.
+        drop(io::copy(&mut reader.take(UNWANTED_LEN_MAX), &mut io::sink()));
+        result
+    })
 }
 
 /// A response's body, written by a thread that may wait; fails once the client is gone.

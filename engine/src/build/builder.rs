@@ -496,7 +496,7 @@ impl<'a> Builder<'a> {
         let blob = ConfigBlob {
             architecture: architecture().into(),
             os: "linux".into(),
-            created: Some(self.created(&stage)),
+            created: Some(Self::created(&stage)),
             config: Some(stage.draft.config),
             rootfs: RootFs { kind: "layers".into(), diff_ids: stage.layers },
             history: stage.history,
@@ -509,7 +509,7 @@ impl<'a> Builder<'a> {
         Ok(image)
     }
 
-    fn created(&self, stage: &Stage) -> String {
+    fn created(stage: &Stage) -> String {
         stage.history.last().and_then(|entry| entry.created.clone()).unwrap_or_else(|| now().to_string())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -17,6 +18,8 @@ const IGNORE_LEN_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Sources {
     root: PathBuf,
+    /// Whether who owns the files is part of what is copied.
+    has_owners: bool,
     ignored: Vec<(GlobMatcher, bool)>,
 }
 
@@ -35,12 +38,12 @@ impl Sources {
             let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern, true));
             ignored.push((glob(&clean(pattern).to_string_lossy())?, again));
         }
-        Ok(Self { root: root.to_owned(), ignored })
+        Ok(Self { root: root.to_owned(), has_owners: false, ignored })
     }
 
     /// All files of a file system.
     pub(crate) fn whole(root: &Path) -> Self {
-        Self { root: root.to_owned(), ignored: Vec::new() }
+        Self { root: root.to_owned(), has_owners: true, ignored: Vec::new() }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -86,26 +89,41 @@ impl Sources {
         if found.is_empty() { Err(missing(pattern)) } else { Ok(found.into_iter().collect()) }
     }
 
-    /// A digest of all that copying `path` would bring: names, modes, content.
+    /// Whether who owns the files is part of what is copied.
+    pub(crate) fn has_owners(&self) -> bool {
+        self.has_owners
+    }
+
+    /// A digest of all that copying `path` would bring: names, modes, content. A link that is named
+    /// itself stands for what it leads to, as when it is copied.
     pub(crate) fn hash(&self, path: &Path, into: &mut Sha256) -> io::Result<()> {
-        let full = self.root.join(path);
-        let meta = fs::symlink_metadata(&full)?;
+        let file = sys::open_in_root(&self.root, path)?;
+        let full = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        self.hash_at(&full, path, into)
+    }
+
+    fn hash_at(&self, full: &Path, path: &Path, into: &mut Sha256) -> io::Result<()> {
+        let meta = fs::symlink_metadata(full)?;
         if !meta.is_dir() && self.is_ignored(path) {
             return Ok(());
         }
         into.update(path.to_string_lossy().as_bytes());
         into.update(meta.mode().to_le_bytes());
+        if self.has_owners {
+            into.update(meta.uid().to_le_bytes());
+            into.update(meta.gid().to_le_bytes());
+        }
         if meta.is_symlink() {
-            into.update(fs::read_link(&full)?.to_string_lossy().as_bytes());
+            into.update(fs::read_link(full)?.to_string_lossy().as_bytes());
         } else if meta.is_dir() {
-            let mut names: Vec<_> = fs::read_dir(&full)?.flatten().map(|entry| entry.file_name()).collect();
+            let mut names: Vec<_> = fs::read_dir(full)?.flatten().map(|entry| entry.file_name()).collect();
             names.sort();
             for name in names {
-                self.hash(&path.join(name), into)?;
+                self.hash_at(&full.join(&name), &path.join(&name), into)?;
             }
         } else if meta.is_file() {
             into.update(meta.len().to_le_bytes());
-            io::copy(&mut fs::File::open(&full)?, into)?;
+            io::copy(&mut fs::File::open(full)?, into)?;
         }
         Ok(())
     }
@@ -164,7 +182,10 @@ mod tests {
         let before = (hash("src"), hash("b.txt"));
         fs::write(dir.path().join("src/deep/d.o"), "other").unwrap();
         assert_eq!(before.0, hash("src"), "what is left out does not count");
+        std::os::unix::fs::symlink("b.txt", dir.path().join("link")).unwrap();
+        let by_link = hash("link");
         fs::write(dir.path().join("b.txt"), "other").unwrap();
         assert_ne!(before.1, hash("b.txt"));
+        assert_ne!(by_link, hash("link"), "a link that is named stands for what it leads to");
     }
 }

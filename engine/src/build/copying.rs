@@ -31,14 +31,14 @@ impl Builder<'_> {
         let step = format!("{} {}", instruction.name, instruction.rest);
         let failed = |error: io::Error| BuildError::Step { step: step.clone(), reason: error.to_string() };
         let origin = match &from {
-            Some(name) => Some(self.origin(name, number).await?.1),
+            Some(name) => Some(self.origin(name, number).await?),
             None => None,
         };
         let store = self.engine.image_store().clone();
         let other = origin.map(|layers| Mounted::new(&store, &layers)).transpose().map_err(failed)?;
         let whole = other.as_ref().map(|other| Sources::whole(&other.root()));
-        let from_context = whole.is_none();
         let sources_of = whole.as_ref().unwrap_or(&self.context);
+        let options = CopyOptions { keeps_owners: sources_of.has_owners(), ..options };
         let mut pieces = Pieces::default();
         for source in sources {
             if let Some(name) = source.strip_prefix("<<") {
@@ -64,7 +64,7 @@ impl Builder<'_> {
             }
         }
         let content = pieces.hash(sources_of).map_err(failed)?;
-        let how = format!("{:?} {from_context}", options);
+        let how = format!("{options:?}");
         stage.key = key(&[&stage.key, &instruction.name, &content, &target, &how]);
         if let Some(Some(layer)) = self.cached(&stage.key) {
             self.tell(" ---> Using cache\n".into()).await?;
@@ -111,12 +111,11 @@ impl Builder<'_> {
     }
 
     /// The layers that `--from` names: another stage's, or an image's.
-    async fn origin(&self, name: &str, number: usize) -> Result<(String, Vec<String>), BuildError> {
+    async fn origin(&self, name: &str, number: usize) -> Result<Vec<String>, BuildError> {
         if let Some(stage) = self.stage_of(name, number).and_then(|other| self.done.get(&other)) {
-            return Ok((stage.key.clone(), stage.layers.clone()));
+            return Ok(stage.layers.clone());
         }
-        let image = self.image(name).await?;
-        Ok((image.id, image.layers))
+        Ok(self.image(name).await?.layers)
     }
 }
 
@@ -157,7 +156,13 @@ impl Pieces {
             stage::copy(sources, &self.paths, root, target, options)?;
         }
         for (name, content) in &self.files {
-            stage::write_file(root, target, name, content, &CopyOptions { unpacks: false, ..options.clone() })?;
+            stage::write_file(
+                root,
+                target,
+                name,
+                content,
+                &CopyOptions { unpacks: false, keeps_owners: false, ..options.clone() },
+            )?;
         }
         Ok(())
     }

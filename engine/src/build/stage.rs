@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -60,11 +61,15 @@ pub(crate) struct CopyOptions {
     pub(crate) unpacks: bool,
     /// `user[:group]`, as the image knows them.
     pub(crate) chown: Option<String>,
+    /// Whether files keep their owners where `chown` says nothing; they are root's otherwise.
+    pub(crate) keeps_owners: bool,
     pub(crate) chmod: Option<u32>,
 }
 
 struct Copier<'a> {
     sources: &'a Sources,
+    root: &'a Path,
+    /// None: each file keeps its own.
     owner: Option<(u32, u32)>,
     options: &'a CopyOptions,
 }
@@ -84,9 +89,10 @@ pub(crate) fn copy(
             let gid = if spec.contains(':') || user.gid != 0 { user.gid } else { user.uid };
             Some((user.uid, gid))
         }
+        None if options.keeps_owners => None,
         None => Some((0, 0)),
     };
-    let copier = Copier { sources, owner, options };
+    let copier = Copier { sources, root, owner, options };
     let inside = clean(target);
     let is_dir =
         sys::open_in_root(root, &inside).ok().and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.is_dir());
@@ -99,14 +105,14 @@ pub(crate) fn copy(
     for path in paths {
         // A link that is named itself is followed, within the root.
         let file = sys::open_in_root(sources.root(), path)?;
-        let source = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?;
+        let source = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         let meta = file.metadata()?;
         if meta.is_dir() {
-            let into = ensure_dir(root, &inside, copier.owner)?;
-            copier.children(&source, path, &into)?;
+            ensure_dir(root, &inside, copier.owner)?;
+            copier.children(&source, path, &inside)?;
         } else if options.unpacks && is_archive(&source)? {
             let into = ensure_dir(root, &inside, copier.owner)?;
-            unpack::unpack_into(fs::File::open(&source)?, &into).map_err(io::Error::other)?;
+            unpack::unpack_files(fs::File::open(&source)?, &into)?;
         } else if target.ends_with('/') || is_dir {
             let into = ensure_dir(root, &inside, copier.owner)?;
             copier.file(&source, &into.join(path.file_name().unwrap_or_default()))?;
@@ -145,25 +151,28 @@ fn tempfile_dir() -> io::Result<PathBuf> {
 }
 
 impl Copier<'_> {
-    fn children(&self, from: &Path, path: &Path, to: &Path) -> io::Result<()> {
+    /// Copies what is in the directory `from` to `inside` the root. What the image has there may be a
+    /// link: each directory is found anew from the root, so that none leads out.
+    fn children(&self, from: &Path, path: &Path, inside: &Path) -> io::Result<()> {
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             let (source, below) = (entry.path(), path.join(entry.file_name()));
-            let target = to.join(entry.file_name());
+            let target = inside.join(entry.file_name());
             if entry.file_type()?.is_dir() {
-                // Something of it may be let in again.
-                match fs::create_dir(&target) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                    Err(_) => {}
-                    Ok(()) => self.attributes(&source, &target)?,
+                let there = sys::open_in_root(self.root, &target).is_ok();
+                let dir = ensure_dir(self.root, &target, self.owner)?;
+                if !there {
+                    self.attributes(&source, &dir)?;
                 }
+                // Something of it may be let in again.
                 self.children(&source, &below, &target)?;
-                if self.sources.is_ignored(&below) {
+                if !there && self.sources.is_ignored(&below) {
                     // Empty unless something was.
-                    let _ = fs::remove_dir(&target);
+                    let _ = fs::remove_dir(&dir);
                 }
             } else if !self.sources.is_ignored(&below) {
-                self.file(&source, &target)?;
+                let dir = ensure_dir(self.root, inside, self.owner)?;
+                self.file(&source, &dir.join(entry.file_name()))?;
             }
         }
         Ok(())
@@ -189,8 +198,7 @@ impl Copier<'_> {
         if meta.is_file() {
             fs::copy(source, target)?;
             self.attributes(source, target)?;
-            let modified = fs::File::open(target)?.set_modified(meta.modified()?);
-            return modified;
+            return fs::File::open(target)?.set_modified(meta.modified()?);
         }
         Ok(())
     }
@@ -225,7 +233,7 @@ pub(crate) fn ensure_dir(root: &Path, inside: &Path, owner: Option<(u32, u32)>) 
         if !file.metadata()?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
         }
-        at = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?;
+        at = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     }
     Ok(at)
 }
@@ -276,5 +284,25 @@ mod tests {
         check(&["d"], "/new", "new/e/g");
         check(&["f", "d"], "/new/", "new/e/g");
         check(&["f", "d"], "/new", "end with a /");
+    }
+
+    #[test]
+    fn links_of_the_image_below_the_target_lead_nowhere_outside() {
+        let dir = root();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir(&outside).unwrap();
+        fs::create_dir(root.join("to")).unwrap();
+        // In the image `to/e` is a link to a place that only the host has.
+        symlink(&outside, root.join("to/e")).unwrap();
+        let sources = Sources::whole(&dir.path().join("context"));
+        let copied = copy(&sources, &["d".into()], &root, "/to/", &CopyOptions::default());
+        assert!(copied.is_err() || root.join(outside.strip_prefix("/").unwrap()).join("g").exists());
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        // Where it leads to a directory of the image, the copy lands there.
+        fs::remove_file(root.join("to/e")).unwrap();
+        symlink("/etc", root.join("to/e")).unwrap();
+        copy(&sources, &["d".into()], &root, "/to/", &CopyOptions::default()).unwrap();
+        assert_eq!(fs::read_to_string(root.join("etc/g")).unwrap(), "deep");
+        assert!(!Path::new("/etc/g").exists());
     }
 }

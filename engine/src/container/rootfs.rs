@@ -38,6 +38,11 @@ impl ContainerDirs {
         self.data.join("output.log")
     }
 
+    /// Where the watcher leaves the exit code: the second, if there is no room for the first.
+    pub(crate) fn exits(&self) -> [PathBuf; 2] {
+        [self.data.join("exit.json"), self.run.join("exit.json")]
+    }
+
     fn payloads(&self) -> PathBuf {
         self.run.join("payloads")
     }

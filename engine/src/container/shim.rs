@@ -38,6 +38,9 @@ pub(crate) struct ShimConfig {
     pub(crate) bundle: PathBuf,
     pub(crate) log: LogConfig,
     pub(crate) log_path: PathBuf,
+    /// What does not outlive a start of the host.
+    #[serde(default)]
+    pub(crate) run_dir: PathBuf,
     #[serde(default = "without_input")]
     pub(crate) stdio: Stdio,
     /// The system-call filter to put on, compiled; none if libcontainer does it, or if none is wanted.
@@ -228,7 +231,10 @@ fn watch(dir: &Path, pid: Pid, outputs: [Option<OwnedFd>; 2], input: Option<Owne
     streams.run(&ended, None, &|| (), &let_go)?;
     let record =
         ExitRecord { code: exit_code(pid)?, at_nanos: now().as_nanos(), oom_killed: oom_killed(&config.oom_file) };
-    disk::write_passing(&dir.join("exit.json"), &serde_json::to_vec(&record)?)
+    let bytes = serde_json::to_vec(&record)?;
+    // Where the disk is full there is still room beside the sockets.
+    disk::write_passing(&dir.join("exit.json"), &bytes)
+        .or_else(|_| disk::write_passing(&config.run_dir.join("exit.json"), &bytes))
 }
 
 fn exit_code(pid: Pid) -> io::Result<i32> {

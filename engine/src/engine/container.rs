@@ -104,6 +104,13 @@ impl Container {
         disk::write_passing(&self.dirs.data.join("container.json"), &self.record()?)
     }
 
+    /// As [`save_state`](Self::save_state), where nothing is to fail because the disk is full.
+    pub(super) fn try_save_state(&self) {
+        if let Err(error) = self.save_state() {
+            tracing::error!(container = %self.id, %error, "where a container stands could not be saved");
+        }
+    }
+
     fn record(&self) -> io::Result<Vec<u8>> {
         let record = Record {
             config: (*self.config()).clone(),

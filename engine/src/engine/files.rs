@@ -48,8 +48,6 @@ pub struct CommitOptions {
     pub name: String,
     pub comment: String,
     pub author: String,
-    /// Whether its processes are held meanwhile.
-    pub pause: bool,
     /// Instructions as a Dockerfile has them.
     pub changes: Vec<String>,
     /// What its configuration is overridden with, as the Engine API has it.
@@ -225,7 +223,8 @@ impl Engine {
         Ok(changes)
     }
 
-    /// Keeps a container as an image.
+    /// Keeps a container as an image. Its processes are held meanwhile: one that changed its files as
+    /// they are read could make us follow a link of its own out of its root.
     pub async fn commit(&self, name: &str, options: CommitOptions) -> Result<Image, EngineError> {
         let container = self.find(name)?;
         let config = container.config();
@@ -251,7 +250,7 @@ impl Engine {
             overlay_config(&mut image_config, own);
         }
         let image_config = instruction::apply_changes(image_config, &options.changes).map_err(EngineError::Invalid)?;
-        let holds = options.pause && container.require_running().is_ok() && !container.is_paused();
+        let holds = container.require_running().is_ok() && !container.is_paused();
         if holds {
             self.pause(&container.id, true)?;
         }

@@ -150,6 +150,7 @@ impl Engine {
             bundle: container.dirs.data.clone(),
             log: container.config().log.clone(),
             log_path: container.dirs.log(),
+            run_dir: container.dirs.run.clone(),
             stdio: stdio(&container.config()),
             filter: self.filter(&container.config())?,
             oom_file,
@@ -314,8 +315,11 @@ fn prepare(
     let spec = spec::build(config, &place);
     disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
     disk::write_passing(&dirs.data.join("shim.json"), &outside.shim)?;
-    match fs::remove_file(dirs.data.join("exit.json")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    for path in dirs.exits() {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }

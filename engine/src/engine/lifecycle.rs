@@ -56,9 +56,13 @@ impl Engine {
         match self.launch(container).await {
             Ok(running) => {
                 container.state.send_replace(ContainerState::Running(running));
-                container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
-                self.tell_container(container, "start", &[]);
                 self.supervise(container.clone());
+                self.tell_container(container, "start", &[]);
+                if let Err(error) = container.save_state() {
+                    // A daemon that comes back would not know of it: it must not run.
+                    drop(self.kill(&container.id, "SIGKILL"));
+                    return Err(disk_error(format!("saving container {}", container.id))(error));
+                }
                 Ok(())
             }
             Err(error) => {
@@ -115,9 +119,7 @@ impl Engine {
             Some(_) => ContainerState::Restarting(exit),
             None => ContainerState::Exited(exit),
         });
-        if let Err(error) = container.save_state() {
-            tracing::error!(container = %container.id, %error, "a container's end could not be saved");
-        }
+        container.try_save_state();
         if code == 137 && matches!(&*container.state.borrow(), ContainerState::Exited(exit) if exit.oom_killed) {
             self.tell_container(container, "oom", &[]);
         }
@@ -248,7 +250,7 @@ impl Engine {
             }
             ContainerState::Created | ContainerState::Running(_) | ContainerState::Exited(_) => false,
         });
-        container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
+        container.try_save_state();
         if let ContainerState::Exited(exit) = &*container.state.borrow() {
             return Ok(exit.clone());
         }
@@ -316,7 +318,7 @@ impl Engine {
                 running.paused = paused;
             }
         });
-        container.save_state().map_err(disk_error(format!("saving container {}", container.id)))?;
+        container.try_save_state();
         self.tell_container(container, if paused { "pause" } else { "unpause" }, &[]);
         Ok(())
     }
@@ -447,8 +449,8 @@ async fn wait_process(pid: i32) {
 }
 
 fn read_exit(dirs: &ContainerDirs, started_at: Timestamp) -> Exit {
-    let record =
-        fs::read(dirs.data.join("exit.json")).ok().and_then(|bytes| serde_json::from_slice::<ExitRecord>(&bytes).ok());
+    let read = |path| serde_json::from_slice::<ExitRecord>(&fs::read(path).ok()?).ok();
+    let record = dirs.exits().into_iter().find_map(read);
     match record {
         Some(record) => Exit {
             code: record.code,

@@ -25,14 +25,13 @@ pub struct LocalNetworkSpec {
     pub internal: bool,
 }
 
-/// Options of the bridge driver that are known; those of the first group do something.
+/// Options of the bridge driver that are known.
 const DEVICE: &str = "com.docker.network.bridge.name";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-const HARMLESS: [&str; 3] = [
-    "com.docker.network.bridge.enable_icc",
-    "com.docker.network.bridge.default_bridge",
-    "com.docker.network.driver.mtu",
-];
+/// Whether neighbours reach each other; they always do here.
+const NEIGHBOURS: &str = "com.docker.network.bridge.enable_icc";
+/// What clients say that asks for nothing.
+const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 
 /// Where subnets are picked, and how large: as dockerd does.
 const POOLS: [(Ipv4Addr, u8, u8); 3] = [
@@ -238,14 +237,13 @@ pub(super) fn member<'a>(container: &'a Container, config: &'a ContainerConfig) 
 fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
     for key in spec.options.keys() {
-        let known = key == DEVICE || key == MASQUERADE || HARMLESS.contains(&key.as_str());
-        let elsewhere = key.starts_with("com.docker.network.");
-        if !known && elsewhere {
+        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE].contains(&key.as_str());
+        if !known && key.starts_with("com.docker.network.") {
             return invalid(format!("network option {key} is not supported yet"));
         }
     }
-    if spec.options.get(HARMLESS[0]).is_some_and(|value| value == "false") {
-        return invalid(format!("network option {}=false is not supported yet", HARMLESS[0]));
+    if spec.options.get(NEIGHBOURS).is_some_and(|value| value == "false") {
+        return invalid(format!("network option {}=false is not supported yet", NEIGHBOURS));
     }
     if subnet.prefix_len() > 30 {
         return invalid(format!("subnet {subnet} has no room for containers: use /30 or larger"));

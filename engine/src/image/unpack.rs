@@ -33,11 +33,6 @@ pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, Un
     unpack_plain(archive, dir, "of the archive").map(|(len, _)| len)
 }
 
-/// Unpacks an archive over what is there.
-pub(crate) fn unpack_into(archive: impl Read, dir: &Path) -> Result<(), UnpackError> {
-    unpack_unchecked(archive, dir).map(drop)
-}
-
 /// Unpacks an archive that holds files as they are: no name says that another is hidden.
 pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
     let mut tar = tar::Archive::new(decompress(archive)?);

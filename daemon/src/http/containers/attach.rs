@@ -52,13 +52,13 @@ pub(in crate::http) async fn attach(
     let mut before = Vec::new();
     let attaching: Attaching = if only_logs {
         let told = Bytes::from(so_far.concat());
-        Box::pin(async move { Attached::Failed(told) })
+        Box::pin(async move { Attached::Instead(told) })
     } else {
         before = so_far;
         let attachment = state.engine.attach(&id)?;
         Box::pin(async move {
             // The start may fail; then there is nothing to tell here.
-            attachment.await.map_or_else(|_| Attached::Failed(Bytes::new()), Attached::To)
+            attachment.await.map_or_else(|_| Attached::Instead(Bytes::new()), Attached::To)
         })
     };
     let streams = Streams {

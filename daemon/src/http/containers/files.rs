@@ -17,7 +17,6 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::http::json::read;
-use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 
 #[derive(Deserialize)]
@@ -138,8 +137,7 @@ pub(in crate::http) async fn commit(state: State, request: Request) -> Result<(S
         (repo, tag) if tag.is_empty() => repo,
         (repo, tag) => format!("{repo}:{tag}"),
     };
-    let pause = query.get("pause").is_none_or(|text| is_on(text));
-    let options = CommitOptions { name, comment: param("comment"), author: param("author"), pause, changes, config };
+    let options = CommitOptions { name, comment: param("comment"), author: param("author"), changes, config };
     let image = state.engine.commit(&param("container"), options).await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": image.id}))))
 }
