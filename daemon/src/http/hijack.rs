@@ -229,7 +229,11 @@ impl Streams {
                 Err(_) => return End::Gone,
             }
         }
-        if self.stdin && self.stdin_ends && !self.tty {
+        if self.stdin && self.tty {
+            // Whoever types no more has left the terminal; on a quiet one nothing else would tell.
+            return End::Gone;
+        }
+        if self.stdin && self.stdin_ends {
             // It may have ended meanwhile.
             drop(input.end().await);
         }
