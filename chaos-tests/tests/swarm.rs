@@ -114,6 +114,37 @@ fn daemons_die_and_come_back_and_no_container_stops() {
 }
 
 #[test]
+fn a_leader_that_restarts_makes_no_task_twice() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    // Tasks that wait for a node cost nothing but their place in the log.
+    let nowhere = ["--constraint", "node.labels.nowhere==1"];
+    host.ok(
+        &[&["service", "create", "-d", "--name", "many", "--replicas", "0"], &nowhere[..], &["skep/whoami"]].concat()
+    );
+    for round in 1..=4_usize {
+        let wanted = round * 2000;
+        host.ok(&["service", "scale", "-d", &format!("many={wanted}")]);
+        wait_until("the tasks are written", LIMIT, || {
+            let count = tasks_of(host, "many");
+            (count >= wanted, count.to_string())
+        });
+        host.kill_daemon();
+        host.start_daemon();
+        // The leader looks again when anything changes, and would take nothing back.
+        host.ok(&["node", "update", "--label-add", &format!("round={round}"), "n1"]);
+        assert_eq!(tasks_of(host, "many"), wanted);
+    }
+}
+
+fn tasks_of(host: &Host, service: &str) -> usize {
+    let path = format!("/tasks?filters=%7B%22service%22%3A%5B%22{service}%22%5D%7D");
+    let answer = host.api().get(&path).expect("the daemon answers");
+    answer.body.as_array().map_or(0, Vec::len)
+}
+
+#[test]
 fn nodes_are_drained_constrained_promoted_demoted_and_removed() {
     take_turn!();
     let rig = Rig::swarm(3, 1);

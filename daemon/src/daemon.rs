@@ -21,6 +21,7 @@ use crate::swarm::Swarm;
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
 /// What request handlers share.
@@ -75,6 +76,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         let server = server.with_graceful_shutdown(daemon.stop.clone().cancelled_owned());
         servers.spawn(async move { drop(server.await) });
     }
+    tokio::spawn(give_back_memory(daemon.stop.clone()));
     // Starting took far more of the program than running does. A convenience, no condition.
     drop(skep_engine::let_go_of_code());
     tracing::info!(version = VERSION, "the daemon is ready");
@@ -96,6 +98,14 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(pidfile);
     }
     Ok(())
+}
+
+/// What a burst of work took and freed is not kept for the next one.
+async fn give_back_memory(stop: CancellationToken) {
+    let mut freed = skep_engine::FreedMemory::default();
+    while tokio::time::timeout(GIVE_BACK_EVERY, stop.cancelled()).await.is_err() {
+        tokio::task::block_in_place(|| freed.give_back());
+    }
 }
 
 /// Two daemons on one data directory would destroy it.

@@ -39,5 +39,5 @@ pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
 pub use network::{DEFAULT_NETWORK, Joining, KeeperReply, LocalEndpoint, LocalNetwork, LocalPlace, NetworkKeeper};
-pub use sys::let_go_of_code;
+pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

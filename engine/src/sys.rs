@@ -171,6 +171,50 @@ pub fn let_go_of_code() -> io::Result<()> {
     Ok(())
 }
 
+/// Memory that was freed and that the allocator keeps for itself.
+#[derive(Debug, Default)]
+pub struct FreedMemory {
+    /// How much of it there was when it was last given back, or less since.
+    known: usize,
+}
+
+/// Less than this is worth no walk through the heap.
+const FREED_MIN: usize = 8 << 20;
+
+impl FreedMemory {
+    /// Gives it back to the kernel, if it has grown since. The allocator does so by
+    /// itself only at the end of its heap, and what was freed by a large burst of work lies within.
+    pub fn give_back(&mut self) {
+        let freed = freed();
+        if freed > self.known + FREED_MIN {
+            give_back();
+            self.known = freed;
+        }
+        self.known = self.known.min(freed);
+    }
+}
+
+#[cfg(target_env = "gnu")]
+fn freed() -> usize {
+    // SAFETY: the call reads the allocator's own counters.
+    unsafe { libc::mallinfo2() }.fordblks
+}
+
+#[cfg(target_env = "gnu")]
+fn give_back() {
+    // SAFETY: only pages that hold nothing are given back.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators give back by themselves.
+#[cfg(not(target_env = "gnu"))]
+const fn freed() -> usize {
+    0
+}
+
+#[cfg(not(target_env = "gnu"))]
+const fn give_back() {}
+
 /// The mappings of `program` that cannot be written and never were, as `/proc/self/smaps` tells.
 fn unwritten(smaps: &str, program: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
@@ -192,6 +236,25 @@ fn unwritten(smaps: &str, program: &str) -> Vec<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn what_was_freed_within_the_heap_is_given_back() {
+        const BLOCK: usize = 2048;
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let blocks: Vec<Vec<u8>> = (0..(64 << 20) / BLOCK).map(|_| vec![1; BLOCK]).collect();
+        let mut freed_memory = FreedMemory::default();
+        freed_memory.give_back();
+        // One in a hundred stays, the last of all among them.
+        let kept: Vec<_> = blocks.into_iter().rev().step_by(100).collect();
+        let before = resident();
+        freed_memory.give_back();
+        assert!(resident() + (32 << 20) < before, "{before} bytes before, {} now", resident());
+        drop(kept);
+    }
 
     #[test]
     fn only_what_stands_in_the_program_s_file_is_let_go_of() {

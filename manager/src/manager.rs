@@ -35,8 +35,8 @@ use crate::leader;
 use crate::rpc::Services;
 use crate::transport::{Channels, accept};
 
-const HEARTBEAT: Duration = Duration::from_millis(60);
-const ELECTION_TIMEOUT: Duration = Duration::from_millis(130);
+const HEARTBEAT: Duration = Duration::from_millis(50);
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a command waits for a leader.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
@@ -349,12 +349,31 @@ impl Shared {
         }
     }
 
+    /// Waits until this manager, which was just elected, has applied all that was acknowledged before:
+    /// on less it would decide what was decided already.
+    async fn catch_up(&self) {
+        loop {
+            if let Ok(index) = self.store.read_index().await
+                && self.store.wait_applied(index, READ_LIMIT).await
+            {
+                return;
+            }
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+    }
+
     /// Does the leader's work whenever this manager leads.
     async fn follow_leadership(self: Arc<Self>) {
         let mut leadership = self.store.leadership();
         loop {
             let term = leadership.borrow_and_update().clone();
-            if term.is_leader {
+            let ready = term.is_leader
+                && tokio::select! {
+                    () = self.catch_up() => true,
+                    _ = leadership.wait_for(|now| !now.is_leader || now.term != term.term) => continue,
+                    () = self.stop.cancelled() => return,
+                };
+            if ready {
                 let stop = self.stop.child_token();
                 let dispatcher = Dispatcher::new(self.store.clone(), stop.clone());
                 *self.dispatcher.lock().expect("nobody panics while holding it") = Some(dispatcher.clone());

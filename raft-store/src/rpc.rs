@@ -23,24 +23,20 @@ pub struct SnapshotHeader {
     pub(crate) meta: SnapshotMeta,
 }
 
-/// Longer than a message takes to another manager nearby.
-const HANDOVER_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
-
 /// Makes a [`PeerConnection`] for each other manager.
 pub(crate) struct PeerFactory<P>(pub(crate) P);
 
 /// One other manager, as openraft calls it.
 pub(crate) struct PeerConnection<P> {
     peers: P,
-    target: RaftId,
     addr: String,
 }
 
 impl<P: Peers> RaftNetworkFactory<Types> for PeerFactory<P> {
     type Network = PeerConnection<P>;
 
-    async fn new_client(&mut self, target: RaftId, node: &BasicNode) -> PeerConnection<P> {
-        PeerConnection { peers: self.0.clone(), target, addr: node.addr.clone() }
+    async fn new_client(&mut self, _target: RaftId, node: &BasicNode) -> PeerConnection<P> {
+        PeerConnection { peers: self.0.clone(), addr: node.addr.clone() }
     }
 }
 
@@ -117,11 +113,6 @@ impl<P: Peers> RaftNetworkV2<Types> for PeerConnection<P> {
         req: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        if *req.to_node_id() == self.target {
-            // The others must know first: they refuse their vote while they take the old leader for
-            // alive, and the new one would try again only after an election's time.
-            tokio::time::sleep(HANDOVER_PAUSE).await;
-        }
         self.call(RpcKind::TransferLeader, &req, &option).await
     }
 

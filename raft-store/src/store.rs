@@ -104,6 +104,8 @@ impl std::fmt::Debug for Store {
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait while another change of the membership is under way.
 const CHANGE_PAUSE: Duration = Duration::from_millis(20);
+/// A member that acknowledged a heartbeat within this can take over.
+const ANSWERED_LATELY: Duration = Duration::from_millis(500);
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 
@@ -258,8 +260,10 @@ impl Store {
     pub async fn transfer_leadership(&self, limit: Duration) -> bool {
         let Ok(_alone) = tokio::time::timeout(limit, self.handover.write()).await else { return false };
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let best = metrics.replication.iter().flatten().max_by_key(|(_, matched)| **matched).map(|(&id, _)| id);
-        let Some(target) = best else { return false };
+        let replication = metrics.replication.unwrap_or_default();
+        let Some(target) = successor(metrics.id, &replication, &self.reachable(ANSWERED_LATELY)) else {
+            return false;
+        };
         if self.raft.trigger().transfer_leader(target).await.is_err() {
             return false;
         }
@@ -313,6 +317,12 @@ impl Store {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
     }
+}
+
+/// Who is to lead after `own`: of those that answer, if any do, the one with the most of the log.
+fn successor<L: Ord>(own: RaftId, replication: &BTreeMap<RaftId, L>, reachable: &BTreeSet<RaftId>) -> Option<RaftId> {
+    let others = replication.iter().filter(|(id, _)| **id != own);
+    others.max_by_key(|(id, matched)| (reachable.contains(id), *matched)).map(|(&id, _)| id)
 }
 
 fn reply<T: serde::Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Vec<u8> {
@@ -391,4 +401,19 @@ fn follow_leadership(raft: &Raft) -> watch::Receiver<Leadership> {
         }
     });
     leadership
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_member_that_answers_and_has_the_most_leads_next() {
+        let replication = BTreeMap::from([(1, 7), (2, 6), (3, 7)]);
+        let all = BTreeSet::from([1, 2, 3]);
+        assert_eq!(successor(1, &replication, &all), Some(3));
+        assert_eq!(successor(3, &replication, &all), Some(1));
+        assert_eq!(successor(3, &replication, &BTreeSet::from([2, 3])), Some(2), "1 does not answer");
+        assert_eq!(successor(1, &BTreeMap::from([(1, 7)]), &all), None);
+    }
 }

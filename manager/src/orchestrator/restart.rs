@@ -4,7 +4,7 @@
 //! delay has passed and nothing of the slot runs any more. A slot that fails again and again waits
 //! longer each time, unlike in Swarm, where it is tried every five seconds for ever.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use skep_api::task::{RestartCondition, Slot};
@@ -17,8 +17,10 @@ const DELAY: Duration = Duration::from_secs(5);
 /// The delay doubles with each failure beyond this many, up to the limit.
 const PATIENT_FAILURES: usize = 2;
 const DELAY_MAX: Duration = Duration::from_secs(120);
+/// Tasks made for a service in one look: what a look holds in memory stays bounded.
+const MADE_AT_ONCE: usize = 5000;
 
-/// Makes a task for every wanted slot that has none.
+/// Makes a task for every wanted slot that has none; for more than [`MADE_AT_ONCE`], in the next looks.
 pub(super) fn refill(
     plan: &mut ServicePlan,
     scene: &Scene<'_>,
@@ -33,18 +35,19 @@ pub(super) fn refill(
         }
     }
     let filled: BTreeSet<Slot> = plan.drafts.iter().filter(|d| d.is_live()).map(|d| d.task.slot).collect();
-    let mut made = Vec::new();
-    for &slot in wanted.difference(&filled) {
-        let newest = plan.drafts.iter().rev().find(|d| d.task.slot == slot && d.task.desired_state < TaskState::Remove);
-        let desired = match newest {
+    let kept = plan.drafts.iter().filter(|draft| draft.task.desired_state < TaskState::Remove);
+    let newest: BTreeMap<Slot, &Task> = kept.map(|draft| (draft.task.slot, &*draft.task)).collect();
+    let made = wanted.difference(&filled).filter_map(|&slot| {
+        let desired = match newest.get(&slot) {
             None => TaskState::Running,
-            Some(newest) if !may_restart(plan, scene, &newest.task, alarm) => continue,
+            Some(newest) if !may_restart(plan, scene, newest, alarm) => return None,
             Some(_) => TaskState::Ready,
         };
         let mut draft = plan.new_task(scene, slot, desired, ids);
         prefill_node(&mut draft.task, slot);
-        made.push(draft);
-    }
+        Some(draft)
+    });
+    let made: Vec<_> = made.take(MADE_AT_ONCE).collect();
     plan.drafts.extend(made);
 }
 
