@@ -251,6 +251,18 @@ impl Host {
         drop(child.expect("the program is installed"));
     }
 
+    /// Runs `work` on a thread whose network is the host's.
+    pub fn within_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the host is there");
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");
+                work()
+            });
+            inside.join().expect("the work does not panic")
+        })
+    }
+
     /// A directory of the host for whatever a test needs.
     #[must_use]
     pub fn dir(&self) -> &Path {

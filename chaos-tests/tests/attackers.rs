@@ -28,14 +28,7 @@ const CLOSED: [Code; 3] = [Code::Unavailable, Code::Unknown, Code::Cancelled];
 
 /// Runs an attack from inside a host's network.
 fn from_inside<T: Send>(host: &Host, attack: impl Future<Output = T> + Send) -> T {
-    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", host.holder_pid())).unwrap();
-    std::thread::scope(|scope| {
-        let attacker = scope.spawn(|| {
-            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(attack)
-        });
-        attacker.join().unwrap()
-    })
+    host.within_network(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(attack))
 }
 
 fn identity(host: &Host) -> NodeIdentity {

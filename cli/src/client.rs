@@ -48,7 +48,16 @@ impl Client {
         kind: &str,
         body: Bytes,
     ) -> anyhow::Result<Response<Incoming>> {
-        let request = Request::builder().method(method).header("content-type", kind);
+        self.send_request(Request::builder().method(method).header("content-type", kind), path, body).await
+    }
+
+    /// As [`send`](Self::send), with any headers and body.
+    pub(crate) async fn send_request(
+        &self,
+        request: Builder,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
         let response = self.try_send(request, path, body).await?;
         if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
             return Ok(response);
@@ -98,6 +107,20 @@ impl Client {
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.json(Method::POST, path, Some(body)).await
+    }
+
+    /// A POST of JSON with our credentials for a registry, if we have any.
+    pub(crate) async fn post_with_auth(
+        &self,
+        path: &str,
+        auth: Option<String>,
+        body: &Value,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut request = Request::builder().method(Method::POST).header("content-type", "application/json");
+        if let Some(auth) = auth {
+            request = request.header("x-registry-auth", auth);
+        }
+        self.send_request(request, path, Bytes::from(body.to_string())).await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {

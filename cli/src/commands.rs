@@ -1,12 +1,16 @@
 //! The client's commands.
 
 pub(crate) mod container;
+pub(crate) mod files;
 pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod payload;
+pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod service;
+pub(crate) mod stats;
 pub(crate) mod swarm;
 pub(crate) mod system;
+pub(crate) mod values;
 pub(crate) mod volume;

@@ -4,6 +4,7 @@
 mod client;
 mod commands;
 mod converge;
+mod credentials;
 mod output;
 mod streams;
 
@@ -51,70 +52,36 @@ enum Command {
     /// Keep data for containers of this host
     #[command(subcommand)]
     Volume(commands::volume::VolumeCommand),
-    /// Run a command in a new container of this host
-    Run(Box<commands::container::RunArgs>),
-    /// Make a container without starting it
-    Create(Box<commands::run::CreateArgs>),
-    /// Run one more command in a container
-    Exec(commands::container::ExecArgs),
-    /// Join a container's input and output
-    Attach { container: String },
-    /// Start containers
-    Start(commands::container::Containers),
-    /// Stop containers
-    Stop(commands::container::StopArgs),
-    /// Stop containers and start them again
-    Restart(commands::container::StopArgs),
-    /// Send containers a signal
-    Kill(commands::container::KillArgs),
-    /// Hold all processes of containers
-    Pause(commands::container::Containers),
-    /// Let held containers go on
-    Unpause(commands::container::Containers),
-    /// Remove containers
-    Rm(commands::container::RmArgs),
-    /// Give a container another name
-    Rename { container: String, name: String },
-    /// Wait until containers have ended; print their exit codes
-    Wait(commands::container::Containers),
-    /// Show containers in full
+    #[command(flatten)]
+    OfContainers(commands::container::ContainerCommand),
+    #[command(flatten)]
+    OfImages(commands::image::ImageCommand),
+    /// Look at and change containers of this host
+    #[command(subcommand)]
+    Container(commands::container::ContainerGroup),
+    /// Look at and change images of this host
+    #[command(subcommand)]
+    Image(commands::image::ImageGroup),
+    /// Look at and tidy up this host
+    #[command(subcommand)]
+    System(commands::system::SystemCommand),
+    /// Show anything in full
     Inspect(commands::container::InspectArgs),
-    /// List a container's processes
-    Top { container: String },
-    /// List a container's published ports
-    Port { container: String },
     /// List this host's containers
     Ps(commands::system::PsArgs),
-    /// Show a container's output
-    Logs(commands::system::LogsArgs),
     /// List this host's images
-    Images(output::ListArgs),
-    /// Fetch an image from its registry
-    Pull { image: String },
-    /// Send an image to its registry
-    Push { image: String },
-    /// Build an image from a Dockerfile
-    Build(commands::image::BuildArgs),
-    /// Give an image one more name
-    Tag { image: String, name: String },
+    Images(commands::image::ImagesArgs),
     /// Remove images
-    Rmi {
-        #[arg(required = true)]
-        images: Vec<String>,
-        #[arg(short, long)]
-        force: bool,
-    },
-    /// Write images to an archive
-    Save {
-        #[arg(short, long, value_name = "FILE")]
-        output: std::path::PathBuf,
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
-    /// Read images from an archive
-    Load {
-        #[arg(short, long, value_name = "FILE")]
-        input: std::path::PathBuf,
+    Rmi(commands::image::RemoveArgs),
+    /// Tell what happens
+    Events(commands::system::EventsArgs),
+    /// Log in to a registry
+    Login(commands::system::LoginArgs),
+    /// Forget a registry's credentials
+    Logout {
+        /// [default: docker's own]
+        #[arg(default_value = "")]
+        server: String,
     },
     /// Say what this host and its swarm are
     Info(output::FormatArg),
@@ -171,17 +138,26 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
 fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow::Result<ExitCode> {
     args.hosts.extend(host);
     let config = skep_daemon::DaemonConfig::load(args)?;
-    // No environment filter: its expressions cost megabytes.
-    let filter: tracing_subscriber::filter::Targets = format!(
-        "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error,skep={level},skep_daemon={level},skep_manager={level},skep_worker={level},skep_engine={level},skep_overlay_net={level},skep_raft_store={level}",
-        level = config.log_level
-    )
-    .parse()?;
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(&config.log_level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(lines).with(filter).init();
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    let set_log_level = move |level: &str| {
+        if let Ok(filter) = log_filter(level) {
+            // The log is there as long as the program.
+            let _ = handle.reload(filter);
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(skep_daemon::run(config))?;
+    runtime.block_on(skep_daemon::run(config, set_log_level))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What goes to the log. No environment filter: its expressions cost megabytes.
+fn log_filter(level: &str) -> anyhow::Result<tracing_subscriber::filter::Targets> {
+    let ours =
+        ["skep", "skep_daemon", "skep_manager", "skep_worker", "skep_engine", "skep_overlay_net", "skep_raft_store"];
+    let others = "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error";
+    Ok(ours.iter().fold(others.to_owned(), |all, ours| format!("{all},{ours}={level}")).parse()?)
 }
 
 fn run_client(host: Option<String>, command: Command) -> anyhow::Result<ExitCode> {
@@ -197,16 +173,8 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
     use commands::container;
     let done = match command {
         // Those that have an exit code of their own to tell.
-        Command::Run(args) => return container::run(client, *args).await,
-        Command::Exec(args) => return container::exec(client, args).await,
-        Command::Attach { container } => return container::attach(client, &container).await,
-        Command::Start(names) => return container::start(client, &names).await,
-        Command::Stop(args) => return container::stop(client, &args, "stop").await,
-        Command::Restart(args) => return container::stop(client, &args, "restart").await,
-        Command::Kill(args) => return container::kill(client, &args).await,
-        Command::Pause(names) => return container::pause(client, &names, "pause").await,
-        Command::Unpause(names) => return container::pause(client, &names, "unpause").await,
-        Command::Rm(args) => return container::rm(client, &args).await,
+        Command::OfContainers(command) => return container::run(client, command).await,
+        Command::Container(command) => return container::run_group(client, command).await,
         Command::Daemon(_) => unreachable!("handled before"),
         Command::Swarm(command) => commands::swarm::run(client, command).await,
         Command::Node(command) => commands::node::run(client, command).await,
@@ -215,22 +183,16 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         Command::Secret(command) => commands::payload::run_secret(client, command).await,
         Command::Config(command) => commands::payload::run_config(client, command).await,
         Command::Volume(command) => commands::volume::run(client, command).await,
-        Command::Create(args) => container::create(client, *args).await,
-        Command::Rename { container, name } => container::rename(client, &container, &name).await,
-        Command::Wait(names) => container::wait(client, &names).await,
-        Command::Inspect(args) => container::inspect(client, &args).await,
-        Command::Top { container } => container::top(client, &container).await,
-        Command::Port { container } => container::port(client, &container).await,
+        Command::OfImages(command) => commands::image::run(client, command).await,
+        Command::Image(command) => commands::image::run_group(client, command).await,
+        Command::System(command) => commands::system::run(client, command).await,
+        Command::Inspect(args) => container::inspect(client, &args, None).await,
         Command::Ps(args) => commands::system::ps(client, args).await,
-        Command::Logs(args) => commands::system::logs(client, args).await,
-        Command::Images(args) => commands::system::images(client, args).await,
-        Command::Pull { image } => commands::system::pull(client, &image).await,
-        Command::Push { image } => commands::image::push(client, &image).await,
-        Command::Build(args) => commands::image::build(client, &args).await,
-        Command::Tag { image, name } => commands::image::tag(client, &image, &name).await,
-        Command::Rmi { images, force } => commands::image::rmi(client, &images, force).await,
-        Command::Save { output, images } => commands::image::save(client, &images, &output).await,
-        Command::Load { input } => commands::image::load(client, &input).await,
+        Command::Images(args) => commands::image::list(client, &args).await,
+        Command::Rmi(args) => commands::image::remove(client, &args).await,
+        Command::Events(args) => commands::system::events(client, &args).await,
+        Command::Login(args) => commands::system::login(client, args).await,
+        Command::Logout { server } => commands::system::logout(&server),
         Command::Info(format) => commands::system::info(client, format).await,
         Command::Version(format) => commands::system::version(client, format).await,
         Command::Completion { shell } => {

@@ -29,17 +29,11 @@ pub(crate) struct FormatArg {
 impl ListArgs {
     /// The `filters` parameter.
     pub(crate) fn query(&self) -> anyhow::Result<String> {
-        let mut filters = Map::new();
-        for filter in &self.filter {
-            let (key, value) = filter
-                .split_once('=')
-                .ok_or_else(|| anyhow::anyhow!("filter {filter:?} cannot be read: write KEY=VALUE"))?;
-            let list = filters.entry(key).or_insert_with(|| json!([]));
-            if let Value::Array(list) = list {
-                list.push(json!(value));
-            }
-        }
-        Ok(format!("filters={}", escape(&Value::Object(filters).to_string())))
+        Ok(format!("filters={}", escape(&self.filters()?.to_string())))
+    }
+
+    pub(crate) fn filters(&self) -> anyhow::Result<Value> {
+        filters(&self.filter)
     }
 
     /// Prints rows; the columns are the members of the first one, under their names.
@@ -56,6 +50,21 @@ impl ListArgs {
             }
         }
     }
+}
+
+/// Filters as the API takes them, from KEY=VALUE.
+pub(crate) fn filters(given: &[String]) -> anyhow::Result<Value> {
+    let mut filters = Map::new();
+    for filter in given {
+        let (key, value) = filter
+            .split_once('=')
+            .ok_or_else(|| anyhow::anyhow!("filter {filter:?} cannot be read: write KEY=VALUE"))?;
+        let list = filters.entry(key).or_insert_with(|| json!([]));
+        if let Value::Array(list) = list {
+            list.push(json!(value));
+        }
+    }
+    Ok(Value::Object(filters))
 }
 
 impl FormatArg {
@@ -79,6 +88,54 @@ impl FormatArg {
             }
         }
     }
+}
+
+impl FormatArg {
+    /// As [`print_all`](Self::print_all), or for people to read.
+    pub(crate) fn print_all_or_pretty(&self, values: &[Value], pretty: bool) -> anyhow::Result<()> {
+        if !pretty {
+            return self.print_all(values);
+        }
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                line("")?;
+            }
+            lines(outline(value, 0).into_iter())?;
+        }
+        Ok(())
+    }
+}
+
+/// An object as indented lines; what is empty is left out.
+fn outline(value: &Value, depth: usize) -> Vec<String> {
+    let indent = "  ".repeat(depth);
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    let member = |name: &str, value: &Value| match value {
+        Value::Object(_) => {
+            let below = outline(value, depth + 1);
+            if below.is_empty() { below } else { [vec![format!("{indent}{name}:")], below].concat() }
+        }
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            let entries = list.iter().flat_map(|entry| {
+                let mut lines = outline(entry, depth + 2);
+                if let Some(first) = lines.first_mut() {
+                    first.replace_range(2 * depth + 2..2 * depth + 4, "- ");
+                }
+                lines
+            });
+            std::iter::once(format!("{indent}{name}:")).chain(entries).collect()
+        }
+        Value::Array(list) => vec![format!("{indent}{name}: {}", list.iter().map(cell).collect::<Vec<_>>().join(" "))],
+        other => vec![format!("{indent}{name}: {}", cell(other))],
+    };
+    let members = value.as_object().into_iter().flatten().filter(|(_, value)| !is_empty(value));
+    members.flat_map(|(name, value)| member(name, value)).collect()
 }
 
 /// Prints one line; a reader that went away ends the program quietly.
@@ -150,14 +207,19 @@ fn lookup<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
 
 /// `3 minutes ago`, from an RFC 3339 time.
 pub(crate) fn ago(timestamp: &Value) -> String {
-    let Some(then) = timestamp.as_str().and_then(parse_seconds) else { return String::new() };
+    timestamp.as_str().and_then(parse_seconds).map_or_else(String::new, age)
+}
+
+/// The same, from seconds since 1970.
+pub(crate) fn age(then: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seconds = now.saturating_sub(then);
     match seconds {
         0..=59 => format!("{seconds} seconds ago"),
         60..=3599 => format!("{} minutes ago", seconds / 60),
         3600..=172_799 => format!("{} hours ago", seconds / 3600),
-        _ => format!("{} days ago", seconds / 86_400),
+        172_800..=63_071_999 => format!("{} days ago", seconds / 86_400),
+        _ => format!("{} years ago", seconds / 31_536_000),
     }
 }
 
@@ -176,5 +238,12 @@ mod tests {
         assert!(render("{{.Nope}}", &value).unwrap_err().to_string().contains("Name, Spec"));
         assert!(render("{{range .}}", &value).is_err());
         assert!(render("{{.Name", &value).is_err());
+    }
+
+    #[test]
+    fn an_outline_shows_what_is_there_and_no_more() {
+        let value = json!({"ID": "x", "Spec": {"Env": ["A=1", "B=2"], "Labels": {}, "Ports": [{"Target": 80, "Mode": "host"}]}});
+        let want = ["ID: x", "Spec:", "  Env: A=1 B=2", "  Ports:", "    - Target: 80", "      Mode: host"];
+        assert_eq!(outline(&value, 0), want);
     }
 }

@@ -113,6 +113,34 @@ async fn copy_frames(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> anyhow::
     Ok(())
 }
 
+/// Signals that ask us to end, or that programs give a meaning of their own, go to the container.
+pub(crate) async fn hand_signals_on(client: &Client, container: &str) -> anyhow::Result<()> {
+    let kinds = [
+        ("INT", SignalKind::interrupt()),
+        ("TERM", SignalKind::terminate()),
+        ("QUIT", SignalKind::quit()),
+        ("HUP", SignalKind::hangup()),
+        ("USR1", SignalKind::user_defined1()),
+        ("USR2", SignalKind::user_defined2()),
+    ];
+    let mut signals = Vec::new();
+    for (name, kind) in kinds {
+        signals.push((name, signal(kind)?));
+    }
+    loop {
+        let next = signals.iter_mut().map(|(name, signal)| {
+            let name = *name;
+            Box::pin(async move {
+                signal.recv().await;
+                name
+            })
+        });
+        let (name, ..) = futures::future::select_all(next).await;
+        // It may have ended by itself.
+        drop(client.post(&format!("{container}/kill?signal={name}"), &json!({})).await);
+    }
+}
+
 /// A process's exit code as our own.
 pub(crate) fn exit_code(code: Option<i64>) -> ExitCode {
     ExitCode::from(u8::try_from(code.unwrap_or(0)).unwrap_or(1))

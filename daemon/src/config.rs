@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use skep_engine::RegistryConfig;
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -126,6 +127,8 @@ pub struct DaemonConfig {
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
     pub(crate) metrics_addr: Option<String>,
+    /// What it was made from besides the file, to read that again.
+    args: Box<DaemonArgs>,
 }
 
 /// What is wrong with a configuration: everything, not only the first thing.
@@ -142,6 +145,7 @@ const DEFAULT_FILE: &str = "/etc/skep/daemon.json";
 impl DaemonConfig {
     /// Puts flags and file together and checks all of it.
     pub fn load(args: DaemonArgs) -> Result<Self, ConfigError> {
+        let given = Box::new(args.clone());
         let file = read_file(args.config_file.clone())?;
         let mut problems = Vec::new();
         let twice = |name: &str, flag: bool, file: bool| {
@@ -185,8 +189,37 @@ impl DaemonConfig {
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
+            args: given,
         };
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+impl DaemonConfig {
+    /// The same flags with what the file says now.
+    pub(crate) fn reload(&self) -> Result<Self, ConfigError> {
+        Self::load((*self.args).clone())
+    }
+
+    pub(crate) fn registries(&self) -> RegistryConfig {
+        RegistryConfig { mirrors: self.registry_mirrors.clone(), insecure: self.insecure_registries.clone() }
+    }
+
+    /// What is different in `next` and comes into force with a restart alone.
+    pub(crate) fn needing_restart(&self, next: &Self) -> Vec<&'static str> {
+        let settings = [
+            ("hosts", self.listeners != next.listeners),
+            ("tls", self.tls != next.tls),
+            ("data-root", self.data_root != next.data_root),
+            ("exec-root", self.exec_root != next.exec_root),
+            ("pidfile", self.pidfile != next.pidfile),
+            ("default-address-pools", self.bridge != next.bridge),
+            ("labels", self.labels != next.labels),
+            ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
+            ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
+            ("metrics-addr", self.metrics_addr != next.metrics_addr),
+        ];
+        settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 }
 
@@ -195,6 +228,8 @@ fn read_file(path: Option<PathBuf>) -> Result<ConfigFile, ConfigError> {
     let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
     let failed = |reason: String| ConfigError::File { path: path.clone(), reason };
     match std::fs::read(&path) {
+        // An empty file says nothing.
+        Ok(bytes) if bytes.trim_ascii().is_empty() => Ok(ConfigFile::default()),
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !wanted => Ok(ConfigFile::default()),
         Err(error) => Err(failed(error.to_string())),
@@ -289,6 +324,22 @@ mod tests {
         }
         let error = serde_json::from_str::<ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn the_file_is_read_again_and_what_needs_a_restart_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.json");
+        std::fs::write(&path, "\n").unwrap();
+        let args = DaemonArgs { config_file: Some(path.clone()), ..DaemonArgs::default() };
+        let first = DaemonConfig::load(args).unwrap();
+        std::fs::write(&path, r#"{"insecure-registries": ["r:5000"], "log-level": "debug", "labels": ["a=b"]}"#)
+            .unwrap();
+        let next = first.reload().unwrap();
+        assert!(next.registries().insecure.contains("r:5000"));
+        assert_eq!((next.log_level.as_str(), first.needing_restart(&next)), ("debug", vec!["labels"]));
+        std::fs::write(&path, "{").unwrap();
+        assert!(first.reload().unwrap_err().to_string().contains("daemon.json"));
     }
 
     #[test]

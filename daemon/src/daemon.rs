@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skep_engine::{Engine, EngineConfig, RegistryConfig};
+use skep_engine::{Engine, EngineConfig};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,9 @@ pub(crate) struct Daemon {
     pub(crate) stop: CancellationToken,
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
-pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
+/// Runs the daemon until SIGTERM or SIGINT. SIGHUP has it read its file again; `set_log_level` is told
+/// what the log's level is from then on.
+pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::Result<()> {
     // Registries and peers both use it; a second installation is refused and harmless.
     drop(rustls::crypto::ring::default_provider().install_default());
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "the daemon makes containers and needs root: start it with sudo");
@@ -55,8 +56,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
     engine_config.no_new_privileges = config.no_new_privileges;
     engine_config.set_bridge(config.bridge.0, config.bridge.1);
-    engine_config.registries =
-        RegistryConfig { mirrors: config.registry_mirrors.clone(), insecure: config.insecure_registries.clone() };
+    engine_config.registries = config.registries();
     let engine = Engine::open(engine_config)?;
     let (dir, run_dir) = (config.data_root.join("swarm"), config.exec_root.clone());
     let swarm = Swarm::resume(dir, run_dir, engine.clone(), config.labels.clone()).await?;
@@ -80,7 +80,14 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     // Starting took far more of the program than running does. A convenience, no condition.
     drop(skep_engine::let_go_of_code());
     tracing::info!(version = VERSION, "the daemon is ready");
-    wait_for_signal().await?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut ended = std::pin::pin!(wait_for_signal());
+    loop {
+        tokio::select! {
+            ended = &mut ended => break ended?,
+            _ = hangup.recv() => reload(&daemon, &set_log_level),
+        }
+    }
     tracing::info!("the daemon stops; containers go on");
     swarm.stop().await;
     daemon.stop.cancel();
@@ -98,6 +105,23 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(pidfile);
     }
     Ok(())
+}
+
+/// Puts in force what of the file can be without a restart, and says what cannot.
+fn reload(daemon: &Daemon, set_log_level: &impl Fn(&str)) {
+    match daemon.config.reload() {
+        Ok(next) => {
+            daemon.engine.set_registries(next.registries());
+            set_log_level(&next.log_level);
+            let later = daemon.config.needing_restart(&next);
+            if later.is_empty() {
+                tracing::info!("the configuration was read again");
+            } else {
+                tracing::warn!(settings = later.join(", "), "the configuration was read again; these need a restart");
+            }
+        }
+        Err(error) => tracing::error!(%error, "the configuration was read again and changes nothing"),
+    }
 }
 
 /// What a burst of work took and freed is not kept for the next one.

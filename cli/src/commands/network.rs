@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::prune::{self, PruneArgs};
 use crate::client::{Client, escape};
 use crate::output::{FormatArg, ListArgs, line};
 
@@ -10,7 +11,13 @@ pub(crate) enum NetworkCommand {
     /// Make a network that tasks on any node can share
     Create(CreateArgs),
     /// List the networks
-    Ls(ListArgs),
+    Ls {
+        /// Show ids in full
+        #[arg(long)]
+        no_trunc: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// Show networks in full
     Inspect {
         #[arg(required = true)]
@@ -41,11 +48,7 @@ pub(crate) enum NetworkCommand {
     /// Look for what is wrong with this node's networks, or with one network or service
     Diagnose { name: Option<String> },
     /// Remove every network that nobody uses
-    Prune {
-        /// Ask no questions
-        #[arg(short, long)]
-        force: bool,
-    },
+    Prune(PruneArgs),
 }
 
 #[derive(clap::Args)]
@@ -89,7 +92,7 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             let created = client.post("/networks/create", &args.body()?).await?;
             line(created["Id"].as_str().unwrap_or_default())
         }
-        NetworkCommand::Ls(args) => list(client, &args).await,
+        NetworkCommand::Ls { no_trunc, list: args } => list(client, &args, no_trunc).await,
         NetworkCommand::Inspect { networks, verbose, format } => {
             let mut values = Vec::new();
             for network in networks {
@@ -114,14 +117,7 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             client.post(&format!("/networks/{}/disconnect", escape(&network)), &body).await.map(drop)
         }
         NetworkCommand::Diagnose { name } => diagnose(client, &name.unwrap_or_default()).await,
-        NetworkCommand::Prune { force } => {
-            anyhow::ensure!(force, "this removes every network that no service uses: say so with --force");
-            let pruned = client.post("/networks/prune", &json!({})).await?;
-            for network in pruned["NetworksDeleted"].as_array().into_iter().flatten() {
-                line(network.as_str().unwrap_or_default())?;
-            }
-            Ok(())
-        }
+        NetworkCommand::Prune(args) => prune::run(client, prune::NETWORKS, &args).await,
     }
 }
 
@@ -167,12 +163,12 @@ impl CreateArgs {
     }
 }
 
-async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
+async fn list(client: &Client, args: &ListArgs, no_trunc: bool) -> anyhow::Result<()> {
     let networks = client.get(&format!("/networks?{}", args.query()?)).await?;
     let row = |network: &Value| {
         let id = network["Id"].as_str().unwrap_or_default();
         json!({
-            "ID": &id[..id.len().min(12)], "Name": network["Name"], "Driver": network["Driver"],
+            "ID": if no_trunc { id } else { &id[..id.len().min(12)] }, "Name": network["Name"], "Driver": network["Driver"],
             "Scope": network["Scope"], "Subnet": network["IPAM"]["Config"][0]["Subnet"],
         })
     };

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::service::task_rows;
+use super::service::{Shown, task_rows};
 use crate::client::Client;
 use crate::output::{FormatArg, ListArgs, line};
 
@@ -14,14 +14,23 @@ pub(crate) enum NodeCommand {
     Inspect {
         #[arg(required = true)]
         nodes: Vec<String>,
+        /// For people to read
+        #[arg(long, conflicts_with = "format")]
+        pretty: bool,
         #[command(flatten)]
         format: FormatArg,
     },
     /// List the tasks of nodes [default: this one]
     Ps {
         nodes: Vec<String>,
+        /// Show ids and reasons in full
         #[arg(long)]
         no_trunc: bool,
+        /// Show the ids of services and nodes instead of their names
+        #[arg(long)]
+        no_resolve: bool,
+        #[command(flatten)]
+        list: ListArgs,
     },
     /// Change a node
     Update {
@@ -60,18 +69,19 @@ pub(crate) enum NodeCommand {
 pub(crate) async fn run(client: &Client, command: NodeCommand) -> anyhow::Result<()> {
     match command {
         NodeCommand::Ls(args) => list(client, &args).await,
-        NodeCommand::Inspect { nodes, format } => {
+        NodeCommand::Inspect { nodes, pretty, format } => {
             let mut values = Vec::new();
             for node in nodes {
                 values.push(client.get(&format!("/nodes/{}", resolve(client, &node).await?)).await?);
             }
-            format.print_all(&values)
+            format.print_all_or_pretty(&values, pretty)
         }
-        NodeCommand::Ps { nodes, no_trunc } => {
+        NodeCommand::Ps { nodes, no_trunc, no_resolve, list } => {
             let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
             for node in nodes {
-                let filters = json!({"node": [resolve(client, &node).await?]});
-                task_rows(client, &filters, no_trunc, &ListArgs::default()).await?;
+                let mut filters = list.filters()?;
+                filters["node"] = json!([resolve(client, &node).await?]);
+                task_rows(client, &filters, Shown { no_trunc, no_resolve }, &list).await?;
             }
             Ok(())
         }

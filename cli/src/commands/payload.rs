@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::commands::values::members;
 use crate::output::{FormatArg, ListArgs, ago, line};
 
 #[derive(clap::Subcommand)]
@@ -46,6 +47,9 @@ pub(crate) struct CreateArgs {
 pub(crate) struct InspectArgs {
     #[arg(required = true)]
     names: Vec<String>,
+    /// For people to read
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
     #[command(flatten)]
     format: FormatArg,
 }
@@ -81,13 +85,7 @@ async fn create(client: &Client, kind: &str, args: CreateArgs) -> anyhow::Result
     } else {
         bytes = std::fs::read(&args.file).map_err(|error| anyhow::anyhow!("{}: {error}", args.file))?;
     }
-    let labels: serde_json::Map<String, Value> = args
-        .labels
-        .iter()
-        .map(|label| label.split_once('=').unwrap_or((label, "")))
-        .map(|(key, value)| (key.to_owned(), json!(value)))
-        .collect();
-    let body = json!({"Name": args.name, "Labels": labels, "Data": BASE64_STANDARD.encode(bytes)});
+    let body = json!({"Name": args.name, "Labels": members(&args.labels), "Data": BASE64_STANDARD.encode(bytes)});
     let created = client.post(&format!("/{kind}/create"), &body).await?;
     line(created["ID"].as_str().unwrap_or_default())
 }
@@ -109,7 +107,7 @@ async fn inspect(client: &Client, kind: &str, args: InspectArgs) -> anyhow::Resu
     for name in args.names {
         values.push(client.get(&format!("/{kind}/{name}")).await?);
     }
-    args.format.print_all(&values)
+    args.format.print_all_or_pretty(&values, args.pretty)
 }
 
 async fn remove(client: &Client, kind: &str, args: RemoveArgs) -> anyhow::Result<()> {

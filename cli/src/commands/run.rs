@@ -1,8 +1,11 @@
 //! What a container is made from: the options of `skep run` and `skep create`.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
+use super::values::{HealthArgs, environment, file_lines, members, mount, size, ulimit};
 use crate::client::escape;
 
 #[derive(clap::Args)]
@@ -23,12 +26,28 @@ pub(crate) struct CreateArgs {
     env: Vec<String>,
     /// A file with a variable on each line
     #[arg(long = "env-file", value_name = "FILE")]
-    env_files: Vec<std::path::PathBuf>,
+    env_files: Vec<PathBuf>,
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     labels: Vec<String>,
+    /// A file with a label on each line
+    #[arg(long = "label-file", value_name = "FILE")]
+    label_files: Vec<PathBuf>,
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    annotations: Vec<String>,
+    /// Write the container's id to a file, which must not be there yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cidfile: Option<PathBuf>,
     /// NAME:TARGET[:ro], /HOST/PATH:TARGET[:ro], or TARGET alone (repeatable)
     #[arg(short, long = "volume", value_name = "[SOURCE:]TARGET[:OPTIONS]")]
     volumes: Vec<String>,
+    /// type=bind|volume|tmpfs,source=…,target=…[,readonly] (repeatable)
+    #[arg(long = "mount", value_name = "MOUNT")]
+    mounts: Vec<String>,
+    /// CONTAINER[:ro]: its volumes and binds, too
+    #[arg(long, value_name = "CONTAINER")]
+    volumes_from: Vec<String>,
+    #[arg(long, value_name = "DRIVER", default_value = "")]
+    volume_driver: String,
     #[arg(long, value_name = "TARGET[:OPTIONS]")]
     tmpfs: Vec<String>,
     /// [[IP:]HOST:]CONTAINER[/PROTOCOL] (repeatable)
@@ -37,22 +56,35 @@ pub(crate) struct CreateArgs {
     /// Publish all ports that the image says it serves
     #[arg(short = 'P', long)]
     publish_all: bool,
+    /// A port that it serves (repeatable)
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    expose: Vec<String>,
     /// bridge, host, none, container:NAME, or a network's name
-    #[arg(long, default_value = "")]
+    #[arg(long, visible_alias = "net", default_value = "")]
     network: String,
-    #[arg(long = "network-alias", value_name = "NAME")]
+    #[arg(long = "network-alias", visible_alias = "net-alias", value_name = "NAME")]
     aliases: Vec<String>,
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     ip: String,
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    mac_address: String,
     #[arg(long, default_value = "")]
     hostname: String,
+    #[arg(long, default_value = "")]
+    domainname: String,
     /// NAME:IP for its /etc/hosts (repeatable)
     #[arg(long = "add-host", value_name = "NAME:IP")]
     hosts: Vec<String>,
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<String>,
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
     #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
     user: String,
+    #[arg(long, value_name = "GROUP")]
+    group_add: Vec<String>,
     #[arg(short, long, value_name = "DIR", default_value = "")]
     workdir: String,
     #[arg(long)]
@@ -60,14 +92,10 @@ pub(crate) struct CreateArgs {
     /// no, always, unless-stopped, or on-failure[:N]
     #[arg(long, default_value = "no")]
     restart: String,
-    /// Memory it may use, such as 512m
-    #[arg(short, long, value_name = "SIZE")]
-    memory: Option<String>,
-    /// CPUs it may use, such as 1.5
-    #[arg(long)]
-    cpus: Option<f64>,
-    #[arg(long)]
-    pids_limit: Option<i64>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    health: HealthArgs,
     #[arg(long, value_name = "SIZE")]
     shm_size: Option<String>,
     /// Run a small init as its first process
@@ -88,12 +116,57 @@ pub(crate) struct CreateArgs {
     /// HOST[:CONTAINER[:rwm]] (repeatable)
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
+    /// A rule of the devices cgroup, such as c 1:3 r (repeatable)
+    #[arg(long = "device-cgroup-rule", value_name = "RULE")]
+    device_rules: Vec<String>,
+    /// Not supported: the daemon says why
+    #[arg(long, value_name = "REQUEST")]
+    gpus: Option<String>,
     /// host or container:NAME
     #[arg(long, default_value = "")]
     pid: String,
+    /// private, shareable, host, none or container:NAME
+    #[arg(long, default_value = "")]
+    ipc: String,
+    /// host
+    #[arg(long, default_value = "")]
+    uts: String,
+    /// host
+    #[arg(long, default_value = "")]
+    userns: String,
+    /// private or host
+    #[arg(long, default_value = "")]
+    cgroupns: String,
+    #[arg(long, value_name = "PATH", default_value = "")]
+    cgroup_parent: String,
+    /// NAME=SOFT[:HARD] (repeatable)
+    #[arg(long = "ulimit", value_name = "ULIMIT")]
+    ulimits: Vec<String>,
+    #[arg(long = "sysctl", value_name = "NAME=VALUE")]
+    sysctls: Vec<String>,
+    #[arg(long = "storage-opt", value_name = "NAME=VALUE")]
+    storage_opts: Vec<String>,
+    /// How soon the kernel ends it when memory is short: -1000 to 1000
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, allow_hyphen_values = true)]
+    oom_score_adj: i64,
+    #[arg(long, value_name = "NAME", default_value = "")]
+    runtime: String,
+    #[arg(long, default_value = "")]
+    log_driver: String,
+    #[arg(long = "log-opt", value_name = "NAME=VALUE")]
+    log_opts: Vec<String>,
     #[arg(long, default_value = "")]
     stop_signal: String,
-    /// missing, or never
+    /// Seconds between that signal and the kill
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<i64>,
+    /// OS[/ARCHITECTURE] of the image
+    #[arg(long, default_value = "")]
+    pub(crate) platform: String,
+    /// Show no progress of a pull
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// always, missing, or never
     #[arg(long, default_value = "missing")]
     pub(crate) pull: String,
     pub(crate) image: String,
@@ -101,27 +174,81 @@ pub(crate) struct CreateArgs {
     command: Vec<String>,
 }
 
-/// Variables as they are given, or as we have them; one that we do not have is left out.
-pub(crate) fn environment(given: &[String]) -> Vec<String> {
-    let one = |text: &String| {
-        if text.contains('=') {
-            return Some(text.clone());
+/// What a container may use; for `run`, `create` and `update` alike.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct LimitArgs {
+    /// Memory it may use, such as 512m
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Memory and swap together; -1 for no limit
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// Memory that it is pushed back to when the host is short of it
+    #[arg(long, value_name = "SIZE")]
+    memory_reservation: Option<String>,
+    #[arg(long, value_name = "PERCENT")]
+    memory_swappiness: Option<i64>,
+    #[arg(long)]
+    oom_kill_disable: bool,
+    /// CPUs it may use, such as 1.5
+    #[arg(long)]
+    cpus: Option<f64>,
+    /// Its weight among others
+    #[arg(short, long, value_name = "N")]
+    cpu_shares: Option<i64>,
+    /// Microseconds
+    #[arg(long, value_name = "N")]
+    cpu_period: Option<i64>,
+    /// Microseconds in each period
+    #[arg(long, value_name = "N")]
+    cpu_quota: Option<i64>,
+    /// The CPUs it may run on, such as 0-1
+    #[arg(long, value_name = "CPUS")]
+    cpuset_cpus: Option<String>,
+    #[arg(long, value_name = "NODES")]
+    cpuset_mems: Option<String>,
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<i64>,
+    /// Its weight for disks: 10 to 1000
+    #[arg(long, value_name = "N")]
+    blkio_weight: Option<u16>,
+}
+
+impl LimitArgs {
+    /// Writes down what is asked for, and nothing else.
+    pub(crate) fn apply(&self, to: &mut Value) -> anyhow::Result<()> {
+        let bytes = |text: &Option<String>| match text.as_deref() {
+            Some("-1") => Ok(Some(json!(-1))),
+            other => other.map(|text| size(text).map(|bytes| json!(bytes))).transpose(),
+        };
+        for (member, value) in [
+            ("Memory", bytes(&self.memory)?),
+            ("MemorySwap", bytes(&self.memory_swap)?),
+            ("MemoryReservation", bytes(&self.memory_reservation)?),
+            ("MemorySwappiness", self.memory_swappiness.map(|n| json!(n))),
+            ("OomKillDisable", self.oom_kill_disable.then(|| json!(true))),
+            ("NanoCpus", self.cpus.map(|cpus| json!(nano_cpus(cpus)))),
+            ("CpuShares", self.cpu_shares.map(|n| json!(n))),
+            ("CpuPeriod", self.cpu_period.map(|n| json!(n))),
+            ("CpuQuota", self.cpu_quota.map(|n| json!(n))),
+            ("CpusetCpus", self.cpuset_cpus.as_ref().map(|t| json!(t))),
+            ("CpusetMems", self.cpuset_mems.as_ref().map(|t| json!(t))),
+            ("PidsLimit", self.pids_limit.map(|n| json!(n))),
+            ("BlkioWeight", self.blkio_weight.map(|n| json!(n))),
+        ] {
+            if let Some(value) = value {
+                to[member] = value;
+            }
         }
-        std::env::var(text).ok().map(|value| format!("{text}={value}"))
-    };
-    given.iter().filter_map(one).collect()
+        Ok(())
+    }
 }
 
 /// The query and body of the request.
 pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> {
-    let mut env = Vec::new();
-    for file in &args.env_files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        env.extend(environment(&lines.map(str::to_owned).collect::<Vec<_>>()));
-    }
-    env.extend(environment(&args.env));
-    let (bindings, exposed) = ports(&args.publish)?;
+    let env = environment(&[file_lines(&args.env_files)?, args.env.clone()].concat());
+    let (bindings, mut exposed) = ports(&args.publish)?;
+    exposed.extend(args.expose.iter().map(|port| (with_protocol(port), json!({}))));
     let (mut binds, mut nameless) = (Vec::new(), Map::new());
     for volume in &args.volumes {
         if volume.contains(':') {
@@ -130,34 +257,43 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
             nameless.insert(volume.clone(), json!({}));
         }
     }
-    let labels: Map<String, Value> = args
-        .labels
-        .iter()
-        .map(|label| label.split_once('=').unwrap_or((label, "")))
-        .map(|(key, value)| (key.to_owned(), json!(value)))
-        .collect();
+    let labels = members(&[file_lines(&args.label_files)?, args.labels.clone()].concat());
     let tmpfs: Map<String, Value> = args
         .tmpfs
         .iter()
         .map(|text| text.split_once(':').unwrap_or((text, "")))
         .map(|(target, options)| (target.to_owned(), json!(options)))
         .collect();
-    let host_config = json!({
+    let mut host_config = json!({
         "Binds": binds, "Tmpfs": tmpfs, "PortBindings": bindings, "PublishAllPorts": args.publish_all,
-        "NetworkMode": args.network, "AutoRemove": args.rm, "RestartPolicy": restart_policy(&args.restart)?,
-        "Memory": size(args.memory.as_deref())?, "NanoCpus": args.cpus.map_or(0, nano_cpus),
-        "PidsLimit": args.pids_limit.unwrap_or(0), "ShmSize": size(args.shm_size.as_deref())?, "Init": args.init,
-        "ReadonlyRootfs": args.read_only, "Privileged": args.privileged, "CapAdd": args.cap_add,
+        "Mounts": all(&args.mounts, mount)?, "VolumesFrom": args.volumes_from,
+        "VolumeDriver": args.volume_driver, "NetworkMode": args.network, "AutoRemove": args.rm,
+        "RestartPolicy": restart_policy(&args.restart)?, "Init": args.init, "ReadonlyRootfs": args.read_only,
+        "ShmSize": optional_size(args.shm_size.as_deref())?, "Privileged": args.privileged, "CapAdd": args.cap_add,
         "CapDrop": args.cap_drop, "SecurityOpt": security_options(&args.security_opt)?, "ExtraHosts": args.hosts,
-        "Dns": args.dns, "PidMode": args.pid,
+        "Dns": args.dns, "DnsOptions": args.dns_option, "DnsSearch": args.dns_search, "GroupAdd": args.group_add,
+        "PidMode": args.pid, "IpcMode": args.ipc, "UTSMode": args.uts, "UsernsMode": args.userns,
+        "CgroupnsMode": args.cgroupns, "CgroupParent": args.cgroup_parent, "Runtime": args.runtime,
+        "Ulimits": all(&args.ulimits, ulimit)?, "Sysctls": members(&args.sysctls),
+        "StorageOpt": members(&args.storage_opts), "OomScoreAdj": args.oom_score_adj,
+        "Annotations": members(&args.annotations), "DeviceCgroupRules": args.device_rules,
+        "LogConfig": {"Type": args.log_driver, "Config": members(&args.log_opts)},
         "Devices": args.devices.iter().map(|text| device(text)).collect::<Vec<_>>(),
     });
+    if let Some(gpus) = &args.gpus {
+        host_config["DeviceRequests"] = json!([{"Driver": "", "Options": {"gpus": gpus}, "Capabilities": [["gpu"]]}]);
+    }
+    args.limits.apply(&mut host_config)?;
     let mut body = json!({
-        "Image": args.image, "Env": env, "Labels": labels, "Hostname": args.hostname, "User": args.user,
-        "WorkingDir": args.workdir, "Tty": args.tty, "OpenStdin": args.interactive, "StdinOnce": args.interactive,
-        "AttachStdin": args.interactive, "StopSignal": args.stop_signal, "ExposedPorts": exposed,
-        "Volumes": nameless, "HostConfig": host_config,
+        "Image": args.image, "Env": env, "Labels": labels, "Hostname": args.hostname, "Domainname": args.domainname,
+        "User": args.user, "WorkingDir": args.workdir, "Tty": args.tty, "OpenStdin": args.interactive,
+        "StdinOnce": args.interactive, "AttachStdin": args.interactive, "StopSignal": args.stop_signal,
+        "StopTimeout": args.stop_timeout, "ExposedPorts": exposed, "Volumes": nameless, "HostConfig": host_config,
     });
+    args.health.apply(&mut body)?;
+    if !args.mac_address.is_empty() {
+        body["MacAddress"] = json!(args.mac_address);
+    }
     if !args.command.is_empty() {
         body["Cmd"] = json!(args.command);
     }
@@ -169,18 +305,26 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
             "Aliases": args.aliases, "IPAMConfig": {"IPv4Address": args.ip},
         }}});
     }
-    Ok((format!("name={}", escape(&args.name)), body))
+    Ok((format!("name={}&platform={}", escape(&args.name), escape(&args.platform)), body))
 }
 
-fn restart_policy(text: &str) -> anyhow::Result<Value> {
+/// Reads each of a flag's values.
+fn all<T>(texts: &[String], read: impl Fn(&str) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
+    texts.iter().map(|text| read(text)).collect()
+}
+
+pub(crate) fn with_protocol(port: &str) -> String {
+    if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }
+}
+
+pub(crate) fn restart_policy(text: &str) -> anyhow::Result<Value> {
     let (name, count) = text.split_once(':').unwrap_or((text, "0"));
     let count: u32 = count.parse().with_context(|| format!("restart policy {text:?}: {count:?} is no number"))?;
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
 }
 
-fn size(text: Option<&str>) -> anyhow::Result<u64> {
-    let Some(text) = text else { return Ok(0) };
-    skep_engine::parse_size(text).with_context(|| format!("{text:?} is no size: write 512m, 2g or bytes"))
+fn optional_size(text: Option<&str>) -> anyhow::Result<u64> {
+    text.map_or(Ok(0), size)
 }
 
 /// Billionths of a CPU.
@@ -279,8 +423,11 @@ mod tests {
 
     #[test]
     fn sizes_and_policies_are_read_or_refused() {
-        assert_eq!(size(Some("64m")).unwrap(), 64 << 20);
-        assert!(size(Some("much")).is_err());
+        let limits = LimitArgs { memory: Some("64m".into()), memory_swap: Some("-1".into()), ..LimitArgs::default() };
+        let mut written = json!({});
+        limits.apply(&mut written).unwrap();
+        assert_eq!(written, json!({"Memory": 64 << 20, "MemorySwap": -1}), "what is not asked for is not said");
+        assert!(LimitArgs { memory: Some("much".into()), ..limits }.apply(&mut written).is_err());
         assert_eq!(restart_policy("on-failure:3").unwrap()["MaximumRetryCount"], 3);
         assert!(restart_policy("on-failure:x").is_err());
     }

@@ -1,16 +1,18 @@
 //! `skep service …`
 
+mod named;
 mod spec;
+mod update;
 
 use serde_json::{Value, json};
 
 use super::node::capital;
 use super::system::{LogOptions, print_frames};
-use crate::client::{Client, escape};
+use crate::client::{Client, escape, read_json};
 use crate::converge;
 use crate::output::{FormatArg, ListArgs, ago, line};
-pub(crate) use spec::duration;
-use spec::{CreateArgs, SpecArgs};
+use spec::CreateArgs;
+use update::{UpdateArgs, update};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum ServiceCommand {
@@ -25,6 +27,9 @@ pub(crate) enum ServiceCommand {
         /// Show ids and reasons in full
         #[arg(long)]
         no_trunc: bool,
+        /// Show the ids of services and nodes instead of their names
+        #[arg(long)]
+        no_resolve: bool,
         #[command(flatten)]
         list: ListArgs,
     },
@@ -32,6 +37,9 @@ pub(crate) enum ServiceCommand {
     Inspect {
         #[arg(required = true)]
         services: Vec<String>,
+        /// For people to read
+        #[arg(long, conflicts_with = "format")]
+        pretty: bool,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -66,56 +74,25 @@ pub(crate) enum ServiceCommand {
     },
 }
 
-#[derive(clap::Args)]
-pub(crate) struct UpdateArgs {
-    #[command(flatten)]
-    spec: SpecArgs,
-    /// Another image
-    #[arg(long)]
-    image: Option<String>,
-    /// Renew every task though nothing changed
-    #[arg(long)]
-    force: bool,
-    /// Put the spec before the last update in force again
-    #[arg(long)]
-    rollback: bool,
-    #[arg(long, value_name = "NAME")]
-    env_rm: Vec<String>,
-    #[arg(long, value_name = "SECRET")]
-    secret_rm: Vec<String>,
-    #[arg(long, value_name = "CONFIG")]
-    config_rm: Vec<String>,
-    #[arg(long, value_name = "CONSTRAINT")]
-    constraint_rm: Vec<String>,
-    #[arg(long, value_name = "KEY")]
-    label_rm: Vec<String>,
-    #[arg(long, value_name = "NETWORK")]
-    network_rm: Vec<String>,
-    /// The target port of what is to be published no more
-    #[arg(long, value_name = "PORT[/PROTOCOL]")]
-    publish_rm: Vec<String>,
-    /// Another command line
-    #[arg(long, value_name = "COMMAND")]
-    args: Option<String>,
-    service: String,
-}
-
 pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::Create(args) => create(client, *args).await,
         ServiceCommand::Ls(args) => list(client, &args).await,
-        ServiceCommand::Ps { services, no_trunc, list } => {
+        ServiceCommand::Ps { services, no_trunc, no_resolve, list } => {
             for service in &services {
                 client.get(&format!("/services/{service}")).await?;
             }
-            task_rows(client, &json!({"service": services}), no_trunc, &list).await
+            let mut filters = list.filters()?;
+            filters["service"] = json!(services);
+            let shown = Shown { no_trunc, no_resolve };
+            task_rows(client, &filters, shown, &list).await
         }
-        ServiceCommand::Inspect { services, format } => {
+        ServiceCommand::Inspect { services, pretty, format } => {
             let mut values = Vec::new();
             for service in services {
                 values.push(client.get(&format!("/services/{service}")).await?);
             }
-            format.print_all(&values)
+            format.print_all_or_pretty(&values, pretty)
         }
         ServiceCommand::Logs { options, service } => logs(client, &options, &service).await,
         ServiceCommand::Update(args) => update(client, *args).await,
@@ -136,41 +113,19 @@ pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Res
 
 async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<()> {
     let mut spec = json!({"Name": args.name, "TaskTemplate": {"ContainerSpec": {}}});
-    let image = pinned(client, &args.image).await;
+    let image = args.spec.image(client, &args.image).await;
     spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
     if !args.args.is_empty() {
         spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(args.args);
     }
     args.spec.apply(client, &mut spec).await?;
-    let created = client.post("/services/create", &spec).await?;
+    let auth = args.spec.registry_auth(&args.image)?;
+    let created = read_json(client.post_with_auth("/services/create", auth, &spec).await?).await?;
     let id = created["ID"].as_str().unwrap_or_default();
     if !args.spec.quiet {
         line(id)?;
     }
     if args.spec.detach { Ok(()) } else { converge::wait(client, id, args.spec.quiet).await }
-}
-
-/// The image with the digest that its tag stands for now, so that every node runs the same; as it
-/// is, with a word about it, if no registry can tell.
-async fn pinned(client: &Client, image: &str) -> String {
-    if image.contains('@') {
-        return image.to_owned();
-    }
-    match client.get(&format!("/distribution/{image}/json")).await {
-        Ok(found) => match found["Descriptor"]["digest"].as_str() {
-            Some(digest) => format!("{image}@{digest}"),
-            None => image.to_owned(),
-        },
-        Err(error) => {
-            if !error.to_string().contains("built in") {
-                eprintln!(
-                    "image {image} could not be looked up in a registry to record its digest: nodes may run different \
-                     versions of it ({error})"
-                );
-            }
-            image.to_owned()
-        }
-    }
 }
 
 async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
@@ -209,12 +164,23 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
     args.print(&columns, &rows)
 }
 
+/// How tasks are shown.
+#[derive(Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) no_trunc: bool,
+    pub(super) no_resolve: bool,
+}
+
 /// Prints tasks, those of one slot together, the newest first.
-pub(super) async fn task_rows(client: &Client, filters: &Value, no_trunc: bool, list: &ListArgs) -> anyhow::Result<()> {
+pub(super) async fn task_rows(client: &Client, filters: &Value, shown: Shown, list: &ListArgs) -> anyhow::Result<()> {
+    let Shown { no_trunc, no_resolve } = shown;
     let tasks = client.get(&format!("/tasks?filters={}", escape(&filters.to_string()))).await?;
     let services = client.get("/services").await?;
     let nodes = client.get("/nodes").await?;
     let name_of = |list: &Value, id: &Value, pointer: &str| {
+        if no_resolve {
+            return id.as_str().unwrap_or_default().to_owned();
+        }
         let found = list.as_array().into_iter().flatten().find(|value| value["ID"] == *id);
         found.and_then(|value| value.pointer(pointer)?.as_str().map(str::to_owned)).unwrap_or_default()
     };
@@ -288,74 +254,10 @@ async fn logs(client: &Client, options: &LogOptions, name: &str) -> anyhow::Resu
     print_frames(client, &format!("/{kind}/{name}/logs?details=1&{}", options.query()), prefix).await
 }
 
-async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<()> {
-    if args.rollback {
-        roll_back(client, &args.service).await?;
-    } else {
-        let found = client.get(&format!("/services/{}", args.service)).await?;
-        let mut spec = found["Spec"].clone();
-        if let Some(image) = &args.image {
-            spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(pinned(client, image).await);
-        }
-        if let Some(command) = &args.args {
-            spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(command.split_whitespace().collect::<Vec<_>>());
-        }
-        args.take_away(&mut spec);
-        args.take_networks_away(client, &mut spec).await?;
-        args.spec.apply(client, &mut spec).await?;
-        if args.force {
-            let count = spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
-            spec["TaskTemplate"]["ForceUpdate"] = json!(count + 1);
-        }
-        post_update(client, &found, &spec).await?;
-    }
-    if args.spec.detach { line(&args.service) } else { converge::wait(client, &args.service, args.spec.quiet).await }
-}
-
-impl UpdateArgs {
-    fn take_away(&self, spec: &mut Value) {
-        let without = |list: &mut Value, gone: &dyn Fn(&Value) -> bool| {
-            if let Some(list) = list.as_array_mut() {
-                list.retain(|value| !gone(value));
-            }
-        };
-        let template = &mut spec["TaskTemplate"];
-        let container = &mut template["ContainerSpec"];
-        let named =
-            |names: &[String], text: Option<&str>| text.is_some_and(|text| names.iter().any(|name| name == text));
-        without(&mut container["Env"], &|var| {
-            named(&self.env_rm, var.as_str().map(|var| var.split('=').next().unwrap_or(var)))
-        });
-        without(&mut container["Secrets"], &|secret| named(&self.secret_rm, secret["SecretName"].as_str()));
-        without(&mut container["Configs"], &|config| named(&self.config_rm, config["ConfigName"].as_str()));
-        without(&mut template["Placement"]["Constraints"], &|constraint| {
-            named(&self.constraint_rm, constraint.as_str())
-        });
-        without(&mut spec["EndpointSpec"]["Ports"], &|port| {
-            let protocol = port["Protocol"].as_str().unwrap_or("tcp");
-            let target = format!("{}/{protocol}", port["TargetPort"]);
-            self.publish_rm.iter().any(|gone| *gone == target || format!("{gone}/tcp") == target)
-        });
-        if let Some(labels) = spec["Labels"].as_object_mut() {
-            self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
-        }
-    }
-
-    async fn take_networks_away(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
-        for name in &self.network_rm {
-            let found = client.get(&format!("/networks/{}?scope=swarm", escape(name))).await?;
-            if let Some(networks) = spec["TaskTemplate"]["Networks"].as_array_mut() {
-                networks.retain(|network| network["Target"] != found["Id"] && network["Target"] != found["Name"]);
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn post_update(client: &Client, found: &Value, spec: &Value) -> anyhow::Result<()> {
+async fn post_update(client: &Client, found: &Value, spec: &Value, auth: Option<String>) -> anyhow::Result<()> {
     let id = found["ID"].as_str().unwrap_or_default();
-    client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), spec).await?;
-    Ok(())
+    let path = format!("/services/{id}/update?version={}", found["Version"]["Index"]);
+    client.post_with_auth(&path, auth, spec).await.map(drop)
 }
 
 async fn roll_back(client: &Client, service: &str) -> anyhow::Result<()> {
@@ -376,7 +278,7 @@ async fn scale(client: &Client, detach: bool, targets: Vec<String>) -> anyhow::R
         let mut spec = found["Spec"].clone();
         anyhow::ensure!(spec["Mode"].get("Replicated").is_some(), "service {name} is global: it has one task per node");
         spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
-        post_update(client, &found, &spec).await?;
+        post_update(client, &found, &spec, None).await?;
         line(&format!("{name} scaled to {replicas}"))?;
         scaled.push(name.to_owned());
     }

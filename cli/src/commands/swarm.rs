@@ -29,6 +29,9 @@ pub(crate) enum SwarmCommand {
         /// UDP port of the tunnels between nodes [default: 4789]
         #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
         data_path_port: u16,
+        /// Not supported yet: the daemon says so
+        #[arg(long)]
+        force_new_cluster: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -68,7 +71,15 @@ pub(crate) enum SwarmCommand {
         role: String,
     },
     /// Show the swarm's root certificate
-    Ca,
+    Ca {
+        /// Not supported yet: the daemon says so
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Not supported yet: the daemon says so
+    Unlock,
+    /// Not supported yet: the daemon says so
+    UnlockKey,
     /// Show the swarm
     Inspect(FormatArg),
 }
@@ -94,11 +105,20 @@ pub(crate) struct Settings {
     /// Log entries between snapshots
     #[arg(long, value_name = "N")]
     snapshot_interval: Option<u64>,
+    /// Older snapshots to keep
+    #[arg(long, value_name = "N")]
+    max_snapshots: Option<u64>,
+    /// Not supported yet: the daemon says so
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    autolock: Option<bool>,
+    /// Not supported yet: the daemon says so
+    #[arg(long = "external-ca", value_name = "protocol=cfssl,url=URL")]
+    external_ca: Vec<String>,
 }
 
 impl Settings {
     fn apply(&self, spec: &mut serde_json::Value) -> anyhow::Result<()> {
-        use super::service::duration;
+        use super::values::duration;
         if let Some(text) = &self.cert_expiry {
             spec["CAConfig"]["NodeCertExpiry"] = json!(duration(text)?);
         }
@@ -110,6 +130,17 @@ impl Settings {
         }
         if let Some(interval) = self.snapshot_interval {
             spec["Raft"]["SnapshotInterval"] = json!(interval);
+        }
+        if let Some(kept) = self.max_snapshots {
+            spec["Raft"]["KeepOldSnapshots"] = json!(kept);
+        }
+        if let Some(locked) = self.autolock {
+            spec["EncryptionConfig"]["AutoLockManagers"] = json!(locked);
+        }
+        for text in &self.external_ca {
+            let fields = super::values::fields(text);
+            let authority = json!({"Protocol": fields.get("protocol"), "URL": fields.get("url")});
+            super::values::push(&mut spec["CAConfig"]["ExternalCAs"], authority);
         }
         Ok(())
     }
@@ -125,6 +156,7 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
             default_addr_pool_mask_length,
             data_path,
             data_path_port,
+            force_new_cluster,
             settings,
         } => {
             let mut spec = json!({});
@@ -134,6 +166,7 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
                 "Availability": availability, "DefaultAddrPool": default_addr_pool,
                 "SubnetSize": default_addr_pool_mask_length, "Spec": spec,
                 "DataPathAddr": data_path.data_path_addr.unwrap_or_default(), "DataPathPort": data_path_port,
+                "ForceNewCluster": force_new_cluster,
             });
             let node = client.post("/swarm/init", &body).await?;
             line(&format!(
@@ -164,24 +197,40 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
             client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
             line("Swarm updated.")
         }
-        SwarmCommand::JoinToken { rotate, quiet, role } => {
-            if rotate {
-                let swarm = client.get("/swarm").await?;
-                let which = if role == "worker" { "rotateWorkerToken" } else { "rotateManagerToken" };
-                let path = format!("/swarm/update?version={}&{which}=true", swarm["Version"]["Index"]);
-                client.post(&path, &swarm["Spec"]).await?;
-                if !quiet {
-                    line(&format!("Successfully rotated {role} join token.\n"))?;
-                }
-            }
-            show_token(client, &role, quiet).await
+        SwarmCommand::JoinToken { rotate, quiet, role } => join_token(client, rotate, quiet, &role).await,
+        SwarmCommand::Unlock => client.post("/swarm/unlock", &json!({"UnlockKey": ""})).await.map(drop),
+        SwarmCommand::UnlockKey => {
+            let found = client.get("/swarm/unlockkey").await?;
+            let key = found["UnlockKey"].as_str().filter(|key| !key.is_empty());
+            line(key.ok_or_else(|| anyhow::anyhow!("no unlock key is set: this swarm is not locked"))?)
         }
-        SwarmCommand::Ca => {
-            let swarm = client.get("/swarm").await?;
-            line(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap_or_default().trim_end())
-        }
+        SwarmCommand::Ca { rotate } => root_certificate(client, rotate).await,
         SwarmCommand::Inspect(format) => format.print(&client.get("/swarm").await?),
     }
+}
+
+async fn join_token(client: &Client, rotate: bool, quiet: bool, role: &str) -> anyhow::Result<()> {
+    if rotate {
+        let swarm = client.get("/swarm").await?;
+        let which = if role == "worker" { "rotateWorkerToken" } else { "rotateManagerToken" };
+        let path = format!("/swarm/update?version={}&{which}=true", swarm["Version"]["Index"]);
+        client.post(&path, &swarm["Spec"]).await?;
+        if !quiet {
+            line(&format!("Successfully rotated {role} join token.\n"))?;
+        }
+    }
+    show_token(client, role, quiet).await
+}
+
+async fn root_certificate(client: &Client, rotate: bool) -> anyhow::Result<()> {
+    let swarm = client.get("/swarm").await?;
+    if rotate {
+        let mut spec = swarm["Spec"].clone();
+        let times = spec["CAConfig"]["ForceRotate"].as_u64().unwrap_or(0);
+        spec["CAConfig"]["ForceRotate"] = json!(times + 1);
+        client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
+    }
+    line(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap_or_default().trim_end())
 }
 
 async fn show_token(client: &Client, role: &str, quiet: bool) -> anyhow::Result<()> {

@@ -1,19 +1,81 @@
 //! This host: its containers, images, and the daemon itself.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Read as _, Write as _};
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::prune::PruneSystemArgs;
+use super::stats::bytes;
+use super::values::duration;
 use crate::client::{Client, escape};
-use crate::output::{FormatArg, ListArgs, line};
+use crate::credentials::{Config, registry_name};
+use crate::output::{FormatArg, ListArgs, age, filters, line};
+
+/// `skep system …`
+#[derive(clap::Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Say what this host and its swarm are
+    Info(FormatArg),
+    /// Tell what happens
+    Events(EventsArgs),
+    /// Show what takes space
+    Df {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Remove what nobody uses
+    Prune(PruneSystemArgs),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct EventsArgs {
+    /// What happened before, too: RFC 3339, seconds since 1970, or a time ago such as 10m
+    #[arg(long, default_value = "")]
+    since: String,
+    /// Only until then
+    #[arg(long, default_value = "")]
+    until: String,
+    /// Only what matches: KEY=VALUE (repeatable)
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// json, or a template such as '{{.Type}} {{.Action}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct LoginArgs {
+    #[arg(short, long)]
+    username: Option<String>,
+    #[arg(short, long)]
+    password: Option<String>,
+    /// Read the password from standard input
+    #[arg(long, conflicts_with = "password")]
+    password_stdin: bool,
+    /// [default: docker's own]
+    #[arg(default_value = "")]
+    server: String,
+}
 
 #[derive(clap::Args)]
 pub(crate) struct PsArgs {
     /// Those that have ended, too
     #[arg(short, long)]
     all: bool,
+    /// The last so many that were made, whether they run or not
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    last: u32,
+    /// The one that was made last
+    #[arg(short, long)]
+    latest: bool,
+    /// Show ids and commands in full
+    #[arg(long)]
+    no_trunc: bool,
+    /// Count the bytes of their files, too
+    #[arg(short, long)]
+    size: bool,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -40,16 +102,23 @@ pub(crate) struct LogOptions {
     /// Only what is younger: RFC 3339 or seconds since 1970
     #[arg(long, default_value = "")]
     since: String,
+    /// Only what is older
+    #[arg(long, default_value = "")]
+    until: String,
+    /// Show the labels and variables that the log driver was told to keep, too
+    #[arg(long)]
+    details: bool,
 }
 
 impl LogOptions {
     pub(crate) fn query(&self) -> String {
         format!(
-            "stdout=1&stderr=1&follow={}&timestamps={}&tail={}&since={}",
+            "stdout=1&stderr=1&follow={}&timestamps={}&tail={}&since={}&until={}",
             self.follow,
             self.timestamps,
             escape(&self.tail),
-            escape(&self.since)
+            escape(&point_in_time(&self.since)),
+            escape(&point_in_time(&self.until))
         )
     }
 }
@@ -87,40 +156,177 @@ pub(crate) async fn print_frames(
 }
 
 pub(crate) async fn logs(client: &Client, args: LogsArgs) -> anyhow::Result<()> {
-    print_frames(client, &format!("/containers/{}/logs?{}", args.container, args.options.query()), |_| None).await
+    let path = format!("/containers/{}", escape(&args.container));
+    let query = format!("{path}/logs?details={}&{}", args.options.details, args.options.query());
+    if client.get(&format!("{path}/json")).await?["Config"]["Tty"] == true {
+        // A terminal has one stream, as it is.
+        return super::files::write_body(client.send(Method::GET, &query, None).await?, &mut std::io::stdout()).await;
+    }
+    print_frames(client, &query, |_| None).await
 }
 
 pub(crate) async fn ps(client: &Client, args: PsArgs) -> anyhow::Result<()> {
-    let containers = client.get(&format!("/containers/json?all={}&{}", args.all, args.list.query()?)).await?;
+    let last = if args.latest { 1 } else { args.last };
+    let all = args.all || last > 0;
+    let path = format!("/containers/json?all={all}&limit={last}&size={}&{}", args.size, args.list.query()?);
+    let containers = client.get(&path).await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let row = |container: &Value| {
-        let id = container["Id"].as_str().unwrap_or_default();
+        let id = text(&container["Id"]);
+        let command = text(&container["Command"]);
+        let short: String = command.chars().take(20).collect();
+        let ports = container["Ports"].as_array().into_iter().flatten().map(|port| {
+            let inner = format!("{}/{}", port["PrivatePort"], text(&port["Type"]));
+            match port["PublicPort"].as_u64() {
+                Some(public) => format!("{}:{public}->{inner}", text(&port["IP"])),
+                None => inner,
+            }
+        });
         json!({
-            "ID": &id[..id.len().min(12)], "Image": container["Image"], "Command": container["Command"],
+            "ID": if args.no_trunc { &id } else { &id[..id.len().min(12)] }, "Image": container["Image"],
+            "Command": if args.no_trunc || short.len() == command.len() { command.clone() } else { short + "…" },
+            "CreatedAt": container["Created"], "RunningFor": age(container["Created"].as_u64().unwrap_or(0)),
             "Status": container["Status"], "State": container["State"],
-            "Names": container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/'),
+            "Ports": ports.collect::<Vec<_>>().join(", "), "Labels": container["Labels"],
+            "Size": bytes(container["SizeRw"].as_f64().unwrap_or(0.0)),
+            "Names": text(&container["Names"][0]).trim_start_matches('/'),
         })
     };
     let rows: Vec<_> = containers.as_array().into_iter().flatten().map(row).collect();
-    let columns = [("ID", "CONTAINER ID"), ("Image", "IMAGE"), ("Status", "STATUS"), ("Names", "NAMES")];
-    args.list.print(&columns, &rows)
+    let columns = [
+        ("ID", "CONTAINER ID"),
+        ("Image", "IMAGE"),
+        ("Command", "COMMAND"),
+        ("RunningFor", "CREATED"),
+        ("Status", "STATUS"),
+        ("Ports", "PORTS"),
+        ("Names", "NAMES"),
+        ("Size", "SIZE"),
+    ];
+    args.list.print(&columns[..columns.len() - usize::from(!args.size)], &rows)
 }
 
-pub(crate) async fn images(client: &Client, args: ListArgs) -> anyhow::Result<()> {
-    let images = client.get("/images/json").await?;
-    let row = |image: &Value| {
-        let id = image["Id"].as_str().unwrap_or_default().trim_start_matches("sha256:");
-        let tag = image["RepoTags"][0].as_str().unwrap_or("<none>:<none>");
-        let (repository, tag) = tag.rsplit_once(':').unwrap_or((tag, ""));
-        let size = format!("{:.1} MB", image["Size"].as_f64().unwrap_or_default() / 1e6);
-        json!({"ID": &id[..id.len().min(12)], "Repository": repository, "Tag": tag, "Size": size})
+pub(crate) async fn run(client: &Client, command: SystemCommand) -> anyhow::Result<()> {
+    match command {
+        SystemCommand::Info(format) => info(client, format).await,
+        SystemCommand::Events(args) => events(client, &args).await,
+        SystemCommand::Df { format } => df(client, &format).await,
+        SystemCommand::Prune(args) => super::prune::run_system(client, &args).await,
+    }
+}
+
+pub(crate) async fn events(client: &Client, args: &EventsArgs) -> anyhow::Result<()> {
+    let filters = filters(&args.filter)?.to_string();
+    let path = format!(
+        "/events?since={}&until={}&filters={}",
+        escape(&point_in_time(&args.since)),
+        escape(&point_in_time(&args.until)),
+        escape(&filters)
+    );
+    let answer = client.send(Method::GET, &path, None).await?;
+    super::image::read_steps(answer, |event| match args.format.as_deref() {
+        None => line(&event_line(event)),
+        Some(format) => FormatArg { format: Some(format.to_owned()) }.print(event),
+    })
+    .await
+}
+
+/// `10m` is that long ago; everything else is told as it is.
+fn point_in_time(text: &str) -> String {
+    let Ok(ago) = duration(text) else { return text.to_owned() };
+    let then = jiff::Timestamp::now().as_nanosecond() - i128::from(ago);
+    format!("{}.{:09}", then / 1_000_000_000, then % 1_000_000_000)
+}
+
+fn event_line(event: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let at = event["timeNano"].as_i64().and_then(|at| jiff::Timestamp::from_nanosecond(at.into()).ok());
+    let attributes = event["Actor"]["Attributes"].as_object().into_iter().flatten();
+    let attributes: Vec<_> = attributes.map(|(key, value)| format!("{key}={}", text(value))).collect();
+    format!(
+        "{} {} {} {} ({})",
+        at.map(|at| at.to_string()).unwrap_or_default(),
+        text(&event["Type"]),
+        text(&event["Action"]),
+        text(&event["Actor"]["ID"]),
+        attributes.join(", ")
+    )
+}
+
+async fn df(client: &Client, format: &FormatArg) -> anyhow::Result<()> {
+    let used = client.get("/system/df").await?;
+    if format.format.is_some() {
+        return format.print(&used);
+    }
+    let list = |key: &str| used[key].as_array().map_or(&[][..], Vec::as_slice);
+    let sum = |list: &[Value], size: &dyn Fn(&Value) -> &Value| {
+        list.iter().filter_map(|v| size(v).as_f64()).fold(0.0, |sum, size| sum + size.max(0.0))
     };
-    let rows: Vec<_> = images.as_array().into_iter().flatten().map(row).collect();
-    args.print(&[("Repository", "REPOSITORY"), ("Tag", "TAG"), ("ID", "IMAGE ID"), ("Size", "SIZE")], &rows)
+    let row = |kind: &str, list: &[Value], active: &dyn Fn(&Value) -> bool, total: f64| {
+        let active = list.iter().filter(|value| active(value)).count();
+        json!({"Type": kind, "TotalCount": list.len(), "Active": active, "Size": bytes(total)})
+    };
+    let (images, containers) = (list("Images"), list("Containers"));
+    let (volumes, builds) = (list("Volumes"), list("BuildCache"));
+    let has = |value: &Value| value.as_i64().is_some_and(|count| count > 0);
+    let rows = [
+        row("Images", images, &|v| has(&v["Containers"]), used["LayersSize"].as_f64().unwrap_or(0.0)),
+        row("Containers", containers, &|v| v["State"] == "running", sum(containers, &|v| &v["SizeRw"])),
+        row(
+            "Local Volumes",
+            volumes,
+            &|v| has(&v["UsageData"]["RefCount"]),
+            sum(volumes, &|v| &v["UsageData"]["Size"]),
+        ),
+        row("Build Cache", builds, &|v| v["InUse"] == true, sum(builds, &|v| &v["Size"])),
+    ];
+    let columns = [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE")];
+    ListArgs::default().print(&columns, &rows)
 }
 
-pub(crate) async fn pull(client: &Client, image: &str) -> anyhow::Result<()> {
-    let path = format!("/images/create?fromImage={}", escape(image));
-    crate::commands::image::progress(client.send(Method::POST, &path, None).await?).await
+/// Logs in where the daemon says that it is right, and keeps what that takes as docker does.
+pub(crate) async fn login(client: &Client, args: LoginArgs) -> anyhow::Result<()> {
+    let registry = registry_name(&args.server);
+    let terminal = console::Term::stderr();
+    let ask = |what: &str| -> anyhow::Result<()> {
+        anyhow::ensure!(
+            std::io::stdin().is_terminal(),
+            "{what} is missing: give it by its flag, nobody can be asked here"
+        );
+        Ok(terminal.write_str(&format!("{what} for {registry}: "))?)
+    };
+    let username = match args.username {
+        Some(username) => username,
+        None => {
+            ask("username")?;
+            terminal.read_line()?
+        }
+    };
+    let password = match args.password {
+        Some(password) => password,
+        None if args.password_stdin => {
+            let mut password = String::new();
+            std::io::stdin().read_to_string(&mut password)?;
+            password.trim_end_matches(['\r', '\n']).to_owned()
+        }
+        None => {
+            ask("password")?;
+            terminal.read_secure_line()?
+        }
+    };
+    let auth = json!({"username": username, "password": password, "serveraddress": registry});
+    let answer = client.post("/auth", &auth).await?;
+    let kept = json!({"username": username, "password": password, "identitytoken": answer["IdentityToken"]});
+    if Config::load()?.keep(&registry, &kept)? {
+        eprintln!("the credentials lie unencrypted in docker's config.json: a credential helper would keep them safer");
+    }
+    line(answer["Status"].as_str().unwrap_or("Login Succeeded"))
+}
+
+pub(crate) fn logout(server: &str) -> anyhow::Result<()> {
+    let registry = registry_name(server);
+    let known = Config::load()?.forget(&registry)?;
+    line(&if known { format!("Removed the credentials of {registry}") } else { format!("Not logged in to {registry}") })
 }
 
 pub(crate) async fn info(client: &Client, format: FormatArg) -> anyhow::Result<()> {

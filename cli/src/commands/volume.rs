@@ -1,8 +1,10 @@
 //! `skep volume …`
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::client::{Client, escape};
+use crate::commands::prune::{self, PruneAllArgs};
+use crate::commands::values::members;
 use crate::output::{FormatArg, ListArgs, line};
 
 #[derive(clap::Subcommand)]
@@ -12,6 +14,9 @@ pub(crate) enum VolumeCommand {
         /// Made up if absent
         #[arg(default_value = "")]
         name: String,
+        /// Only local is there
+        #[arg(short, long, default_value = "local")]
+        driver: String,
         /// Option of the driver: type, device, o (repeatable)
         #[arg(short, long = "opt", value_name = "NAME=VALUE")]
         options: Vec<String>,
@@ -29,29 +34,21 @@ pub(crate) enum VolumeCommand {
     },
     /// Remove volumes that no container has
     Rm {
+        /// It is no error if one is not there
+        #[arg(short, long)]
+        force: bool,
         #[arg(required = true)]
         volumes: Vec<String>,
     },
     /// Remove nameless volumes that no container has
-    Prune {
-        /// Those with a name, too
-        #[arg(short, long)]
-        all: bool,
-    },
-}
-
-fn members(pairs: &[String]) -> Value {
-    let pair = |text: &String| {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        (key.to_owned(), json!(value))
-    };
-    Value::Object(pairs.iter().map(pair).collect::<Map<_, _>>())
+    Prune(PruneAllArgs),
 }
 
 pub(crate) async fn run(client: &Client, command: VolumeCommand) -> anyhow::Result<()> {
     match command {
-        VolumeCommand::Create { name, options, labels } => {
-            let body = json!({"Name": name, "DriverOpts": members(&options), "Labels": members(&labels)});
+        VolumeCommand::Create { name, driver, options, labels } => {
+            let body =
+                json!({"Name": name, "Driver": driver, "DriverOpts": members(&options), "Labels": members(&labels)});
             let made = client.post("/volumes/create", &body).await?;
             line(made["Name"].as_str().unwrap_or_default())
         }
@@ -69,20 +66,13 @@ pub(crate) async fn run(client: &Client, command: VolumeCommand) -> anyhow::Resu
             }
             format.print_all(&found)
         }
-        VolumeCommand::Rm { volumes } => {
+        VolumeCommand::Rm { force, volumes } => {
             for volume in &volumes {
-                client.delete(&format!("/volumes/{}", escape(volume))).await?;
+                client.delete(&format!("/volumes/{}?force={force}", escape(volume))).await?;
                 line(volume)?;
             }
             Ok(())
         }
-        VolumeCommand::Prune { all } => {
-            let filters = if all { escape(r#"{"all":["true"]}"#) } else { String::new() };
-            let pruned = client.post(&format!("/volumes/prune?filters={filters}"), &json!({})).await?;
-            for name in pruned["VolumesDeleted"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                line(name)?;
-            }
-            line(&format!("{} bytes are free now", pruned["SpaceReclaimed"]))
-        }
+        VolumeCommand::Prune(args) => prune::run_volumes(client, &args).await,
     }
 }

@@ -52,7 +52,32 @@ struct InitBody {
     availability: Availability,
 }
 
+/// What settings may ask of the CA and is not there yet, by where it stands.
+const UNSUPPORTED: [(&str, &str); 4] = [
+    ("/CAConfig/ForceRotate", "rotating the root certificate"),
+    ("/CAConfig/SigningCACert", "a root certificate of your own"),
+    ("/CAConfig/SigningCAKey", "a root key of your own"),
+    ("/CAConfig/ExternalCAs", "an external CA"),
+];
+
+fn refuse_unsupported(spec: &Value) -> Result<(), ApiError> {
+    for (pointer, what) in UNSUPPORTED {
+        let asked = match spec.pointer(pointer) {
+            None | Some(Value::Null) => false,
+            Some(Value::Number(number)) => number.as_u64() != Some(0),
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(_) => true,
+        };
+        if asked {
+            return Err(ApiError::unsupported(format!("{what} is not supported yet: the swarm keeps its own CA")));
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiError> {
+    refuse_unsupported(&parse::<Value>(&body)?["Spec"])?;
     let body: InitBody = parse(&body)?;
     if body.force_new_cluster {
         return Err(ApiError::unsupported("--force-new-cluster is not supported yet"));
@@ -144,6 +169,7 @@ pub(super) struct UpdateQuery {
 }
 
 pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: Bytes) -> Result<(), ApiError> {
+    refuse_unsupported(&parse(&body)?)?;
     let spec: ClusterSpec = parse(&body)?;
     if is_on(&query.rotate_manager_unlock_key) {
         return Err(ApiError::unsupported("the unlock key is not supported yet"));

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Engine, EngineError, disk_error, now};
 use crate::build::instruction;
-use crate::image::pull::{Credentials, PullProgress, Resolved};
+use crate::image::pull::{Credentials, PullProgress, RegistryConfig, Resolved};
 use crate::image::push::Pushed;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
 use crate::image::{archive, familiar, normalize};
@@ -26,6 +26,11 @@ pub struct HistoryLine {
 }
 
 impl Engine {
+    /// Which registries are asked from now on, and how.
+    pub fn set_registries(&self, registries: RegistryConfig) {
+        self.puller.set_config(registries);
+    }
+
     #[must_use]
     pub fn images(&self) -> Vec<Image> {
         self.images.list()

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE;
 use futures::TryStreamExt as _;
@@ -121,7 +122,7 @@ const READ_LIMIT: Duration = Duration::from_secs(60);
 
 /// Talks to registries for one engine.
 pub(crate) struct Puller {
-    config: RegistryConfig,
+    config: ArcSwap<RegistryConfig>,
     store: Arc<ImageStore>,
 }
 
@@ -138,11 +139,16 @@ pub struct Resolved {
 
 impl Puller {
     pub(crate) fn new(config: RegistryConfig, store: Arc<ImageStore>) -> Self {
-        Self { config, store }
+        Self { config: ArcSwap::from_pointee(config), store }
+    }
+
+    /// What is fetched from now on goes by this.
+    pub(crate) fn set_config(&self, config: RegistryConfig) {
+        self.config.store(Arc::new(config));
     }
 
     pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
-        self.config.insecure.contains(reference.registry()) || is_loopback(reference.registry())
+        self.config.load().insecure.contains(reference.registry()) || is_loopback(reference.registry())
     }
 
     /// The places to ask for `image`: mirrors first for Docker Hub, then its own registry.
@@ -150,7 +156,7 @@ impl Puller {
         let insecure = self.is_insecure(reference);
         let mut places = Vec::new();
         if reference.registry() == "docker.io" {
-            for mirror in &self.config.mirrors {
+            for mirror in &self.config.load().mirrors {
                 let plain = mirror.starts_with("http://");
                 let host = mirror.split("://").last().unwrap_or(mirror).trim_end_matches('/');
                 places.push((with_registry(reference, host), plain));

@@ -9,6 +9,9 @@ use skep_raft_store::{Tables, Transaction};
 use super::{ControlError, Outcome, Reason, ServiceChange, network};
 use crate::allocator::{self, Addresses};
 
+/// A service that is given no name is called by the beginning of its id.
+const MADE_UP_NAME_LEN: usize = 12;
+
 impl From<ServiceSpecError> for ControlError {
     fn from(error: ServiceSpecError) -> Self {
         let reason = match error {
@@ -25,6 +28,10 @@ impl From<ServiceSpecError> for ControlError {
 }
 
 pub(super) fn create(tables: &Tables, tx: &mut Transaction, mut spec: ServiceSpec) -> Result<Outcome, ControlError> {
+    let id = ServiceId::random();
+    if spec.name.is_empty() {
+        spec.name = id.to_string().chars().take(MADE_UP_NAME_LEN).collect();
+    }
     spec.validate()?;
     check_references(tables, &spec)?;
     network::resolve(tables, &mut spec)?;
@@ -37,7 +44,6 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, mut spec: ServiceSpe
             ),
         ));
     }
-    let id = ServiceId::random();
     let endpoint = endpoint(tables, tx, id, &Endpoint::default(), &spec)?;
     tx.create(Service {
         id,

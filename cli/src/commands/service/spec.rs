@@ -2,14 +2,20 @@
 
 use serde_json::{Value, json};
 
+use super::named::{attachment, publish, reference};
 use crate::client::Client;
+use crate::commands::values::{
+    HealthArgs, add_pairs, duration, environment, file_lines, mount, push, size, ulimit, words,
+};
+use crate::credentials::Config;
 
 #[derive(clap::Args)]
 #[command(trailing_var_arg = true)]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(super) spec: SpecArgs,
-    #[arg(long)]
+    /// [default: made up]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(super) name: String,
     pub(super) image: String,
     /// Command line, or arguments of the image's entrypoint
@@ -33,9 +39,12 @@ pub(crate) struct SpecArgs {
     mode: Option<String>,
     #[arg(short, long = "env", visible_alias = "env-add", value_name = "NAME=VALUE")]
     env: Vec<String>,
+    /// A file with a variable on each line
+    #[arg(long = "env-file", value_name = "FILE")]
+    env_files: Vec<std::path::PathBuf>,
     #[arg(short, long = "label", visible_alias = "label-add", value_name = "KEY=VALUE")]
     label: Vec<String>,
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, visible_alias = "container-label-add", value_name = "KEY=VALUE")]
     container_label: Vec<String>,
     /// NAME, or source=NAME,target=PATH,uid=N,gid=N,mode=0400
     #[arg(long = "secret", visible_alias = "secret-add", value_name = "SECRET")]
@@ -86,32 +95,29 @@ pub(crate) struct SpecArgs {
     update: UpdateFlags,
     #[command(flatten)]
     rollback: RollbackFlags,
-    #[arg(long, value_name = "COMMAND")]
-    health_cmd: Option<String>,
-    #[arg(long, value_name = "TIME")]
-    health_interval: Option<String>,
-    #[arg(long, value_name = "TIME")]
-    health_timeout: Option<String>,
-    #[arg(long, value_name = "N")]
-    health_retries: Option<u64>,
-    #[arg(long, value_name = "TIME")]
-    health_start_period: Option<String>,
-    #[arg(long)]
-    no_healthcheck: bool,
+    #[command(flatten)]
+    health: HealthArgs,
     #[arg(long)]
     hostname: Option<String>,
     #[arg(short, long)]
     user: Option<String>,
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, visible_alias = "group-add", value_name = "GROUP")]
     group: Vec<String>,
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
-    #[arg(long)]
-    init: bool,
-    #[arg(long)]
-    read_only: bool,
+    /// Run a small init as its first process
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    init: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    read_only: Option<bool>,
+    /// Give it a terminal
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    tty: Option<bool>,
+    /// How soon the kernel ends it when memory is short: -1000 to 1000
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    oom_score_adj: Option<i64>,
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
     #[arg(long, value_name = "TIME")]
@@ -120,19 +126,29 @@ pub(crate) struct SpecArgs {
     cap_add: Vec<String>,
     #[arg(long, value_name = "CAP")]
     cap_drop: Vec<String>,
-    #[arg(long, value_name = "NAME=VALUE")]
+    #[arg(long, visible_alias = "sysctl-add", value_name = "NAME=VALUE")]
     sysctl: Vec<String>,
     /// NAME=SOFT[:HARD]
-    #[arg(long, value_name = "ULIMIT")]
+    #[arg(long, visible_alias = "ulimit-add", value_name = "ULIMIT")]
     ulimit: Vec<String>,
-    #[arg(long = "host", id = "extra_host", value_name = "NAME:IP")]
+    #[arg(long = "host", visible_alias = "host-add", id = "extra_host", value_name = "NAME:IP")]
     extra_host: Vec<String>,
-    #[arg(long, value_name = "IP")]
+    #[arg(long, visible_alias = "dns-add", value_name = "IP")]
     dns: Vec<String>,
+    #[arg(long, visible_alias = "dns-option-add", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    #[arg(long, visible_alias = "dns-search-add", value_name = "DOMAIN")]
+    dns_search: Vec<String>,
     #[arg(long)]
     log_driver: Option<String>,
     #[arg(long, value_name = "NAME=VALUE")]
     log_opt: Vec<String>,
+    /// Do not ask the registry for the image's digest
+    #[arg(long)]
+    pub(super) no_resolve_image: bool,
+    /// Give the nodes our credentials for the image's registry
+    #[arg(long)]
+    pub(super) with_registry_auth: bool,
 }
 
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -208,6 +224,16 @@ fn put(map: &mut serde_json::Map<String, Value>, key: &str, value: Option<Value>
 }
 
 impl SpecArgs {
+    /// The image as the spec is to name it.
+    pub(super) async fn image(&self, client: &Client, image: &str) -> String {
+        if self.no_resolve_image { image.to_owned() } else { pinned(client, image).await }
+    }
+
+    /// Our credentials for the image's registry, if nodes are to have them.
+    pub(super) fn registry_auth(&self, image: &str) -> anyhow::Result<Option<String>> {
+        if self.with_registry_auth { Config::header_for_image(image) } else { Ok(None) }
+    }
+
     /// Writes what the flags say into a spec.
     pub(super) async fn apply(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
         match (self.mode.as_deref(), self.replicas) {
@@ -301,17 +327,13 @@ impl SpecArgs {
     fn apply_resources(&self, task: &mut Value) -> anyhow::Result<()> {
         #[expect(clippy::cast_possible_truncation, reason = "CPUs are few")]
         let cpus = |cpus: f64| json!((cpus * 1e9).round() as i64);
-        let size = |text: &String| {
-            let bytes =
-                skep_engine::parse_size(text).ok_or_else(|| anyhow::anyhow!("{text:?} is no size such as 512m"))?;
-            anyhow::Ok(json!(bytes))
-        };
+        let memory = |text: &Option<String>| text.as_ref().map(|t| size(t).map(|n| json!(n))).transpose();
         for (pointer, member, value) in [
             ("Limits", "NanoCPUs", self.limit_cpu.map(cpus)),
-            ("Limits", "MemoryBytes", self.limit_memory.as_ref().map(size).transpose()?),
+            ("Limits", "MemoryBytes", memory(&self.limit_memory)?),
             ("Limits", "Pids", self.limit_pids.map(|n| json!(n))),
             ("Reservations", "NanoCPUs", self.reserve_cpu.map(cpus)),
-            ("Reservations", "MemoryBytes", self.reserve_memory.as_ref().map(size).transpose()?),
+            ("Reservations", "MemoryBytes", memory(&self.reserve_memory)?),
         ] {
             if let Some(value) = value {
                 task["Resources"][pointer][member] = value;
@@ -321,23 +343,18 @@ impl SpecArgs {
     }
 
     fn apply_container(&self, container: &mut Value) -> anyhow::Result<()> {
-        for var in &self.env {
-            let name = var.split('=').next().unwrap_or(var);
+        let given = [file_lines(&self.env_files)?, self.env.clone()].concat();
+        for var in environment(&given) {
+            let name = var.split('=').next().unwrap_or(&var);
             if let Some(list) = container["Env"].as_array_mut() {
                 list.retain(|old| old.as_str().and_then(|old| old.split('=').next()) != Some(name));
             }
-            // NAME alone takes the value of the client's environment.
-            let value = if var.contains('=') {
-                var.clone()
-            } else {
-                format!("{var}={}", std::env::var(var).unwrap_or_default())
-            };
-            push(&mut container["Env"], json!(value));
+            push(&mut container["Env"], json!(var));
         }
         add_pairs(&mut container["Labels"], &self.container_label);
         add_pairs(&mut container["Sysctls"], &self.sysctl);
-        for mount in &self.mount {
-            push(&mut container["Mounts"], parse_mount(mount)?);
+        for text in &self.mount {
+            push(&mut container["Mounts"], mount(text)?);
         }
         for (member, list) in
             [("CapabilityAdd", &self.cap_add), ("CapabilityDrop", &self.cap_drop), ("Groups", &self.group)]
@@ -345,22 +362,26 @@ impl SpecArgs {
             list.iter().for_each(|value| push(&mut container[member], json!(value)));
         }
         for text in &self.ulimit {
-            push(&mut container["Ulimits"], parse_ulimit(text)?);
+            push(&mut container["Ulimits"], ulimit(text)?);
         }
         for text in &self.extra_host {
             let (name, ip) =
                 text.split_once(':').ok_or_else(|| anyhow::anyhow!("host {text:?} cannot be read: write NAME:IP"))?;
             push(&mut container["Hosts"], json!(format!("{ip} {name}")));
         }
-        self.dns.iter().for_each(|server| push(&mut container["DNSConfig"]["Nameservers"], json!(server)));
-        let words = |text: &String| json!(text.split_whitespace().collect::<Vec<_>>());
+        for (member, list) in [("Nameservers", &self.dns), ("Options", &self.dns_option), ("Search", &self.dns_search)]
+        {
+            list.iter().for_each(|value| push(&mut container["DNSConfig"][member], json!(value)));
+        }
         for (member, value) in [
             ("Hostname", self.hostname.as_ref().map(|t| json!(t))),
             ("User", self.user.as_ref().map(|t| json!(t))),
             ("Dir", self.workdir.as_ref().map(|t| json!(t))),
-            ("Command", self.entrypoint.as_ref().map(words)),
-            ("Init", self.init.then(|| json!(true))),
-            ("ReadOnly", self.read_only.then(|| json!(true))),
+            ("Command", self.entrypoint.as_ref().map(|t| words(t)).transpose()?.map(|t| json!(t))),
+            ("Init", self.init.map(|on| json!(on))),
+            ("ReadOnly", self.read_only.map(|on| json!(on))),
+            ("TTY", self.tty.map(|on| json!(on))),
+            ("OomScoreAdj", self.oom_score_adj.map(|n| json!(n))),
             ("StopSignal", self.stop_signal.as_ref().map(|t| json!(t))),
             ("StopGracePeriod", self.stop_grace_period.as_ref().map(|t| duration(t)).transpose()?.map(|n| json!(n))),
         ] {
@@ -368,208 +389,29 @@ impl SpecArgs {
                 container[member] = value;
             }
         }
-        self.apply_health(container)
+        self.health.apply(container)
     }
+}
 
-    fn apply_health(&self, container: &mut Value) -> anyhow::Result<()> {
-        if self.no_healthcheck {
-            container["Healthcheck"] = json!({"Test": ["NONE"]});
-            return Ok(());
-        }
-        let time = |text: &Option<String>| text.as_ref().map(|t| duration(t)).transpose().map(|n| n.map(|n| json!(n)));
-        for (member, value) in [
-            ("Test", self.health_cmd.as_ref().map(|command| json!(["CMD-SHELL", command]))),
-            ("Interval", time(&self.health_interval)?),
-            ("Timeout", time(&self.health_timeout)?),
-            ("Retries", self.health_retries.map(|n| json!(n))),
-            ("StartPeriod", time(&self.health_start_period)?),
-        ] {
-            if let Some(value) = value {
-                container["Healthcheck"][member] = value;
+/// The image with the digest that its tag stands for now, so that every node runs the same; as it
+/// is, with a word about it, if no registry can tell.
+async fn pinned(client: &Client, image: &str) -> String {
+    if image.contains('@') {
+        return image.to_owned();
+    }
+    match client.get(&format!("/distribution/{image}/json")).await {
+        Ok(found) => match found["Descriptor"]["digest"].as_str() {
+            Some(digest) => format!("{image}@{digest}"),
+            None => image.to_owned(),
+        },
+        Err(error) => {
+            if !error.to_string().contains("built in") {
+                eprintln!(
+                    "image {image} could not be looked up in a registry to record its digest: nodes may run different \
+                     versions of it ({error})"
+                );
             }
+            image.to_owned()
         }
-        Ok(())
-    }
-}
-
-fn push(list: &mut Value, value: Value) {
-    if let Some(list) = list.as_array_mut() {
-        list.push(value);
-    } else {
-        *list = json!([value]);
-    }
-}
-
-fn add_pairs(map: &mut Value, pairs: &[String]) {
-    for pair in pairs {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        map[key] = json!(value);
-    }
-}
-
-/// Nanoseconds of `1h30m`, `500ms`, `10s`.
-pub(crate) fn duration(text: &str) -> anyhow::Result<i64> {
-    let wrong = || anyhow::anyhow!("{text:?} is no time: write 500ms, 10s, 5m or 1h30m");
-    let mut total = 0f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let unit_len = rest[digits..].find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len() - digits);
-        let unit = match &rest[digits..digits + unit_len] {
-            "ns" => 1.0,
-            "us" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return Err(wrong()),
-        };
-        total += number * unit;
-        rest = &rest[digits + unit_len..];
-    }
-    if text.is_empty() {
-        return Err(wrong());
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "a time of years fits")]
-    Ok(total.round() as i64)
-}
-
-fn fields(text: &str) -> std::collections::BTreeMap<&str, &str> {
-    text.split(',').map(|part| part.split_once('=').unwrap_or((part, "true"))).collect()
-}
-
-fn publish(text: &str) -> anyhow::Result<Value> {
-    let wrong =
-        || anyhow::anyhow!("publish {text:?} cannot be read: write 8080:80, or target=80,published=8080,mode=host");
-    let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
-    if !text.contains('=') {
-        // The short form publishes through the routing mesh.
-        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let (published, target) = ports.rsplit_once(':').unwrap_or(("0", ports));
-        let mut port = json!({"Protocol": protocol, "TargetPort": number(target)?, "PublishMode": "ingress"});
-        set_published(&mut port, published).ok_or_else(wrong)?;
-        return Ok(port);
-    }
-    let fields = fields(text);
-    let target = number(fields.get("target").ok_or_else(wrong)?)?;
-    let mut port = json!({
-        "Protocol": fields.get("protocol").unwrap_or(&"tcp"), "TargetPort": target,
-        "PublishMode": fields.get("mode").unwrap_or(&"ingress"),
-    });
-    set_published(&mut port, fields.get("published").unwrap_or(&"0")).ok_or_else(wrong)?;
-    Ok(port)
-}
-
-/// Reads `8080` or `127.0.0.1:8080`.
-fn set_published(port: &mut Value, text: &str) -> Option<()> {
-    let number = match text.rsplit_once(':') {
-        Some((address, number)) => {
-            port["HostIP"] = json!(address.parse::<std::net::Ipv4Addr>().ok()?);
-            number
-        }
-        None => text,
-    };
-    port["PublishedPort"] = json!(number.parse::<u16>().ok()?);
-    Some(())
-}
-
-/// A network by its name; the daemon knows ids.
-async fn attachment(client: &Client, text: &str) -> anyhow::Result<Value> {
-    let mut network = json!({});
-    let mut name = text;
-    if text.contains('=') {
-        name = "";
-        for (key, value) in text.split(',').filter_map(|part| part.split_once('=')) {
-            match key {
-                "name" => name = value,
-                "alias" => push(&mut network["Aliases"], json!(value)),
-                "driver-opt" => add_pairs(&mut network["DriverOpts"], &[value.to_owned()]),
-                other => anyhow::bail!("network {text:?}: {other:?} is not known; use name, alias or driver-opt"),
-            }
-        }
-        anyhow::ensure!(!name.is_empty(), "network {text:?} names none: write name=NETWORK,alias=NAME");
-    }
-    let found = client.get(&format!("/networks/{}?scope=swarm", crate::client::escape(name))).await?;
-    network["Target"] = found["Id"].clone();
-    Ok(network)
-}
-
-fn parse_mount(text: &str) -> anyhow::Result<Value> {
-    let fields = fields(text);
-    let first = |names: &[&str]| names.iter().find_map(|name| fields.get(name)).copied();
-    let target = first(&["target", "dst", "destination"])
-        .ok_or_else(|| anyhow::anyhow!("mount {text:?} has no target: write type=volume,source=data,target=/data"))?;
-    let mut mount = json!({
-        "Type": first(&["type"]).unwrap_or("volume"), "Source": first(&["source", "src"]).unwrap_or_default(),
-        "Target": target, "ReadOnly": first(&["readonly", "ro"]).is_some_and(|value| value != "false"),
-    });
-    if let Some(size) = first(&["tmpfs-size"]) {
-        let bytes = skep_engine::parse_size(size).ok_or_else(|| anyhow::anyhow!("tmpfs-size {size:?} is no size"))?;
-        mount["TmpfsOptions"]["SizeBytes"] = json!(bytes);
-    }
-    if let Some(mode) = first(&["tmpfs-mode"]) {
-        mount["TmpfsOptions"]["Mode"] = json!(u32::from_str_radix(mode, 8)?);
-    }
-    if let Some(propagation) = first(&["bind-propagation"]) {
-        mount["BindOptions"]["Propagation"] = json!(propagation);
-    }
-    Ok(mount)
-}
-
-fn parse_ulimit(text: &str) -> anyhow::Result<Value> {
-    let wrong = || anyhow::anyhow!("ulimit {text:?} cannot be read: write nofile=1024:2048");
-    let (name, limits) = text.split_once('=').ok_or_else(wrong)?;
-    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
-    let (soft, hard): (i64, i64) = (soft.parse().map_err(|_| wrong())?, hard.parse().map_err(|_| wrong())?);
-    Ok(json!({"Name": name, "Soft": soft, "Hard": hard}))
-}
-
-/// A reference to a secret or config by its name; the daemon knows ids alone.
-async fn reference(client: &Client, flag: &str, kind: &str, text: &str) -> anyhow::Result<Value> {
-    let fields = if text.contains('=') { fields(text) } else { [("source", text)].into() };
-    let first = |names: &[&str]| names.iter().find_map(|name| fields.get(name)).copied();
-    let name = first(&["source", "src"]).ok_or_else(|| anyhow::anyhow!("{flag} {text:?} names no source"))?;
-    let found = client.get(&format!("/{kind}/{name}")).await?;
-    let default_target = if flag == "config" { format!("/{name}") } else { name.to_owned() };
-    let target = first(&["target", "dst", "destination"]).map_or(default_target, str::to_owned);
-    let mode = u32::from_str_radix(first(&["mode"]).unwrap_or("0444"), 8)
-        .map_err(|_| anyhow::anyhow!("{flag} {text:?}: mode is an octal number such as 0400"))?;
-    let file = json!({
-        "Name": target, "UID": first(&["uid"]).unwrap_or("0"), "GID": first(&["gid"]).unwrap_or("0"), "Mode": mode,
-    });
-    Ok(if flag == "secret" {
-        json!({"File": file, "SecretID": found["ID"], "SecretName": name})
-    } else {
-        json!({"File": file, "ConfigID": found["ID"], "ConfigName": name})
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_go_reads_them() {
-        for (text, want) in [("500ms", 500_000_000), ("1h30m", 5_400_000_000_000), ("1.5s", 1_500_000_000)] {
-            assert_eq!(duration(text).unwrap(), want, "{text}");
-        }
-        for text in ["", "5", "x", "5 s", "-1s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn ports_and_mounts_are_read() {
-        assert_eq!(publish("mode=host,target=80,published=8080").unwrap()["PublishMode"], "host");
-        assert_eq!(publish("8080:80/udp").unwrap()["Protocol"], "udp");
-        let local = publish("127.0.0.1:8080:80").unwrap();
-        assert_eq!((local["HostIP"].as_str(), local["PublishedPort"].as_u64()), (Some("127.0.0.1"), Some(8080)));
-        assert_eq!(publish("target=80,published=127.0.0.1:8080").unwrap()["HostIP"], "127.0.0.1");
-        for wrong in ["web", "x:80", "1.2.3:80:80", "published=80"] {
-            assert!(publish(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(parse_mount("type=tmpfs,dst=/t,tmpfs-size=1m").unwrap()["TmpfsOptions"]["SizeBytes"], 1 << 20);
-        assert!(parse_mount("type=volume").is_err());
     }
 }

@@ -1,0 +1,215 @@
+//! Our own client on a host: what its verbs do, and what its mistakes are told as.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
+
+/// A daemon with an image of busybox, called `box`.
+fn one_host() -> Rig {
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let root = host.dir().join("root");
+    let script = format!(
+        "set -e; mkdir -p {0}/bin {0}/tmp; cp $(which busybox) {0}/bin/busybox; \
+         for a in sh true sleep echo cat ls; do ln -sf busybox {0}/bin/$a; done; tar -C {0} -cf {0}.tar .",
+        root.display()
+    );
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    host.ok(&["import", "-c", "CMD [\"sh\"]", &format!("{}.tar", root.display()), "box"]);
+    rig
+}
+
+fn write(host: &Host, name: &str, text: &str) -> String {
+    let path = host.dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn files_go_both_ways_and_containers_become_images() {
+    take_turn!();
+    let rig = one_host();
+    let host = rig.host(1);
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--memory",
+        "64m",
+        "--mount",
+        "src=data,dst=/data",
+        "box",
+        "sleep",
+        "1000",
+    ]);
+
+    // A file under its own name, under another one, into a directory; a directory with all in it.
+    let note = write(host, "note", "hello");
+    host.ok(&["cp", &note, "web:/tmp/other"]);
+    host.ok(&["cp", &note, "web:/data"]);
+    assert_eq!(host.ok(&["exec", "web", "cat", "/tmp/other", "/data/note"]), "hellohello");
+    let back = host.dir().join("back").display().to_string();
+    host.ok(&["cp", "web:/tmp", &back]);
+    assert_eq!(std::fs::read_to_string(Path::new(&back).join("other")).unwrap(), "hello");
+    host.ok(&["cp", &format!("{back}/."), "web:/data"]);
+    assert_eq!(host.ok(&["exec", "web", "cat", "/data/other"]), "hello");
+    for (args, want) in [
+        (["cp", "web:/nothing", &back], "Could not find the file /nothing"),
+        (["cp", &note, "web:/nowhere/"], "directory /nowhere/ is not in container web"),
+        (["cp", &note, &back], "write CONTAINER:PATH"),
+        (["cp", "nobody:/tmp", &back], "No such container: nobody"),
+    ] {
+        let told = host.fails(&args);
+        assert!(told.contains(want), "{args:?}: {told}");
+    }
+    assert!(host.ok(&["diff", "web"]).contains("A /tmp/other"));
+
+    host.ok(&["commit", "-c", "CMD [\"cat\", \"/tmp/other\"]", "web", "made:1"]);
+    assert_eq!(host.ok(&["run", "--rm", "made:1"]), "hello");
+    let archive = host.dir().join("made.tar").display().to_string();
+    host.ok(&["save", "-o", &archive, "made:1"]);
+    host.ok(&["rmi", "made:1"]);
+    host.ok(&["load", "-q", "-i", &archive]);
+    assert!(host.ok(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]).contains("made:1"));
+
+    host.ok(&["update", "--memory", "128m", "--restart", "always", "web"]);
+    let limits = "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}";
+    assert_eq!(host.ok(&["inspect", "--format", limits, "web"]).trim(), "134217728 always");
+    assert!(host.fails(&["update", "web"]).contains("nothing to change is named"));
+    assert_eq!(host.ok(&["inspect", "--format", "{{.Driver}}", "data"]).trim(), "local");
+    assert!(host.fails(&["inspect", "ghost"]).contains("nothing is called ghost"));
+    let row = host.ok(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}"]);
+    assert!(row.starts_with("web ") && row.trim().ends_with("/ 128.0MiB"), "{row}");
+
+    let events = host.ok(&["events", "--since", "1h", "--until", "0s", "--format", "{{.Type}} {{.Action}}"]);
+    for want in ["container create", "container start", "container commit", "container update", "image load"] {
+        assert!(events.contains(want), "{want} is not among {events}");
+    }
+    // Nobody is there to say yes.
+    assert!(host.fails(&["system", "prune"]).contains("--force"));
+    host.ok(&["rm", "-f", "web"]);
+    let pruned = host.ok(&["system", "prune", "-f", "-a"]);
+    assert!(pruned.contains("Untagged: made:1") && pruned.contains("reclaimed space"), "{pruned}");
+    assert!(host.ok(&["volume", "ls", "-q"]).contains("data"), "volumes are left out unless asked for");
+}
+
+#[test]
+fn services_take_and_lose_what_flags_say() {
+    take_turn!();
+    let rig = one_host();
+    let host = rig.host(1);
+    host.ok(&["swarm", "init", "--advertise-addr", host.addr()]);
+    let vars = write(host, "vars", "# colours\nRED=1\nGREEN=2\n");
+    let create = ["service", "create", "-d", "--name", "web", "--no-resolve-image", "--env-file", &vars];
+    let more = [
+        "--dns=10.0.0.9",
+        "--dns-search=ex.am",
+        "--dns-option=ndots:2",
+        "--host=db:10.1.2.3",
+        "--mount=type=tmpfs,dst=/scratch",
+        "--group=5",
+        "--container-label=team=a",
+        "--sysctl=net.ipv4.ip_unprivileged_port_start=80",
+        "--ulimit=nofile=100:200",
+        "--placement-pref=spread=node.labels.zone",
+        "--entrypoint=sh -c 'sleep 1000'",
+        "--tty",
+        "--read-only",
+    ];
+    host.ok(&[&create[..], &more, &["box"]].concat());
+    host.await_replicas("web", "1/1");
+    let (name, pid) = host.running().into_iter().next().unwrap();
+    assert!(name.starts_with("web.1."), "{name}");
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(String::from_utf8_lossy(&environment).contains("GREEN=2"));
+    let pretty = host.ok(&["service", "inspect", "--pretty", "web"]);
+    for want in ["Name: web", "Search: ex.am", "Hosts: 10.1.2.3 db", "Target: /scratch", "Command: sh -c sleep 1000"] {
+        assert!(pretty.contains(want), "{want} is not in {pretty}");
+    }
+
+    let gone = [
+        "--env-rm=RED",
+        "--env-rm=GREEN",
+        "--dns-rm=10.0.0.9",
+        "--dns-search-rm=ex.am",
+        "--dns-option-rm=ndots:2",
+        "--host-rm=db",
+        "--mount-rm=/scratch",
+        "--group-rm=5",
+        "--container-label-rm=team",
+        "--sysctl-rm=net.ipv4.ip_unprivileged_port_start",
+        "--ulimit-rm=nofile",
+        "--placement-pref-rm=spread=node.labels.zone",
+        "--tty=false",
+        "--read-only=false",
+        "--update-monitor=1ms",
+    ];
+    host.ok(&[&["service", "update", "-q"], &gone[..], &["web"]].concat());
+    let spec = host.ok(&["service", "inspect", "--format", "{{json .Spec.TaskTemplate}}", "web"]);
+    let spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
+    for member in ["Env", "Hosts", "Mounts", "Groups", "Labels", "Sysctls", "Ulimits", "TTY", "ReadOnly"] {
+        let left = &spec["ContainerSpec"][member];
+        let nothing = left.is_null() || *left == false || left.as_array().is_some_and(Vec::is_empty);
+        assert!(nothing || left.as_object().is_some_and(serde_json::Map::is_empty), "{member} is still {left}");
+    }
+    assert!(spec["Placement"]["Preferences"].as_array().is_none_or(Vec::is_empty), "{spec}");
+
+    // One without a name is given one; what is not there yet is refused, not ignored.
+    let id = host.ok(&["service", "create", "-d", "--no-resolve-image", "--replicas", "0", "box"]);
+    assert!(host.ok(&["service", "ls", "--format", "{{.Name}}"]).contains(&id[..12]));
+    for (args, want) in [
+        (&["swarm", "ca", "--rotate"][..], "rotating the root certificate is not supported yet"),
+        (&["swarm", "update", "--autolock"], "autolock is not supported yet"),
+        (&["swarm", "update", "--external-ca", "protocol=cfssl,url=https://ca"], "an external CA is not supported yet"),
+        (&["swarm", "unlock-key"], "not locked"),
+    ] {
+        let told = host.fails(args);
+        assert!(told.contains(want), "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn credentials_of_the_docker_client_and_of_helpers_are_used() {
+    take_turn!();
+    let rig = one_host();
+    let host = rig.host(1);
+    // A helper that keeps what it is given in a file, as the protocol says.
+    let helper = write(
+        host,
+        "docker-credential-drawer",
+        "#!/bin/sh\ncase $1 in\nstore) cat > \"$DRAWER\";;\nget) cat > /dev/null; cat \"$DRAWER\" 2>/dev/null || \
+         { echo credentials not found in native keychain; exit 1; };;\nerase) cat > /dev/null; rm -f \"$DRAWER\";;\nesac\n",
+    );
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write(host, "config.json", r#"{"credsStore": "drawer"}"#);
+    let drawer = host.dir().join("drawer");
+    let client = |args: &str| {
+        let script = format!(
+            "export PATH={0}:$PATH DOCKER_CONFIG={0} DRAWER={1}; {2} -H {3} {args}",
+            host.dir().display(),
+            drawer.display(),
+            skep_chaos_tests::program().display(),
+            host.socket()
+        );
+        host.exec("sh", &["-c", &script])
+    };
+    // Nobody answers there: a login that failed keeps nothing.
+    let refused = client("login -u ann -p secret 127.0.0.1:1");
+    assert!(!refused.success && refused.stderr.contains("127.0.0.1:1"), "{refused:?}");
+    assert!(!drawer.exists());
+    std::fs::write(&drawer, r#"{"ServerURL": "127.0.0.1:1", "Username": "ann", "Secret": "secret"}"#).unwrap();
+    let out = client("logout 127.0.0.1:1");
+    assert!(out.stdout.contains("Removed the credentials"), "{out:?}");
+    assert!(!drawer.exists());
+    assert!(client("logout 127.0.0.1:1").stdout.contains("Not logged in"));
+    std::fs::remove_file(&helper).unwrap();
+    let broken = client("pull 127.0.0.1:1/a");
+    assert!(broken.stderr.contains("docker-credential-drawer does not run"), "{broken:?}");
+    wait_until("the daemon is well", LIMIT, || (host.run(&["version"]).success, host.log()));
+}

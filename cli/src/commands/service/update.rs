@@ -1,0 +1,165 @@
+//! `skep service update`
+
+use serde_json::{Value, json};
+
+use super::spec::SpecArgs;
+use super::{post_update, roll_back};
+use crate::client::{Client, escape};
+use crate::commands::values::words;
+use crate::converge;
+use crate::output::line;
+
+#[derive(clap::Args)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Another image
+    #[arg(long)]
+    image: Option<String>,
+    /// Renew every task though nothing changed
+    #[arg(long)]
+    force: bool,
+    /// Put the spec before the last update in force again
+    #[arg(long)]
+    rollback: bool,
+    #[arg(long, value_name = "NAME")]
+    env_rm: Vec<String>,
+    #[arg(long, value_name = "SECRET")]
+    secret_rm: Vec<String>,
+    #[arg(long, value_name = "CONFIG")]
+    config_rm: Vec<String>,
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint_rm: Vec<String>,
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    #[arg(long, value_name = "KEY")]
+    container_label_rm: Vec<String>,
+    /// The target of a mount
+    #[arg(long, value_name = "TARGET")]
+    mount_rm: Vec<String>,
+    #[arg(long, value_name = "PREF")]
+    placement_pref_rm: Vec<String>,
+    #[arg(long, value_name = "GROUP")]
+    group_rm: Vec<String>,
+    #[arg(long, value_name = "NAME[:IP]")]
+    host_rm: Vec<String>,
+    #[arg(long, value_name = "IP")]
+    dns_rm: Vec<String>,
+    #[arg(long, value_name = "OPTION")]
+    dns_option_rm: Vec<String>,
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search_rm: Vec<String>,
+    #[arg(long, value_name = "NAME")]
+    sysctl_rm: Vec<String>,
+    #[arg(long, value_name = "NAME")]
+    ulimit_rm: Vec<String>,
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
+    /// The target port of what is to be published no more
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    publish_rm: Vec<String>,
+    /// Another command line
+    #[arg(long, value_name = "COMMAND")]
+    args: Option<String>,
+    service: String,
+}
+
+pub(super) async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<()> {
+    if args.rollback {
+        roll_back(client, &args.service).await?;
+    } else {
+        let found = client.get(&format!("/services/{}", args.service)).await?;
+        let mut spec = found["Spec"].clone();
+        if let Some(image) = &args.image {
+            spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(args.spec.image(client, image).await);
+        }
+        if let Some(command) = &args.args {
+            spec["TaskTemplate"]["ContainerSpec"]["Args"] = json!(words(command)?);
+        }
+        args.take_away(&mut spec);
+        args.take_networks_away(client, &mut spec).await?;
+        args.spec.apply(client, &mut spec).await?;
+        if args.force {
+            let count = spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
+            spec["TaskTemplate"]["ForceUpdate"] = json!(count + 1);
+        }
+        let image = spec["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
+        let auth = args.spec.registry_auth(image)?;
+        post_update(client, &found, &spec, auth).await?;
+    }
+    if args.spec.detach { line(&args.service) } else { converge::wait(client, &args.service, args.spec.quiet).await }
+}
+
+/// Takes out of a list what is gone; a list that is not there has nothing to take.
+fn without(list: &mut Value, gone: impl Fn(&Value) -> bool) {
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|value| !gone(value));
+    }
+}
+
+fn without_keys(map: &mut Value, keys: &[String]) {
+    if let Some(map) = map.as_object_mut() {
+        keys.iter().for_each(|key| drop(map.remove(key)));
+    }
+}
+
+/// Whether one of `names` is the text.
+fn named(names: &[String], text: Option<&str>) -> bool {
+    text.is_some_and(|text| names.iter().any(|name| name == text))
+}
+
+impl UpdateArgs {
+    fn take_away(&self, spec: &mut Value) {
+        without(&mut spec["EndpointSpec"]["Ports"], |port| {
+            let protocol = port["Protocol"].as_str().unwrap_or("tcp");
+            let target = format!("{}/{protocol}", port["TargetPort"]);
+            self.publish_rm.iter().any(|gone| *gone == target || format!("{gone}/tcp") == target)
+        });
+        without_keys(&mut spec["Labels"], &self.label_rm);
+        let placement = &mut spec["TaskTemplate"]["Placement"];
+        without(&mut placement["Constraints"], |constraint| named(&self.constraint_rm, constraint.as_str()));
+        without(&mut placement["Preferences"], |preference| {
+            let spread = preference["Spread"]["SpreadDescriptor"].as_str().map(|by| format!("spread={by}"));
+            named(&self.placement_pref_rm, spread.as_deref())
+        });
+        self.take_from_container(&mut spec["TaskTemplate"]["ContainerSpec"]);
+    }
+
+    fn take_from_container(&self, container: &mut Value) {
+        without(&mut container["Env"], |var| {
+            named(&self.env_rm, var.as_str().map(|var| var.split('=').next().unwrap_or(var)))
+        });
+        without(&mut container["Hosts"], |host| {
+            let parts = host.as_str().and_then(|host| host.split_once(' '));
+            parts.is_some_and(|(ip, name)| {
+                self.host_rm.iter().any(|gone| *gone == name || *gone == format!("{name}:{ip}"))
+            })
+        });
+        for (list, member, gone) in [
+            ("Secrets", "SecretName", &self.secret_rm),
+            ("Configs", "ConfigName", &self.config_rm),
+            ("Mounts", "Target", &self.mount_rm),
+            ("Ulimits", "Name", &self.ulimit_rm),
+        ] {
+            without(&mut container[list], |value| named(gone, value[member].as_str()));
+        }
+        without(&mut container["Groups"], |group| named(&self.group_rm, group.as_str()));
+        for (list, gone) in
+            [("Nameservers", &self.dns_rm), ("Options", &self.dns_option_rm), ("Search", &self.dns_search_rm)]
+        {
+            without(&mut container["DNSConfig"][list], |value| named(gone, value.as_str()));
+        }
+        without_keys(&mut container["Labels"], &self.container_label_rm);
+        without_keys(&mut container["Sysctls"], &self.sysctl_rm);
+    }
+
+    async fn take_networks_away(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
+        for name in &self.network_rm {
+            let found = client.get(&format!("/networks/{}?scope=swarm", escape(name))).await?;
+            if let Some(networks) = spec["TaskTemplate"]["Networks"].as_array_mut() {
+                networks.retain(|network| network["Target"] != found["Id"] && network["Target"] != found["Name"]);
+            }
+        }
+        Ok(())
+    }
+}
