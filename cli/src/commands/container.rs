@@ -358,8 +358,10 @@ async fn await_end(
     waiting: Response<Incoming>,
 ) -> anyhow::Result<ExitCode> {
     let mut end = std::pin::pin!(read_json(waiting));
-    while streams.tty && streams.interactive {
-        if let Ok(end) = tokio::time::timeout(END_LIMIT, &mut end).await {
+    let may_be_left = streams.tty && streams.interactive;
+    loop {
+        let limit = if may_be_left { END_LIMIT } else { std::time::Duration::MAX };
+        if let Ok(end) = tokio::time::timeout(limit, &mut end).await {
             return Ok(exit_code(end?["StatusCode"].as_i64()));
         }
         let inspected = client.get(&format!("{container}/json")).await;
@@ -367,7 +369,6 @@ async fn await_end(
             return Ok(ExitCode::SUCCESS);
         }
     }
-    Ok(exit_code(end.await?["StatusCode"].as_i64()))
 }
 
 fn attach_path(container: &str, streams: &Streams, keys: &KeysArgs) -> String {
