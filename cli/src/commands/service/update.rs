@@ -90,15 +90,15 @@ pub(super) async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<
     if args.spec.detach { line(&args.service) } else { converge::wait(client, &args.service, args.spec.quiet).await }
 }
 
-/// Takes out of a list what is gone; a list that is not there has nothing to take.
-fn without(list: &mut Value, gone: impl Fn(&Value) -> bool) {
-    if let Some(list) = list.as_array_mut() {
+/// Takes out of a list what is gone; a list that is not there is not made.
+fn without(spec: &mut Value, pointer: &str, gone: impl Fn(&Value) -> bool) {
+    if let Some(list) = spec.pointer_mut(pointer).and_then(Value::as_array_mut) {
         list.retain(|value| !gone(value));
     }
 }
 
-fn without_keys(map: &mut Value, keys: &[String]) {
-    if let Some(map) = map.as_object_mut() {
+fn without_keys(spec: &mut Value, pointer: &str, keys: &[String]) {
+    if let Some(map) = spec.pointer_mut(pointer).and_then(Value::as_object_mut) {
         keys.iter().for_each(|key| drop(map.remove(key)));
     }
 }
@@ -110,15 +110,16 @@ fn named(names: &[String], text: Option<&str>) -> bool {
 
 impl UpdateArgs {
     fn take_away(&self, spec: &mut Value) {
-        without(&mut spec["EndpointSpec"]["Ports"], |port| {
+        without(spec, "/EndpointSpec/Ports", |port| {
             let protocol = port["Protocol"].as_str().unwrap_or("tcp");
             let target = format!("{}/{protocol}", port["TargetPort"]);
             self.publish_rm.iter().any(|gone| *gone == target || format!("{gone}/tcp") == target)
         });
-        without_keys(&mut spec["Labels"], &self.label_rm);
-        let placement = &mut spec["TaskTemplate"]["Placement"];
-        without(&mut placement["Constraints"], |constraint| named(&self.constraint_rm, constraint.as_str()));
-        without(&mut placement["Preferences"], |preference| {
+        without_keys(spec, "/Labels", &self.label_rm);
+        without(spec, "/TaskTemplate/Placement/Constraints", |constraint| {
+            named(&self.constraint_rm, constraint.as_str())
+        });
+        without(spec, "/TaskTemplate/Placement/Preferences", |preference| {
             let spread = preference["Spread"]["SpreadDescriptor"].as_str().map(|by| format!("spread={by}"));
             named(&self.placement_pref_rm, spread.as_deref())
         });
@@ -126,31 +127,31 @@ impl UpdateArgs {
     }
 
     fn take_from_container(&self, container: &mut Value) {
-        without(&mut container["Env"], |var| {
+        without(container, "/Env", |var| {
             named(&self.env_rm, var.as_str().map(|var| var.split('=').next().unwrap_or(var)))
         });
-        without(&mut container["Hosts"], |host| {
+        without(container, "/Hosts", |host| {
             let parts = host.as_str().and_then(|host| host.split_once(' '));
             parts.is_some_and(|(ip, name)| {
                 self.host_rm.iter().any(|gone| *gone == name || *gone == format!("{name}:{ip}"))
             })
         });
         for (list, member, gone) in [
-            ("Secrets", "SecretName", &self.secret_rm),
-            ("Configs", "ConfigName", &self.config_rm),
-            ("Mounts", "Target", &self.mount_rm),
-            ("Ulimits", "Name", &self.ulimit_rm),
+            ("/Secrets", "SecretName", &self.secret_rm),
+            ("/Configs", "ConfigName", &self.config_rm),
+            ("/Mounts", "Target", &self.mount_rm),
+            ("/Ulimits", "Name", &self.ulimit_rm),
         ] {
-            without(&mut container[list], |value| named(gone, value[member].as_str()));
+            without(container, list, |value| named(gone, value[member].as_str()));
         }
-        without(&mut container["Groups"], |group| named(&self.group_rm, group.as_str()));
+        without(container, "/Groups", |group| named(&self.group_rm, group.as_str()));
         for (list, gone) in
             [("Nameservers", &self.dns_rm), ("Options", &self.dns_option_rm), ("Search", &self.dns_search_rm)]
         {
-            without(&mut container["DNSConfig"][list], |value| named(gone, value.as_str()));
+            without(container, &format!("/DNSConfig/{list}"), |value| named(gone, value.as_str()));
         }
-        without_keys(&mut container["Labels"], &self.container_label_rm);
-        without_keys(&mut container["Sysctls"], &self.sysctl_rm);
+        without_keys(container, "/Labels", &self.container_label_rm);
+        without_keys(container, "/Sysctls", &self.sysctl_rm);
     }
 
     async fn take_networks_away(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
