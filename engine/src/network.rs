@@ -392,7 +392,13 @@ impl Networks {
         let made = async {
             let host = format!("veth{}{}", &member.id[..member.id.len().min(8)], link_suffix(held.link));
             let pair = veth_pair(&host, bridge, netns, held.link);
-            Netlink::open()?.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
+            let outside = Netlink::open()?;
+            if let Some(index) = link_index(outside.handle(), &host).await {
+                // Of the container's last run: the kernel takes a namespace and its links down in its own
+                // time. It may be gone by now.
+                let _ = outside.handle().link().del(index).execute().await;
+            }
+            outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
             let index = ETH0_INDEX + held.link;
             let prefix_len = network.subnet.prefix_len();
             inside.address().add(index, held.address.into(), prefix_len).execute().await.map_err(io::Error::other)?;
