@@ -1,6 +1,5 @@
 //! Containers of one host: `skep run`, `exec`, `rm` and so on.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -281,11 +280,9 @@ pub(crate) async fn run_group(client: &Client, command: ContainerGroup) -> anyho
 /// Makes a container; an image that is not here is pulled.
 async fn make(client: &Client, args: &CreateArgs) -> anyhow::Result<String> {
     let (query, body) = create_body(args)?;
-    let mut cidfile = args.cidfile.as_ref().map(|path| {
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
-        file.with_context(|| format!("{} cannot be made for the container's id", path.display()))
-    });
-    let mut cidfile = cidfile.take().transpose()?;
+    if let Some(file) = args.cidfile.as_ref().filter(|file| file.exists()) {
+        anyhow::bail!("{} is there already: remove it, or name another file for the container's id", file.display());
+    }
     let path = format!("/containers/create?{query}");
     let fetch = || pull(client, &args.image, &args.platform, args.quiet);
     if args.pull == "always" {
@@ -303,8 +300,8 @@ async fn make(client: &Client, args: &CreateArgs) -> anyhow::Result<String> {
         eprintln!("warning: {warning}");
     }
     let id = made["Id"].as_str().context("the daemon named no container")?;
-    if let Some(file) = &mut cidfile {
-        file.write_all(id.as_bytes())?;
+    if let Some(file) = &args.cidfile {
+        std::fs::write(file, id).with_context(|| format!("{} cannot be written", file.display()))?;
     }
     Ok(id.to_owned())
 }

@@ -230,10 +230,17 @@ pub(crate) fn stored_tasks() {
     let peer = Peer::of(host, Maker::Skep);
     std::thread::sleep(Duration::from_secs(3));
     let before = kilobytes(&peer.daemon_pids(), "Rss:");
-    let nowhere = ["--constraint", "node.labels.nowhere==1", "--replicas", "100000"];
+    let count = TASKS.to_string();
+    let nowhere = ["--constraint", "node.labels.nowhere==1", "--replicas", &count];
     host.ok(&[&["service", "create", "-d", "--name", "many"], &nowhere[..], &["skep/whoami"]].concat());
-    // Time for the tasks to be written, and for what that took to be given back.
-    std::thread::sleep(Duration::from_secs(40));
+    wait_until("the tasks are written", LIMIT, || {
+        let metrics = host.metrics();
+        let counts = metrics.iter().filter(|(key, _)| key.starts_with("swarm_manager_tasks{")).map(|(_, count)| count);
+        let written: f64 = counts.sum();
+        (written >= f64::from(TASKS), format!("{written} tasks"))
+    });
+    // Time for what that took to be given back.
+    std::thread::sleep(Duration::from_secs(25));
     let after = kilobytes(&peer.daemon_pids(), "Rss:");
     let each = (after - before) * 1000.0 / f64::from(TASKS);
     println!(
