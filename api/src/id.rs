@@ -118,6 +118,8 @@ ids! {
     ConfigId,
     /// Names a network.
     NetworkId,
+    /// Names a single container's place in a network.
+    AttachmentId,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod units;
 
 pub mod name;
 
+pub mod attachment;
 pub mod cluster;
 pub mod config;
 pub mod constraint;
@@ -31,12 +32,13 @@ pub mod task;
 pub mod grpc;
 
 pub use cause::with_causes;
-pub use id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;
 pub use subnet::Subnet;
 pub use timestamp::Timestamp;
 
+pub use attachment::{AttachmentGrant, AttachmentWish, NetworkAttachment};
 pub use cluster::{Cluster, ClusterSpec};
 pub use config::{Config, ConfigSpec};
 pub use network::{Network, NetworkSpec};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::attachment::NetworkAttachment;
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::id::{ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+use crate::id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 use crate::network::Network;
 use crate::node::Node;
 use crate::secret::Secret;
@@ -100,4 +101,5 @@ objects! {
     Secret { id: SecretId, name: |secret| Some(&secret.spec.name) },
     Config { id: ConfigId, name: |config| Some(&config.spec.name) },
     Network { id: NetworkId, name: |network| Some(&network.spec.name) },
+    NetworkAttachment { id: AttachmentId, name: |_attachment| None },
 }

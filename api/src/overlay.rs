@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use bincode::{Decode, Encode};
 
-use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::id::{AttachmentId, NetworkId, NodeId, ServiceId, TaskId};
 use crate::service::PortConfig;
 use crate::subnet::Subnet;
 
@@ -16,6 +16,7 @@ pub enum FactKey {
     Network(NetworkId),
     Service(ServiceId),
     Task(TaskId),
+    Attachment(AttachmentId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -24,6 +25,7 @@ pub enum Fact {
     Network(OverlayNetwork),
     Service(OverlayService),
     Task(OverlayTask),
+    Attachment(OverlayAttachment),
 }
 
 impl Fact {
@@ -34,6 +36,7 @@ impl Fact {
             Self::Network(network) => FactKey::Network(network.id),
             Self::Service(service) => FactKey::Service(service.id),
             Self::Task(task) => FactKey::Task(task.id),
+            Self::Attachment(attachment) => FactKey::Attachment(attachment.id),
         }
     }
 }
@@ -90,4 +93,15 @@ pub struct OverlayTask {
     pub addresses: Vec<(NetworkId, Ipv4Addr)>,
     /// Whether new connections are to reach it. What it has goes on either way.
     pub serving: bool,
+}
+
+/// A single container that has an address in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct OverlayAttachment {
+    pub id: AttachmentId,
+    pub node: NodeId,
+    pub network: NetworkId,
+    pub address: Ipv4Addr,
+    /// Empty while its node is not there.
+    pub names: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! One host of a rig.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -107,7 +107,7 @@ impl Host {
     }
 
     /// A command inside the host's namespaces.
-    fn inside(&self, program: &Path) -> Command {
+    fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.holder.id().to_string(), "-n", "-m", "-u"]).arg(program);
         command
@@ -124,7 +124,7 @@ impl Host {
         let dir = &self.placing.dir;
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log can be made");
         let child = self
-            .inside(&self.placing.program)
+            .command(&self.placing.program)
             .args(["daemon", "--log-level", "info", "--host", &self.socket()])
             .args(["--cgroup-parent", &self.placing.cgroup])
             .args(["--insecure-registry", "10.77.0.1:5000", "--metrics-addr", METRICS])
@@ -199,7 +199,7 @@ impl Host {
     /// Runs the client on this host.
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Ran {
-        let output = self.inside(&self.placing.program).args(["-H", &self.socket()]).args(args).output();
+        let output = self.command(&self.placing.program).args(["-H", &self.socket()]).args(args).output();
         let output = output.expect("nsenter runs (package util-linux)");
         Ran {
             success: output.status.success(),
@@ -227,7 +227,7 @@ impl Host {
     /// Runs any program inside the host.
     #[must_use]
     pub fn exec(&self, program: &str, args: &[&str]) -> Ran {
-        let output = self.inside(Path::new(program)).args(args).output().expect("nsenter runs (package util-linux)");
+        let output = self.command(Path::new(program)).args(args).output().expect("nsenter runs (package util-linux)");
         Ran {
             success: output.status.success(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -247,7 +247,7 @@ impl Host {
     /// Starts a program inside the host that is ended with the rig, if its arguments name the
     /// host's directory.
     pub fn spawn(&self, program: &str, args: &[&str]) {
-        let child = self.inside(Path::new(program)).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = self.command(Path::new(program)).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         drop(child.expect("the program is installed"));
     }
 
@@ -286,6 +286,28 @@ impl Host {
         let mut running: Vec<_> = list.lines().filter_map(inspect).collect();
         running.sort();
         running
+    }
+
+    /// Runs a program of the host inside the network of a container, which is known by the beginning of
+    /// its name.
+    #[track_caller]
+    #[must_use]
+    pub fn inside(&self, container: &str, command: &[&str]) -> String {
+        let running = self.running();
+        let found = running.iter().find(|(name, _)| name.starts_with(container));
+        let pid = found.unwrap_or_else(|| panic!("{container} is not on {}: {running:?}", self.name())).1.to_string();
+        let ran = self.exec("nsenter", &[&["-t", &pid, "-n"], command].concat());
+        ran.stdout + &ran.stderr
+    }
+
+    /// The addresses that a container's own name server gives for a name.
+    #[track_caller]
+    #[must_use]
+    pub fn look_up(&self, container: &str, name: &str) -> BTreeSet<String> {
+        let answer = self.inside(container, &["busybox", "nslookup", "-type=a", name, "127.0.0.11"]);
+        // What stands before the first name is the server's own address.
+        let behind = answer.split("Name:").skip(1).collect::<String>();
+        behind.lines().filter_map(|line| line.strip_prefix("Address:")).map(|text| text.trim().to_owned()).collect()
     }
 
     /// Waits until `service` has its replicas, as in `3/3`, by what this host's daemon says.

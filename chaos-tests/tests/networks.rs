@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::collections::BTreeSet;
+
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
 
 /// Asks a host's port; what it answers.
@@ -44,7 +46,7 @@ fn every_node_serves_a_published_port_and_the_client_is_seen_as_it_is() {
         });
     }
     // Both replicas take their turns.
-    let answers: std::collections::BTreeSet<String> = (0..8)
+    let answers: BTreeSet<String> = (0..8)
         .map(|_| curl(rig.host(2), &format!("http://{}:8080/", manager.addr())))
         .filter_map(|answer| answer.lines().next().map(str::to_owned))
         .collect();
@@ -59,23 +61,6 @@ fn every_node_serves_a_published_port_and_the_client_is_seen_as_it_is() {
         let links = rig.host(2).exec("ip", &["-br", "link"]).stdout;
         (!links.contains("skep-mesh"), links)
     });
-}
-
-/// Runs a program of the host inside the network of a task's container.
-fn inside(host: &Host, task: &str, command: &[&str]) -> String {
-    let running = host.running();
-    let found = running.iter().find(|(name, _)| name.starts_with(task));
-    let pid = found.unwrap_or_else(|| panic!("{task} is not on {}: {running:?}", host.name())).1.to_string();
-    let ran = host.exec("nsenter", &[&["-t", &pid, "-n"], command].concat());
-    ran.stdout + &ran.stderr
-}
-
-/// The addresses that a task's own name server gives for a name.
-fn look_up(host: &Host, task: &str, name: &str) -> std::collections::BTreeSet<String> {
-    let answer = inside(host, task, &["busybox", "nslookup", "-type=a", name, "127.0.0.11"]);
-    // What stands before the first name is the server's own address.
-    let behind = answer.split("Name:").skip(1).collect::<String>();
-    behind.lines().filter_map(|line| line.strip_prefix("Address:")).map(|text| text.trim().to_owned()).collect()
 }
 
 /// Two services in a network, one in another, each with one task on n1 and one on n2.
@@ -98,48 +83,48 @@ fn services_reach_each_other_by_name_and_nobody_reaches_into_other_networks() {
     let rig = Rig::swarm(2, 1);
     three_services(&rig);
     let (first, second) = (rig.host(1), rig.host(2));
-    let vip = look_up(first, "a.", "b");
+    let vip = first.look_up("a.", "b");
     assert_eq!(vip.len(), 1, "{vip:?}");
-    assert_eq!(vip, look_up(second, "a.", "b"), "the address is the same everywhere");
-    assert_eq!(look_up(first, "b.", "first"), look_up(first, "b.", "a"), "an alias is another name for it");
-    let tasks = look_up(first, "a.", "tasks.b");
+    assert_eq!(vip, second.look_up("a.", "b"), "the address is the same everywhere");
+    assert_eq!(first.look_up("b.", "first"), first.look_up("b.", "a"), "an alias is another name for it");
+    let tasks = first.look_up("a.", "tasks.b");
     assert_eq!(tasks.len(), 2, "{tasks:?}");
-    assert!(look_up(first, "a.", "c").is_empty() && look_up(first, "c.", "b").is_empty(), "names stay in networks");
-    let nothing = inside(first, "a.", &["busybox", "nslookup", "nobody", "127.0.0.11"]);
+    assert!(first.look_up("a.", "c").is_empty() && first.look_up("c.", "b").is_empty(), "names stay in networks");
+    let nothing = first.inside("a.", &["busybox", "nslookup", "nobody", "127.0.0.11"]);
     assert!(nothing.contains("NXDOMAIN"), "{nothing}");
 
-    let links = inside(first, "a.", &["ip", "-6", "addr", "show", "dev", "eth0"]);
+    let links = first.inside("a.", &["ip", "-6", "addr", "show", "dev", "eth0"]);
     assert!(!links.contains("fe80"), "a network without IPv6 has no such address: {links}");
 
     // By its virtual address, both tasks of b answer, and see who asks.
     let vip = vip.first().unwrap();
-    let own = look_up(first, "b.", "tasks.a");
+    let own = first.look_up("b.", "tasks.a");
     let answers: Vec<_> =
-        (0..6).map(|_| inside(first, "a.", &["curl", "-s", "-m", "3", &format!("http://{vip}:8000/")])).collect();
-    let hosts: std::collections::BTreeSet<_> = answers.iter().filter_map(|answer| answer.lines().next()).collect();
+        (0..6).map(|_| first.inside("a.", &["curl", "-s", "-m", "3", &format!("http://{vip}:8000/")])).collect();
+    let hosts: BTreeSet<_> = answers.iter().filter_map(|answer| answer.lines().next()).collect();
     assert_eq!(hosts.len(), 2, "{answers:?}");
     for answer in &answers {
         assert!(own.iter().any(|address| answer.contains(&format!("RemoteAddr: {address}:"))), "{answer} {own:?}");
     }
     // A task reaches itself by its service's address.
-    let own_vip = look_up(first, "b.", "b");
+    let own_vip = first.look_up("b.", "b");
     for _ in 0..4 {
         let url = format!("http://{}:8000/", own_vip.first().unwrap());
-        let answer = inside(first, "b.", &["curl", "-s", "-m", "3", &url]);
+        let answer = first.inside("b.", &["curl", "-s", "-m", "3", &url]);
         assert!(answer.contains("Hostname:"), "{answer}");
     }
     // From another network neither a task, near or far, nor a virtual address is reached.
     for address in tasks.iter().chain([vip]) {
         let url = format!("http://{address}:8000/");
-        let answer = inside(first, "c.", &["curl", "-sS", "-m", "1", &url]);
+        let answer = first.inside("c.", &["curl", "-sS", "-m", "1", &url]);
         assert!(!answer.contains("Hostname:"), "{address} is reached from another network: {answer}");
     }
     // A container does not get far with an address that is not its own.
     let spoofed = "10.0.1.77";
-    inside(first, "a.", &["ip", "addr", "add", &format!("{spoofed}/32"), "dev", "eth0"]);
+    let _ = first.inside("a.", &["ip", "addr", "add", &format!("{spoofed}/32"), "dev", "eth0"]);
     for address in &tasks {
         let url = format!("http://{address}:8000/");
-        let answer = inside(first, "a.", &["curl", "-sS", "-m", "1", "--interface", spoofed, &url]);
+        let answer = first.inside("a.", &["curl", "-sS", "-m", "1", "--interface", spoofed, &url]);
         assert!(!answer.contains("Hostname:"), "{address} answers {spoofed}: {answer}");
     }
 }
@@ -298,7 +283,7 @@ fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
         ]);
         manager.await_replicas(name, "3/3");
     }
-    let before = look_up(manager, "ask.", "tasks.web");
+    let before = manager.look_up("ask.", "tasks.web");
     assert_eq!(before.len(), 3, "{before:?}");
     wait_until("nothing is found wrong", LIMIT, || {
         let found = manager.run(&["network", "diagnose", "web"]);
@@ -307,13 +292,13 @@ fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
     });
     rig.host(3).cut(true);
     wait_until("the lost node's task is in no answer", LIMIT, || {
-        let now = look_up(manager, "ask.", "tasks.web");
+        let now = manager.look_up("ask.", "tasks.web");
         (now.len() == 2, format!("{now:?}"))
     });
-    let vip = look_up(manager, "ask.", "web");
+    let vip = manager.look_up("ask.", "web");
     let url = format!("http://{}:8000/", vip.first().unwrap());
     for _ in 0..10 {
-        let answer = inside(manager, "ask.", &["curl", "-s", "-m", "2", &url]);
+        let answer = manager.inside("ask.", &["curl", "-s", "-m", "2", &url]);
         assert!(answer.contains("Hostname:"), "{answer}");
     }
     rig.host(3).cut(false);
@@ -325,12 +310,12 @@ fn a_node_that_was_cut_off_is_passed_over_and_taken_up_again() {
         (running.len() == 2, format!("{running:?}"))
     });
     wait_until("all three are known on every node again", LIMIT, || {
-        let found: Vec<_> = rig.hosts().map(|host| look_up(host, "ask.", "tasks.web").len()).collect();
+        let found: Vec<_> = rig.hosts().map(|host| host.look_up("ask.", "tasks.web").len()).collect();
         (found == [3, 3, 3], format!("{found:?}"))
     });
     for host in rig.hosts() {
-        for address in look_up(host, "ask.", "tasks.web") {
-            let answer = inside(host, "ask.", &["curl", "-s", "-m", "2", &format!("http://{address}:8000/")]);
+        for address in host.look_up("ask.", "tasks.web") {
+            let answer = host.inside("ask.", &["curl", "-s", "-m", "2", &format!("http://{address}:8000/")]);
             assert!(answer.contains("Hostname:"), "{address} from {}: {answer}", host.name());
         }
     }
@@ -370,13 +355,13 @@ fn traffic_is_encrypted_between_nodes_unless_the_user_says_no() {
         (log.contains("listening on"), log)
     });
     for name in ["hidden", "shown"] {
-        let own = inside(second, name, &["hostname", "-I"]);
-        let far = look_up(first, name, &format!("tasks.{name}"));
+        let own = second.inside(name, &["hostname", "-I"]);
+        let far = first.look_up(name, &format!("tasks.{name}"));
         let far = far.iter().find(|address| own.contains(*address)).unwrap_or_else(|| panic!("{far:?} {own}"));
-        let answer = inside(first, name, &["curl", "-s", "-m", "3", &format!("http://{far}:8000/")]);
+        let answer = first.inside(name, &["curl", "-s", "-m", "3", &format!("http://{far}:8000/")]);
         assert!(answer.contains(&format!("the-word-of-{name}")), "{name}: {answer}");
         // Large datagrams pass, in pieces.
-        let ran = inside(first, name, &["busybox", "ping", "-c", "2", "-W", "2", "-s", "60000", far]);
+        let ran = first.inside(name, &["busybox", "ping", "-c", "2", "-W", "2", "-s", "60000", far]);
         assert!(ran.contains("2 packets received"), "{name}: {ran}");
     }
     wait_until("the open word is on the wire", LIMIT, || {
@@ -434,7 +419,7 @@ fn addresses_come_back_and_none_is_given_twice() {
         let running = tasks.as_array().unwrap().iter().filter(|task| task["Status"]["State"] == "running");
         let addresses: Vec<String> =
             running.map(|task| task["NetworksAttachments"][0]["Addresses"][0].as_str().unwrap().to_owned()).collect();
-        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        let different: BTreeSet<_> = addresses.iter().collect();
         assert_eq!((addresses.len(), different.len()), (4, 4), "{addresses:?}");
     }
     host.ok(&["service", "rm", "web"]);

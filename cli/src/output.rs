@@ -15,14 +15,15 @@ pub(crate) struct ListArgs {
     /// Print ids alone
     #[arg(short, long)]
     quiet: bool,
-    #[command(flatten)]
-    format: FormatArg,
+    /// table, json, or a template such as 'table {{.Name}}\t{{.ID}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct FormatArg {
-    /// table, json, or a template such as '{{.Name}} {{json .Labels}}'
-    #[arg(long, value_name = "FORMAT")]
+    /// json, or a template such as '{{.Name}} {{json .Labels}}'
+    #[arg(short, long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
 }
 
@@ -36,20 +37,43 @@ impl ListArgs {
         filters(&self.filter)
     }
 
-    /// Prints rows; the columns are the members of the first one, under their names.
+    /// Prints rows; without a template, the columns are those that are given, under their titles.
     pub(crate) fn print(&self, columns: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<()> {
         if self.quiet {
             return lines(rows.iter().map(|row| cell(&row["ID"])));
         }
-        match self.format.format.as_deref() {
+        match self.format.as_deref() {
             None | Some("table") => print_table(columns, rows),
             Some("json") => lines(rows.iter().map(Value::to_string)),
             Some(template) => {
+                let (template, with_heads) = match template.strip_prefix("table ") {
+                    Some(template) => (template, true),
+                    None => (template, false),
+                };
                 let texts: anyhow::Result<Vec<_>> = rows.iter().map(|row| render(template, row)).collect();
+                if with_heads {
+                    let heads = heads(template, columns);
+                    let rows =
+                        std::iter::once(heads).chain(texts?).map(|line| line.split('\t').map(str::to_owned).collect());
+                    return aligned(&rows.collect::<Vec<_>>());
+                }
                 lines(texts?.into_iter())
             }
         }
     }
+}
+
+/// A template's first line in a table: the titles of its fields.
+fn heads(template: &str, columns: &[(&str, &str)]) -> String {
+    let mut text = template.replace("\\t", "\t");
+    while let Some((before, (field, after))) =
+        text.split_once("{{").and_then(|(before, rest)| Some((before, rest.split_once("}}")?)))
+    {
+        let key = field.rsplit('.').next().unwrap_or(field).trim();
+        let title = columns.iter().find(|(column, _)| *column == key).map(|(_, title)| (*title).to_owned());
+        text = format!("{before}{}{after}", title.unwrap_or_else(|| key.to_uppercase()));
+    }
+    text
 }
 
 /// Filters as the API takes them, from KEY=VALUE.
@@ -165,9 +189,14 @@ fn cell(value: &Value) -> String {
 fn print_table(columns: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<()> {
     let head: Vec<String> = columns.iter().map(|(_, title)| (*title).to_owned()).collect();
     let body = rows.iter().map(|row| columns.iter().map(|(key, _)| cell(&row[*key])).collect::<Vec<_>>());
-    let table: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
-    let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    aligned(&std::iter::once(head).chain(body).collect::<Vec<_>>())
+}
+
+/// Prints lines of cells, one under the other.
+fn aligned(table: &[Vec<String>]) -> anyhow::Result<()> {
+    let cell_len = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
+    let width = |column: usize| table.iter().map(|row| cell_len(row, column)).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
     lines(table.iter().map(|row| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()

@@ -6,6 +6,7 @@ mod container;
 mod exec;
 mod files;
 mod images;
+mod kept;
 mod launch;
 mod lifecycle;
 mod networks;
@@ -20,7 +21,7 @@ pub use exec::{Exec, ExecSpec, ExecState};
 pub use files::{Archiving, Change, CommitOptions, PathStat};
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
-pub use networks::LocalNetworkSpec;
+pub use networks::{LocalNetworkSpec, NetworkRef};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -41,7 +42,7 @@ use crate::engine::exec::ExecStore;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
-use crate::network::{BridgeConfig, NetworkKeeper, Networks};
+use crate::network::{BridgeConfig, Networks};
 use crate::volume::{Volume, VolumeError, VolumeStore};
 
 /// How an engine is set up.
@@ -172,7 +173,6 @@ pub struct Engine {
     puller: Puller,
     volumes: VolumeStore,
     networks: Networks,
-    keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     execs: ExecStore,
     /// Held by whatever brings layers that no image has yet.
     layers_under_way: tokio::sync::RwLock<()>,
@@ -215,7 +215,6 @@ impl Engine {
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,
             networks: Networks::open(&config.bridge, config.data_dir.join("networks"), &config.run_dir)
                 .map_err(disk_error("preparing the networks"))?,
-            keeper: Mutex::default(),
             containers: Mutex::default(),
             images,
             execs: ExecStore::default(),

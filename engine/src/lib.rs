@@ -29,8 +29,8 @@ pub use container::state::{ContainerState, Exit, Running};
 pub use container::user::UserError;
 pub use engine::{
     Archiving, Attachment, BlockCount, Change, CommitOptions, Engine, EngineConfig, EngineError, EngineEvent, Exec,
-    ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec, OutputReader, PathStat, Probe,
-    RemoveOptions, Usage,
+    ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec, NetworkRef, OutputReader, PathStat,
+    Probe, RemoveOptions, Usage,
 };
 pub use image::builtin::WHOAMI;
 pub use image::pull::{Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved};
@@ -38,6 +38,6 @@ pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
-pub use network::{DEFAULT_NETWORK, Joining, KeeperReply, LocalEndpoint, LocalNetwork, LocalPlace, NetworkKeeper};
+pub use network::{DEFAULT_NETWORK, Endpoint, Grant, Joining, KeeperReply, LocalNetwork, NetworkKeeper, WantedPlace};
 pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

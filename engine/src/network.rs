@@ -11,7 +11,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -20,24 +20,28 @@ use skep_api::{Subnet, Timestamp};
 use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
 use skep_name_server::{NameServers, Served, Zone};
 
-use crate::container::config::{JoinedNetwork, PublishedPort};
+use crate::container::config::PublishedPort;
 use crate::disk;
 use crate::network::lease::{Held, Lease, pick_address, pick_ports, taken_addresses};
 use crate::network::ruleset::ruleset;
-
-/// The first link of a container behind its loopback.
-const ETH0_INDEX: u32 = 2;
 
 /// The network that every host has.
 pub const DEFAULT_NETWORK: &str = "bridge";
 
 /// Keeps networks that are not this host's alone; the engine hands it the containers that join them.
-pub trait NetworkKeeper: Send + Sync + 'static {
-    /// Gives a container its places; returns what the host's ports for it are to lead through.
+pub trait NetworkKeeper: std::fmt::Debug + Send + Sync + 'static {
+    /// Asks for a place that nobody has planned; it is the container's until it leaves.
+    fn ask<'a>(&'a self, container: &'a str, wanted: &'a WantedPlace, names: Vec<String>) -> KeeperReply<'a, Endpoint>;
+    /// Gives a container its places, or those of them that it has not yet; returns what the host's ports
+    /// for it are to lead through.
     fn join<'a>(&'a self, container: &'a str, joining: Joining) -> KeeperReply<'a, Ipv4Addr>;
     /// Takes up a container that has its places from before the daemon's restart.
     fn adopt(&self, container: &str, joining: Joining);
-    /// Takes a container out; one that is in none is no error.
+    /// Hears of the names in the other networks of a container.
+    fn tell_names(&self, container: &str, neighbours: Zone);
+    /// Takes a running container out of one network.
+    fn part<'a>(&'a self, container: &'a str, network: &'a str) -> KeeperReply<'a, ()>;
+    /// Takes a container out of all; one that is in none is no error.
     fn leave<'a>(&'a self, container: &'a str) -> KeeperReply<'a, ()>;
 }
 
@@ -48,10 +52,14 @@ pub type KeeperReply<'a, T> = std::pin::Pin<Box<dyn Future<Output = io::Result<T
 #[derive(Clone, Debug)]
 pub struct Joining {
     pub netns: PathBuf,
-    pub networks: Vec<JoinedNetwork>,
+    pub endpoints: Vec<Endpoint>,
     pub ports: Vec<PublishedPort>,
     /// Whom to ask for names of others; empty: as the host does.
     pub resolvers: Vec<String>,
+    /// Whether no network of the host's lets its packets out.
+    pub leads_out: bool,
+    /// The names in its networks of the host's.
+    pub neighbours: Zone,
 }
 
 /// How the default bridge is set up.
@@ -117,24 +125,41 @@ impl LocalNetwork {
     }
 }
 
-/// A place in a network of the host's that is asked for.
+/// A place in a network that is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalPlace {
-    /// The network's id.
+pub struct WantedPlace {
+    /// The network's id; what its keeper finds it by, if it has one.
     pub network: String,
     /// What neighbours call it beside its name.
     pub aliases: Vec<String>,
     pub address: Option<Ipv4Addr>,
+    /// Whether the network is not this host's alone, but a [`NetworkKeeper`]'s.
+    #[serde(default)]
+    pub kept: bool,
 }
 
-/// A place in a network of the host's that a running container has.
+/// A place in a network that a running container has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalEndpoint {
+pub struct Endpoint {
     pub network: String,
     pub address: Ipv4Addr,
     /// The number of its link inside: eth0 is 0.
     pub link: u32,
     pub names: Vec<String>,
+    /// What a [`NetworkKeeper`] said of a place that it was asked for.
+    #[serde(default)]
+    pub grant: Option<Grant>,
+}
+
+/// What is known of a place in a network that is not this host's alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Its keeper's name for it.
+    pub id: String,
+    pub network_name: String,
+    pub prefix_len: u8,
+    /// None: nothing gets out of the network.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 impl Eq for PublishedPort {}
@@ -162,6 +187,7 @@ pub(crate) struct Networks {
     rules: tokio::sync::Mutex<()>,
     names: tokio::sync::Mutex<NameServers<String>>,
     resolvers: Mutex<BTreeMap<String, Vec<String>>>,
+    keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
 }
 
 impl Networks {
@@ -195,6 +221,7 @@ impl Networks {
             rules: tokio::sync::Mutex::default(),
             names: tokio::sync::Mutex::default(),
             resolvers: Mutex::default(),
+            keeper: Mutex::default(),
         })
     }
 
@@ -208,6 +235,14 @@ impl Networks {
 
     fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, LocalNetwork>> {
         self.all.lock().expect("nobody panics while holding it")
+    }
+
+    pub(crate) fn keeper(&self) -> Option<Arc<dyn NetworkKeeper>> {
+        self.keeper.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn set_keeper(&self, keeper: Option<Arc<dyn NetworkKeeper>>) {
+        *self.keeper.lock().expect("nobody panics while holding it") = keeper;
     }
 
     /// All networks of the host's, by id.
@@ -245,12 +280,12 @@ impl Networks {
     pub(crate) fn adopt(
         &self,
         container: &str,
-        endpoints: &[LocalEndpoint],
+        endpoints: &[Endpoint],
         through: Option<Ipv4Addr>,
         ports: Vec<PublishedPort>,
         resolvers: &[String],
     ) {
-        let held = |endpoint: &LocalEndpoint| Held {
+        let held = |endpoint: &Endpoint| Held {
             network: endpoint.network.clone(),
             address: endpoint.address,
             names: endpoint.names.clone(),
@@ -274,14 +309,14 @@ impl Networks {
         Ok(leased)
     }
 
-    /// Opens the ports that were set aside: they lead through `through`.
-    pub(crate) async fn lead(&self, container: &str, through: Ipv4Addr) -> io::Result<()> {
+    /// Opens the ports that were set aside: they lead through `through`, or to the container's own place.
+    pub(crate) async fn lead(&self, container: &str, through: Option<Ipv4Addr>) -> io::Result<()> {
         let published = {
             let mut leases = self.leases();
             let lease = leases.get_mut(container);
             lease.is_some_and(|lease| {
-                lease.through = Some(through);
-                !lease.ports.is_empty()
+                let other = std::mem::replace(&mut lease.through, through) != through;
+                other && !lease.ports.is_empty()
             })
         };
         if published { self.write_rules().await } else { Ok(()) }
@@ -295,13 +330,14 @@ impl Networks {
         netlink.handle().link().set(up).execute().await.map_err(io::Error::other)
     }
 
-    /// Makes a container's namespace and gives it its places.
+    /// Makes a container's namespace and gives it its places; room is left for those that were `granted`.
     pub(crate) async fn connect(
         &self,
         member: &Member<'_>,
-        places: &[LocalPlace],
-    ) -> io::Result<(Vec<LocalEndpoint>, Vec<PublishedPort>)> {
-        let connected = self.connect_all(member, places).await;
+        places: &[WantedPlace],
+        granted: Vec<Endpoint>,
+    ) -> io::Result<(Vec<Endpoint>, Vec<PublishedPort>)> {
+        let connected = self.connect_all(member, places, granted).await;
         if connected.is_err() {
             // The first error is the one to tell.
             let _ = self.disconnect(member.id).await;
@@ -312,8 +348,9 @@ impl Networks {
     async fn connect_all(
         &self,
         member: &Member<'_>,
-        places: &[LocalPlace],
-    ) -> io::Result<(Vec<LocalEndpoint>, Vec<PublishedPort>)> {
+        places: &[WantedPlace],
+        granted: Vec<Endpoint>,
+    ) -> io::Result<(Vec<Endpoint>, Vec<PublishedPort>)> {
         let ports = {
             let mut leases = self.leases();
             let ports = pick_ports(&leases, member.ports)?;
@@ -326,9 +363,13 @@ impl Networks {
         let inside = Netlink::open_in(&netns).await?;
         let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
         inside.handle().link().set(up).execute().await.map_err(io::Error::other)?;
-        let mut endpoints = Vec::new();
+        let (mut endpoints, mut granted) = (Vec::new(), granted.into_iter());
         for place in places {
-            endpoints.push(self.attach(member, place, &netns, inside.handle()).await?);
+            let kept = if place.kept { granted.next() } else { None };
+            endpoints.push(match kept {
+                Some(endpoint) => self.make_room(member.id, endpoint),
+                None => self.attach(member, place, &netns, inside.handle()).await?,
+            });
         }
         if !ports.is_empty() {
             self.write_rules().await?;
@@ -337,8 +378,40 @@ impl Networks {
         Ok((endpoints, ports))
     }
 
+    /// Leaves room for a link that a keeper makes.
+    pub(crate) fn make_room(&self, container: &str, endpoint: Endpoint) -> Endpoint {
+        let mut leases = self.leases();
+        let lease = leases.entry(container.to_owned()).or_default();
+        let link = lease.free_link();
+        let Endpoint { network, address, names, .. } = endpoint.clone();
+        lease.places.push(Held { network, address, names, link });
+        Endpoint { link, ..endpoint }
+    }
+
+    /// Whether a network of the host's lets a container's packets out.
+    pub(crate) fn lets_out(&self, container: &str) -> bool {
+        let (all, leases) = (self.all(), self.leases());
+        let places = leases.get(container).into_iter().flat_map(|lease| &lease.places);
+        places.filter_map(|place| all.get(&place.network)).any(|network| !network.internal)
+    }
+
+    /// The names that a container sees in the host's networks.
+    pub(crate) fn neighbours(&self, container: &str) -> Zone {
+        let (all, leases) = (self.all(), self.leases());
+        let zones = zones(&all, &leases);
+        let mut seen = Zone::default();
+        for place in leases.get(container).into_iter().flat_map(|lease| &lease.places) {
+            let Some(zone) = zones.get(&place.network) else { continue };
+            for (name, addresses) in &zone.names {
+                seen.names.entry(name.clone()).or_insert_with(|| addresses.clone());
+            }
+            seen.reverse.extend(zone.reverse.clone());
+        }
+        seen
+    }
+
     /// Gives a running container one more place.
-    pub(crate) async fn join(&self, member: &Member<'_>, place: &LocalPlace) -> io::Result<LocalEndpoint> {
+    pub(crate) async fn join(&self, member: &Member<'_>, place: &WantedPlace) -> io::Result<Endpoint> {
         let netns = Netns::open(&self.netns_path(member.id))?;
         let inside = Netlink::open_in(&netns).await?;
         let endpoint = self.attach(member, place, &netns, inside.handle()).await?;
@@ -359,7 +432,7 @@ impl Networks {
             let netns = Netns::open(&self.netns_path(container))?;
             let inside = Netlink::open_in(&netns).await?;
             // A link that is gone needs no removal.
-            if let Some(index) = link_index(inside.handle(), &format!("eth{link}")).await {
+            if let Some(index) = link_index(inside.handle(), &eth(link)).await {
                 inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
             }
             self.route_out(container, inside.handle()).await?;
@@ -373,17 +446,17 @@ impl Networks {
     async fn attach(
         &self,
         member: &Member<'_>,
-        place: &LocalPlace,
+        place: &WantedPlace,
         netns: &Netns,
         inside: &Handle,
-    ) -> io::Result<LocalEndpoint> {
+    ) -> io::Result<Endpoint> {
         let bridge = self.bridge(&place.network).await?;
         let network = self.get(&place.network).ok_or_else(|| io::Error::other("the network has just been removed"))?;
         let held = {
             let mut leases = self.leases();
             let address = pick_address(&network, &taken_addresses(&leases, &network.id), place.address)?;
             let lease = leases.entry(member.id.to_owned()).or_default();
-            let link = (0..).find(|link| !lease.places.iter().any(|place| place.link == *link)).unwrap_or(0);
+            let link = lease.free_link();
             let names = member.names.iter().chain(&place.aliases).cloned().collect();
             let held = Held { network: network.id.clone(), address, names, link };
             lease.places.push(held.clone());
@@ -399,7 +472,8 @@ impl Networks {
                 let _ = outside.handle().link().del(index).execute().await;
             }
             outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
-            let index = ETH0_INDEX + held.link;
+            let index =
+                link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;
             let prefix_len = network.subnet.prefix_len();
             inside.address().add(index, held.address.into(), prefix_len).execute().await.map_err(io::Error::other)?;
             let up = LinkUnspec::new_with_index(index).up().build();
@@ -413,7 +487,7 @@ impl Networks {
             return Err(error);
         }
         let Held { network, address, names, link } = held;
-        Ok(LocalEndpoint { network, address, link, names })
+        Ok(Endpoint { network, address, link, names, grant: None })
     }
 
     /// Leads what goes out through the first network that lets it.
@@ -498,6 +572,17 @@ impl Networks {
         for (container, error) in self.names.lock().await.update(&zones, &served).await {
             tracing::warn!(container, %error, "names cannot be served");
         }
+        if let Some(keeper) = self.keeper() {
+            for container in self.served_by_keeper() {
+                keeper.tell_names(&container, self.neighbours(&container));
+            }
+        }
+    }
+
+    /// The containers whose names somebody else serves, as they are in networks of theirs, too.
+    fn served_by_keeper(&self) -> Vec<String> {
+        let (all, leases) = (self.all(), self.leases());
+        leases.iter().filter(|(_, lease)| lease.is_kept(&all)).map(|(id, _)| id.clone()).collect()
     }
 
     fn served(
@@ -510,7 +595,7 @@ impl Networks {
         for (id, lease) in leases {
             let networks: Vec<&LocalNetwork> =
                 lease.places.iter().filter_map(|place| all.get(&place.network)).collect();
-            if !networks.iter().any(|network| network.has_names()) {
+            if lease.is_kept(all) || !networks.iter().any(|network| network.has_names()) {
                 continue;
             }
             let own = resolvers.get(id).into_iter().flatten().filter_map(|text| text.parse().ok());
@@ -559,6 +644,11 @@ async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtn
     Ok(index)
 }
 
+/// What a container's link is called inside.
+fn eth(link: u32) -> String {
+    format!("eth{link}")
+}
+
 /// The first link of a container has a short name on the host; further ones say which they are.
 fn link_suffix(link: u32) -> String {
     if link == 0 { String::new() } else { format!("-{link}") }
@@ -570,8 +660,8 @@ fn link_suffix(link: u32) -> String {
 /// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
 /// every other change of the host's network for some 15 ms.
 fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32) -> LinkMessage {
-    let inside = format!("eth{link}");
-    let peer = LinkUnspec::new_with_index(ETH0_INDEX + link).name(&inside).setns_by_fd(namespace.as_raw_fd());
+    let inside = eth(link);
+    let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd());
     LinkVeth::new(host, &inside)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
         .controller(bridge)

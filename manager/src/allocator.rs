@@ -65,7 +65,7 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Reads off services and tasks what is taken.
+    /// Reads off services, tasks and single containers what is taken.
     pub(crate) fn read<'a>(tables: &Tables, tasks: impl Iterator<Item = &'a Task>) -> Self {
         let mut used: BTreeMap<NetworkId, BTreeSet<Ipv4Addr>> =
             tables.networks.iter().map(|network| (network.id, network.reserved())).collect();
@@ -75,7 +75,23 @@ impl Addresses {
         for attachment in tasks.filter(|task| !task.status.state.is_terminal()).flat_map(|task| &task.networks) {
             used.entry(attachment.network).or_default().insert(attachment.address);
         }
+        for attachment in tables.attachments.iter() {
+            used.entry(attachment.network).or_default().insert(attachment.address);
+        }
         Self { used, cursors: BTreeMap::new() }
+    }
+
+    /// Takes the one address of `network` that is asked for.
+    pub(crate) fn claim(&mut self, network: &Network, address: Ipv4Addr) -> Result<Ipv4Addr, String> {
+        let (name, subnet) = (&network.spec.name, network.subnet);
+        if !subnet.contains(address) || [subnet.base(), subnet.last()].contains(&address) {
+            return Err(format!("address {address} is none of network {name}'s, which is {subnet}: choose another"));
+        }
+        self.touch(network);
+        if !self.used.entry(network.id).or_default().insert(address) {
+            return Err(format!("address {address} of network {name} is in use: choose another, or leave it open"));
+        }
+        Ok(address)
     }
 
     /// Takes an address of `network`; none if it is full.

@@ -1,6 +1,7 @@
 //! The workers' sessions, held by the leader: who is alive, who runs what, and what they say of it.
 
 mod assignments;
+mod attachments;
 mod facts;
 mod holders;
 mod statuses;
@@ -189,7 +190,7 @@ impl Dispatcher {
                 () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
                 message = from_worker.message() => match message? {
                     None => return Ok(()),
-                    Some(message) => self.handle(id, session, message, &mut told).await?,
+                    Some(message) => self.handle(id, session, message, &mut told, to_worker).await?,
                 },
                 commit = commits.recv() => {
                     let (mut tasks, mut facts) = match &commit {
@@ -272,7 +273,14 @@ impl Dispatcher {
         }
     }
 
-    async fn handle(&self, id: NodeId, session: u64, message: WorkerMessage, told: &mut Told) -> Result<(), Status> {
+    async fn handle(
+        &self,
+        id: NodeId,
+        session: u64,
+        message: WorkerMessage,
+        told: &mut Told,
+        to_worker: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), Status> {
         let current = self.deadlines().get(&id).map(|deadline| deadline.session);
         match current {
             Some(current) if current != session => return Err(Status::aborted("a newer session took over")),
@@ -283,6 +291,12 @@ impl Dispatcher {
         match message.kind {
             Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
             Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
+            Some(worker_message::Kind::Attachments(wanted)) => {
+                for reply in attachments::take(&self.store, id, wanted).await? {
+                    send(to_worker, manager_message::Kind::Attachment(reply)).await?;
+                }
+                Ok(())
+            }
             Some(worker_message::Kind::FactsHeld(held)) => {
                 if told.unheld.is_some_and(|unheld| unheld <= held.revision) {
                     told.unheld = None;

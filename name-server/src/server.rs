@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::{Answer, Transport, Zone, answer, refuse};
 
@@ -48,7 +49,7 @@ type Zones<K> = Arc<RwLock<BTreeMap<K, Arc<Zone>>>>;
 /// The servers of all containers.
 pub struct NameServers<K> {
     zones: Zones<K>,
-    running: BTreeMap<String, (Served<K>, CancellationToken)>,
+    running: BTreeMap<String, Running<K>>,
 }
 
 impl<K> Default for NameServers<K> {
@@ -79,21 +80,21 @@ impl<K: Ord + Clone + Send + Sync + 'static> NameServers<K> {
                 }
             }
         }
-        self.running.retain(|id, (served, stop)| {
-            let same = wanted.get(id) == Some(served);
-            if !same {
-                stop.cancel();
-            }
-            same
-        });
+        let over = |(id, running): &(&String, &Running<K>)| {
+            wanted.get(*id).is_none_or(|served| served.netns != running.server.served().netns)
+        };
+        let over: Vec<String> = self.running.iter().filter(over).map(|(id, _)| id.clone()).collect();
+        for running in over.iter().filter_map(|id| self.running.remove(id)) {
+            running.end().await;
+        }
         let mut failed = Vec::new();
         for (id, served) in wanted {
-            if self.running.contains_key(id) {
+            if let Some(running) = self.running.get(id) {
+                running.server.serve(served);
                 continue;
             }
-            let stop = CancellationToken::new();
-            match Server::start(served.clone(), self.zones.clone(), stop.clone()).await {
-                Ok(()) => drop(self.running.insert(id.clone(), (served.clone(), stop))),
+            match Running::start(served.clone(), self.zones.clone()).await {
+                Ok(running) => drop(self.running.insert(id.clone(), running)),
                 Err(error) => failed.push((id.clone(), error)),
             }
         }
@@ -101,16 +102,23 @@ impl<K: Ord + Clone + Send + Sync + 'static> NameServers<K> {
     }
 }
 
+/// A server with all that goes on in it.
+struct Running<K> {
+    server: Arc<Server<K>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
 /// The server of one container.
 struct Server<K> {
-    served: Served<K>,
+    served: RwLock<Arc<Served<K>>>,
     zones: Zones<K>,
     turn: AtomicUsize,
     forwards: Semaphore,
 }
 
-impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
-    async fn start(served: Served<K>, zones: Zones<K>, stop: CancellationToken) -> io::Result<()> {
+impl<K: Ord + Clone + Send + Sync + 'static> Running<K> {
+    async fn start(served: Served<K>, zones: Zones<K>) -> io::Result<Self> {
         let netns = Netns::open(&served.netns)?;
         let (udp, tcp) = netns
             .run(|| {
@@ -122,19 +130,46 @@ impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
             })
             .await?;
         let (udp, tcp) = (Arc::new(UdpSocket::from_std(udp)?), TcpListener::from_std(tcp)?);
-        let server =
-            Arc::new(Self { served, zones, turn: AtomicUsize::new(0), forwards: Semaphore::new(FORWARDS_MAX) });
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = server.clone().serve_udp(udp) => {}
-                () = server.serve_tcp(tcp) => {}
-            }
+        let server = Arc::new(Server {
+            served: RwLock::new(Arc::new(served)),
+            zones,
+            turn: AtomicUsize::new(0),
+            forwards: Semaphore::new(FORWARDS_MAX),
         });
-        Ok(())
+        let running = Self { server, stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let (server, tasks) = (running.server.clone(), running.tasks.clone());
+        running.spawn(server.clone().serve_tcp(tcp));
+        running.spawn(server.serve_udp(udp, tasks, running.stop.clone()));
+        Ok(running)
     }
 
-    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+    fn spawn(&self, serving: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(serving).await });
+    }
+
+    /// Ends it; another may take its place then.
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
+    fn served(&self) -> Arc<Served<K>> {
+        self.served.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Serves something else from now on.
+    fn serve(&self, wanted: &Served<K>) {
+        let mut served = self.served.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if **served != *wanted {
+            *served = Arc::new(wanted.clone());
+        }
+    }
+
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>, tasks: TaskTracker, stop: CancellationToken) {
         let mut buffer = vec![0; MESSAGE_LEN_MAX];
         loop {
             let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
@@ -144,9 +179,10 @@ impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
                 Answer::Reply(reply) => drop(socket.try_send_to(&reply, from)),
                 Answer::Ignore => {}
                 Answer::AskOthers => {
-                    let (server, socket) = (self.clone(), socket.clone());
-                    tokio::spawn(async move {
-                        if let Some(reply) = server.ask_others(&question, Transport::Udp).await {
+                    let (server, socket, stop) = (self.clone(), socket.clone(), stop.clone());
+                    tasks.spawn(async move {
+                        let asked = server.ask_others(&question, Transport::Udp);
+                        if let Some(Some(reply)) = stop.run_until_cancelled(asked).await {
                             drop(socket.send_to(&reply, from).await);
                         }
                     });
@@ -181,7 +217,7 @@ impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
     fn answer(&self, question: &[u8], transport: Transport) -> Answer {
         let zones: Vec<Arc<Zone>> = {
             let zones = self.zones.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            self.served.networks.iter().filter_map(|network| zones.get(network).cloned()).collect()
+            self.served().networks.iter().filter_map(|network| zones.get(network).cloned()).collect()
         };
         let zones: Vec<&Zone> = zones.iter().map(AsRef::as_ref).collect();
         answer(question, &zones, transport, self.turn.fetch_add(1, Ordering::Relaxed))
@@ -193,12 +229,13 @@ impl<K: Ord + Clone + Send + Sync + 'static> Server<K> {
             Answer::Reply(reply) => Some(reply),
             Answer::AskOthers | Answer::Ignore => None,
         };
-        if !self.served.forward {
+        let served = self.served();
+        if !served.forward {
             // Nothing of an internal network gets out, not even a question.
             return refusal(ResponseCode::NXDomain);
         }
         let _permit = self.forwards.acquire().await.ok()?;
-        let resolvers = if self.served.resolvers.is_empty() { host_resolvers() } else { self.served.resolvers.clone() };
+        let resolvers = if served.resolvers.is_empty() { host_resolvers() } else { served.resolvers.clone() };
         for resolver in resolvers.into_iter().take(UPSTREAMS_MAX) {
             let to = SocketAddr::new(resolver, PORT);
             let asked = async {

@@ -30,7 +30,7 @@ impl Finding {
 pub(crate) fn tunnels(own: NodeId, facts: &BTreeMap<FactKey, Fact>, reports: &[PeerReport]) -> Vec<Finding> {
     let peers = facts.values().filter_map(|fact| match fact {
         Fact::Peer(peer) if peer.node != own => Some(peer),
-        Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
+        _ => None,
     });
     let finding = |peer: &skep_api::overlay::Peer| {
         let endpoint = &peer.endpoint;

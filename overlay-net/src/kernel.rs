@@ -39,8 +39,8 @@ const WIRE: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 1);
 const TABLE_BASE: u32 = 20_000;
 
 /// The name of a container's link in the overlay's namespace.
-pub(crate) fn link_name(container: &str, number: usize) -> String {
-    format!("skv{}{number}", &container[..container.len().min(9)])
+pub(crate) fn link_name(container: &str, link: u32) -> String {
+    format!("skv{}{link}", &container[..container.len().min(9)])
 }
 
 /// The next hop that stands for a peer; of this node's own making.
@@ -55,11 +55,13 @@ fn next_hop(index: PeerIndex) -> Ipv4Addr {
 /// A container's place in a network, as the kernel needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
+    /// The number of its link inside: eth0 is 0.
+    pub(crate) link: u32,
     pub(crate) address: Ipv4Addr,
     pub(crate) subnet: Subnet,
     pub(crate) gateway: Ipv4Addr,
-    /// Whether what leads nowhere else goes this way.
-    pub(crate) default_route: bool,
+    /// Whether nothing of the network gets out.
+    pub(crate) internal: bool,
     /// The largest packet.
     pub(crate) mtu_bytes: u32,
 }
@@ -157,19 +159,19 @@ impl Kernel {
         self.plain.set(&self.inside, &self.netns, self.mtu.plain_bytes, wanted).await
     }
 
-    /// Gives a container its places: one link each, `eth0` first.
+    /// Gives a container places: one link each.
     pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
         netns.run(without_ipv6).await?;
-        for (number, place) in places.iter().enumerate() {
-            self.plug(container, netns, number, place).await.map_err(io::Error::other)?;
+        for place in places {
+            self.plug(container, netns, place).await.map_err(io::Error::other)?;
         }
         let within = Netlink::open_in(netns).await?;
         configure_container(within.handle(), places).await.map_err(io::Error::other)
     }
 
-    async fn plug(&self, container: &str, netns: &Netns, number: usize, place: &Place) -> Result<(), rtnetlink::Error> {
+    async fn plug(&self, container: &str, netns: &Netns, place: &Place) -> Result<(), rtnetlink::Error> {
         let handle = self.inside.handle();
-        let (name, eth) = (link_name(container, number), format!("eth{number}"));
+        let (name, eth) = (link_name(container, place.link), format!("eth{}", place.link));
         if let Some(left_over) = link_index(handle, &name).await {
             handle.link().del(left_over).execute().await?;
         }
@@ -188,14 +190,12 @@ impl Kernel {
         handle.route().add(to.scope(rtnetlink::packet_route::route::RouteScope::Link).build()).replace().execute().await
     }
 
-    /// Takes a container's links away; those that are gone are no error.
-    pub(crate) async fn detach(&self, container: &str, places: usize) -> io::Result<()> {
+    /// Takes a link of a container's away; one that is gone is no error.
+    pub(crate) async fn detach(&self, container: &str, link: u32) -> io::Result<()> {
         let handle = self.inside.handle();
-        for number in 0..places {
-            if let Some(index) = link_index(handle, &link_name(container, number)).await {
-                // It may go with its namespace at this moment.
-                drop(handle.link().del(index).execute().await);
-            }
+        if let Some(index) = link_index(handle, &link_name(container, link)).await {
+            // It may go with its namespace at this moment.
+            drop(handle.link().del(index).execute().await);
         }
         Ok(())
     }
@@ -252,8 +252,8 @@ async fn neighbour(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), r
 /// Addresses and routes inside a container.
 async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rtnetlink::Error> {
     handle.link().set(LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build()).execute().await?;
-    for (number, place) in places.iter().enumerate() {
-        let index = link_index(handle, &format!("eth{number}")).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    for place in places {
+        let index = link_index(handle, &format!("eth{}", place.link)).await.ok_or(rtnetlink::Error::RequestFailed)?;
         handle.link().set(LinkUnspec::new_with_index(index).mtu(place.mtu_bytes).up().build()).execute().await?;
         // Shown with its network's size, yet everything goes by the gateway.
         let mut add = handle.address().add(index, place.address.into(), place.subnet.prefix_len());
@@ -270,12 +270,16 @@ async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rt
             .output_interface(index)
             .pref_source(place.address);
         handle.route().add(network.build()).execute().await?;
-        if place.default_route {
-            let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).output_interface(index);
-            handle.route().add(default.build()).execute().await?;
-        }
     }
     Ok(())
+}
+
+/// Leads what leads nowhere else through the first network that lets it out, unless it is led already.
+pub(crate) async fn route_out(netns: &Netns, places: &[Place]) -> io::Result<()> {
+    let Some(place) = places.iter().find(|place| !place.internal) else { return Ok(()) };
+    let within = Netlink::open_in(netns).await?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).build();
+    add_existing_is_fine(within.handle().route().add(route).execute().await).map_err(io::Error::other)
 }
 
 /// Keeps links that come from having IPv6 addresses of their own making: these networks have none, and

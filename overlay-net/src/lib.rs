@@ -18,9 +18,9 @@ mod ruleset;
 mod sys;
 
 pub use diagnosis::Finding;
-pub use overlay::{FactsUpdate, Joining, NetworkAddress, Overlay, OverlayConfig};
+pub use overlay::{FactsUpdate, Joining, Overlay, OverlayConfig};
 pub use path::path_main;
-pub use plan::LocalPort;
+pub use plan::{LocalPort, NetworkAddress};
 
 /// Where a container's names are served.
 pub const NAME_SERVER: std::net::Ipv4Addr = skep_name_server::ADDRESS;

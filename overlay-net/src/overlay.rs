@@ -12,16 +12,17 @@ use std::time::Duration;
 use skep_api::overlay::{Fact, FactKey, OverlayNetwork};
 use skep_api::{NetworkId, NodeId};
 use skep_host_net::Netns;
+use skep_name_server::Zone;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack;
 use crate::diagnosis::{Finding, tunnels};
-use crate::kernel::{INSIDE, Kernel, Mtu, Place};
+use crate::kernel::{INSIDE, Kernel, Mtu, Place, route_out};
 use crate::path::PathConfig;
 use crate::path::client::{PathClient, public_key};
 use crate::path::message::PeerIndex;
-use crate::plan::{Desired, LocalContainer, LocalPort, Scene, plan};
+use crate::plan::{Desired, LocalContainer, LocalPort, NetworkAddress, Scene, plan};
 
 /// How long a container's start may wait for the facts of its networks.
 const FACTS_LIMIT: Duration = Duration::from_secs(30);
@@ -44,30 +45,29 @@ pub struct OverlayConfig {
     pub port: u16,
 }
 
-/// A container's place in a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NetworkAddress {
-    pub network: NetworkId,
-    pub address: Ipv4Addr,
-}
-
 /// What a container joins.
 #[derive(Clone, Debug)]
 pub struct Joining {
     pub netns: PathBuf,
-    pub addresses: Vec<NetworkAddress>,
+    pub places: Vec<NetworkAddress>,
     pub ports: Vec<LocalPort>,
     /// Whom to ask for names outside; the host's resolvers if empty.
     pub resolvers: Vec<IpAddr>,
+    /// Whether what leads nowhere else leaves through these networks; if not, another lets it out.
+    pub leads_out: bool,
+    /// The names in its other networks.
+    pub neighbours: Zone,
 }
 
 impl Joining {
     fn local(&self) -> LocalContainer {
         LocalContainer {
             netns: self.netns.clone(),
-            addresses: self.addresses.iter().map(|place| (place.network, place.address)).collect(),
+            places: self.places.clone(),
             ports: self.ports.clone(),
             resolvers: self.resolvers.clone(),
+            leads_out: self.leads_out,
+            neighbours: self.neighbours.clone(),
         }
     }
 }
@@ -157,7 +157,7 @@ impl Overlay {
         let inputs = self.inputs();
         let networks = inputs.facts.values().filter_map(|fact| match fact {
             Fact::Network(network) => Some(network.clone()),
-            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+            _ => None,
         });
         networks.collect()
     }
@@ -307,7 +307,8 @@ impl Overlay {
         self.config.run_dir.join("peers.json")
     }
 
-    /// Joins a container to its networks; returns where the host's ports for it lead to.
+    /// Joins a container to its networks, or to those that are new to it; returns where the host's ports
+    /// for it lead to.
     pub async fn attach(&self, container: &str, joining: &Joining) -> io::Result<Ipv4Addr> {
         let places = tokio::time::timeout(FACTS_LIMIT, self.places(joining)).await.map_err(|_| {
             io::Error::new(
@@ -319,17 +320,31 @@ impl Overlay {
         self.apply(&mut carrier).await?;
         let Some(held) = carrier.as_mut() else { return Err(io::Error::other("the networks are gone")) };
         let netns = Netns::open(&joining.netns)?;
-        held.kernel.attach(container, &netns, &places).await?;
+        let had = self.inputs().locals.get(container).map(|local| local.places.clone()).unwrap_or_default();
+        let is_new = |place: &&Place| !had.iter().any(|had| had.link == place.link);
+        let new: Vec<Place> = places.iter().filter(is_new).copied().collect();
+        held.kernel.attach(container, &netns, &new).await?;
+        if joining.leads_out {
+            route_out(&netns, &places).await?;
+        }
         self.inputs().locals.insert(container.to_owned(), joining.local());
         self.apply(&mut carrier).await?;
         Ok(INSIDE)
+    }
+
+    /// Says what else a container sees has which names now.
+    pub fn tell_names(&self, container: &str, neighbours: Zone) {
+        if let Some(local) = self.inputs().locals.get_mut(container) {
+            local.neighbours = neighbours;
+            self.news.notify_one();
+        }
     }
 
     /// Waits until the container's networks are known.
     async fn places(&self, joining: &Joining) -> Vec<Place> {
         let mut held = self.held();
         loop {
-            if let Some(places) = places(&self.inputs().facts, &joining.addresses) {
+            if let Some(places) = places(&self.inputs().facts, &joining.places) {
                 return places;
             }
             if held.changed().await.is_err() {
@@ -347,9 +362,32 @@ impl Overlay {
     /// Takes a container off its networks; doing so twice is harmless.
     pub async fn detach(&self, container: &str) -> io::Result<()> {
         let Some(local) = self.inputs().locals.remove(container) else { return Ok(()) };
+        self.unplug(container, local.places.iter().map(|place| place.link)).await
+    }
+
+    /// Takes a running container off one network; then it is served no names of it any more.
+    pub async fn part(&self, container: &str, network: NetworkId) -> io::Result<()> {
+        let parted: Vec<u32> = {
+            let mut inputs = self.inputs();
+            let Some(local) = inputs.locals.get_mut(container) else { return Ok(()) };
+            let (parted, left) = local.places.iter().partition(|place| place.network == network);
+            local.places = left;
+            if local.places.is_empty() {
+                inputs.locals.remove(container);
+            }
+            let parted: Vec<NetworkAddress> = parted;
+            parted.iter().map(|place| place.link).collect()
+        };
+        self.unplug(container, parted.into_iter()).await?;
+        self.bring_in_line().await
+    }
+
+    async fn unplug(&self, container: &str, links: impl Iterator<Item = u32>) -> io::Result<()> {
         let carrier = self.carrier.lock().await;
         if let Some(carrier) = carrier.as_ref() {
-            carrier.kernel.detach(container, local.addresses.len()).await?;
+            for link in links {
+                carrier.kernel.detach(container, link).await?;
+            }
         }
         drop(carrier);
         self.news.notify_one();
@@ -445,15 +483,12 @@ impl Carrier {
 /// The container's places, once all its networks are known.
 fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress]) -> Option<Vec<Place>> {
     let mtu = Mtu::of_host();
-    let mut default_given = false;
     let place = |at: &NetworkAddress| {
         let Some(Fact::Network(network)) = facts.get(&FactKey::Network(at.network)) else { return None };
-        let default_route = !default_given && !network.internal;
-        default_given |= default_route;
         let (subnet, gateway) = (network.subnet, network.gateway);
         let passes = if network.encrypted { mtu.tunnel_bytes } else { mtu.plain_bytes };
         let mtu_bytes = network.mtu_bytes.map_or(passes, |asked| asked.min(passes));
-        Some(Place { address: at.address, subnet, gateway, default_route, mtu_bytes })
+        Some(Place { link: at.link, address: at.address, subnet, gateway, internal: network.internal, mtu_bytes })
     };
     addresses.iter().map(place).collect()
 }

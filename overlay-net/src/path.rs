@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::sys;
 pub(crate) use message::PeerReport;
-use message::{FromPath, PathState, ToPath, receive, send};
+use message::{FromPath, PathState, ToPath, ZoneKey, receive, send};
 use pump::Pump;
 use skep_name_server::NameServers;
 
@@ -93,7 +93,7 @@ async fn run(config: &Path) -> io::Result<()> {
 struct Served {
     pump: Arc<Pump>,
     state: PathState,
-    names: NameServers<skep_api::NetworkId>,
+    names: NameServers<ZoneKey>,
 }
 
 impl Served {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use skep_api::overlay::{Fact, FactKey, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork};
+use skep_api::overlay::{
+    Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork,
+};
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::{NetworkId, NodeId, ServiceId};
 use skep_name_server::Zone;
@@ -13,7 +15,7 @@ use skep_name_server::Zone;
 use crate::kernel::plain::{self, PlainPeer, PlainState};
 use crate::kernel::{INSIDE, MESH_DEVICE, UPLINK, link_name};
 use crate::path::DEVICE;
-use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer};
+use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
 use crate::ruleset::{Ruleset, spread};
 
@@ -21,10 +23,23 @@ use crate::ruleset::{Ruleset, spread};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LocalContainer {
     pub(crate) netns: PathBuf,
-    pub(crate) addresses: Vec<(NetworkId, Ipv4Addr)>,
+    pub(crate) places: Vec<NetworkAddress>,
     /// What this node alone publishes for it.
     pub(crate) ports: Vec<LocalPort>,
     pub(crate) resolvers: Vec<std::net::IpAddr>,
+    /// Whether what leads nowhere else leaves through a network here; if not, another lets it out.
+    pub(crate) leads_out: bool,
+    /// The names in its other networks.
+    pub(crate) neighbours: Zone,
+}
+
+/// A container's place in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkAddress {
+    pub network: NetworkId,
+    pub address: Ipv4Addr,
+    /// The number of its link inside: eth0 is 0.
+    pub link: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +58,7 @@ pub(crate) struct Desired {
     pub(crate) inside: Ruleset,
     /// Outside, in the host's.
     pub(crate) outside: Ruleset,
-    /// All addresses of tasks that live: what is known of connections to others is to be forgotten.
+    /// All addresses of tasks and containers that live: what is known of connections to others is to be forgotten.
     pub(crate) living: BTreeSet<Ipv4Addr>,
 }
 
@@ -61,28 +76,41 @@ impl Scene<'_> {
     pub(crate) fn networks(&self) -> impl Iterator<Item = &OverlayNetwork> {
         self.facts.values().filter_map(|fact| match fact {
             Fact::Network(network) => Some(network),
-            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+            _ => None,
         })
     }
 
     fn services(&self) -> impl Iterator<Item = &OverlayService> {
         self.facts.values().filter_map(|fact| match fact {
             Fact::Service(service) => Some(service),
-            Fact::Peer(_) | Fact::Network(_) | Fact::Task(_) => None,
+            _ => None,
         })
     }
 
     fn tasks(&self) -> impl Iterator<Item = &OverlayTask> {
         self.facts.values().filter_map(|fact| match fact {
             Fact::Task(task) => Some(task),
-            Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) => None,
+            _ => None,
         })
+    }
+
+    fn attachments(&self) -> impl Iterator<Item = &OverlayAttachment> {
+        self.facts.values().filter_map(|fact| match fact {
+            Fact::Attachment(attachment) => Some(attachment),
+            _ => None,
+        })
+    }
+
+    /// Every address that somebody has, with its network and its node.
+    fn holders(&self) -> impl Iterator<Item = (NodeId, NetworkId, Ipv4Addr)> {
+        let tasks = self.tasks().flat_map(|task| task.addresses.iter().map(|&(id, address)| (task.node, id, address)));
+        tasks.chain(self.attachments().map(|held| (held.node, held.network, held.address)))
     }
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<&OverlayNetwork> {
         match self.facts.get(&FactKey::Network(id))? {
             Fact::Network(network) => Some(network),
-            Fact::Peer(_) | Fact::Service(_) | Fact::Task(_) => None,
+            _ => None,
         }
     }
 }
@@ -97,7 +125,7 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
             backends.entry((task.service, network)).or_default().insert(address);
         }
     }
-    let living = scene.tasks().flat_map(|task| task.addresses.iter().map(|&(_, address)| address)).collect();
+    let living = scene.holders().map(|(_, _, address)| address).collect();
     Desired {
         path: path_state(scene, &backends),
         plain: plain_state(scene),
@@ -107,14 +135,11 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
     }
 }
 
-/// The addresses of other nodes' tasks in networks that are encrypted, or in those that are not.
+/// Whose the addresses are that other nodes have in networks that are encrypted, or in those that are not.
 fn remote_addresses<'a>(scene: &'a Scene<'_>, encrypted: bool) -> impl Iterator<Item = (Ipv4Addr, PeerIndex)> + 'a {
     let of_kind = move |id: NetworkId| scene.network(id).is_some_and(|network| network.encrypted == encrypted);
-    scene.tasks().filter(|task| task.node != scene.own).flat_map(move |task| {
-        let index = scene.indexes.get(&task.node).copied();
-        let addresses = task.addresses.iter().filter(move |(id, _)| of_kind(*id));
-        addresses.filter_map(move |&(_, address)| Some((address, index?)))
-    })
+    let remote = scene.holders().filter(move |&(node, network, _)| node != scene.own && of_kind(network));
+    remote.filter_map(|(node, _, address)| Some((address, *scene.indexes.get(&node)?)))
 }
 
 fn plain_state(scene: &Scene<'_>) -> PlainState {
@@ -127,7 +152,7 @@ fn plain_state(scene: &Scene<'_>) -> PlainState {
             let index = *scene.indexes.get(&peer.node)?;
             Some((index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }))
         }
-        Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
+        _ => None,
     });
     PlainState {
         needed: true,
@@ -145,7 +170,7 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
             let index = *scene.indexes.get(&peer.node)?;
             Some((index, PeerConfig { node: peer.node, public_key: peer.public_key, endpoint }))
         }
-        Fact::Peer(_) | Fact::Network(_) | Fact::Service(_) | Fact::Task(_) => None,
+        _ => None,
     });
     let tunnelled = || scene.networks().filter(|network| network.encrypted);
     let zones = scene.networks().filter(|network| !network.ingress);
@@ -155,17 +180,27 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
         subnets: tunnelled().map(|network| network.subnet).collect(),
         gateways: tunnelled().map(|network| network.gateway).collect(),
         ingress: scene.networks().find(|network| network.ingress).map(|network| network.subnet),
-        zones: zones.map(|network| (network.id, zone(scene, network, backends))).collect(),
-        served: scene.locals.iter().map(|(id, local)| (id.clone(), served(scene, local))).collect(),
+        zones: zones
+            .map(|network| (ZoneKey::Network(network.id), zone(scene, network, backends)))
+            .chain(scene.locals.iter().filter_map(|(id, local)| neighbours(id, local)))
+            .collect(),
+        served: scene.locals.iter().map(|(id, local)| (id.clone(), served(scene, id, local))).collect(),
     }
 }
 
-fn served(scene: &Scene<'_>, local: &LocalContainer) -> ServedContainer {
-    let joined = || local.addresses.iter().filter_map(|&(id, _)| scene.network(id));
+/// The names of what else a container sees, if there are any.
+fn neighbours(id: &str, local: &LocalContainer) -> Option<(ZoneKey, Zone)> {
+    let some = local.neighbours != Zone::default();
+    some.then(|| (ZoneKey::Container(id.to_owned()), local.neighbours.clone()))
+}
+
+fn served(scene: &Scene<'_>, id: &str, local: &LocalContainer) -> ServedContainer {
+    let joined = || local.places.iter().filter_map(|place| scene.network(place.network));
+    let networks = joined().filter(|network| !network.ingress).map(|network| ZoneKey::Network(network.id));
     ServedContainer {
         netns: local.netns.clone(),
-        networks: joined().filter(|network| !network.ingress).map(|network| network.id).collect(),
-        forward: joined().any(|network| !network.internal),
+        networks: networks.chain(neighbours(id, local).map(|(key, _)| key)).collect(),
+        forward: !local.leads_out || joined().any(|network| !network.internal),
         resolvers: local.resolvers.clone(),
     }
 }
@@ -193,14 +228,29 @@ fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zon
             add(&task.name, &[address]);
         }
     }
-    let own = scene.tasks().flat_map(|task| task.addresses.iter().map(move |&(id, address)| (id, address, &task.name)));
-    let own = own.filter(|(id, ..)| *id == network.id);
-    zone.reverse = own.map(|(_, address, name)| (address, format!("{name}.{}", network.name))).collect();
-    for service in scene.services() {
-        let vip = service.networks.iter().find(|joined| joined.network == network.id).and_then(|joined| joined.vip);
-        zone.reverse.extend(vip.map(|vip| (vip, format!("{}.{}", service.name, network.name))));
+    // What services and tasks are called is not to be had by calling a container so.
+    let theirs: BTreeSet<String> = zone.names.keys().cloned().collect();
+    for held in scene.attachments().filter(|held| held.network == network.id) {
+        for name in held.names.iter().map(|name| name.to_lowercase()).filter(|name| !theirs.contains(name)) {
+            zone.names.entry(name).or_default().push(held.address);
+        }
     }
+    zone.reverse = called(scene, network.id).map(|(at, name)| (at, format!("{name}.{}", network.name))).collect();
     zone
+}
+
+/// What each address of a network is called.
+fn called<'a>(scene: &'a Scene<'_>, network: NetworkId) -> impl Iterator<Item = (Ipv4Addr, &'a String)> {
+    let tasks = scene.tasks().flat_map(move |task| {
+        let own = task.addresses.iter().filter(move |(id, _)| *id == network);
+        own.map(|&(_, address)| (address, &task.name))
+    });
+    let containers = scene.attachments().filter(move |held| held.network == network);
+    let services = scene.services().filter_map(move |service| {
+        let vip = service.networks.iter().find(|joined| joined.network == network)?.vip?;
+        Some((vip, &service.name))
+    });
+    tasks.chain(containers.filter_map(|held| Some((held.address, held.names.first()?)))).chain(services)
 }
 
 /// The rules of the overlay's namespace.
@@ -220,14 +270,14 @@ fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
         }
     }
     for (id, local) in scene.locals {
-        for (number, (network, address)) in local.addresses.iter().enumerate() {
-            rules.insert("own", format!("\"{}\" . {address}", link_name(id, number)));
+        for &NetworkAddress { network, address, link } in &local.places {
+            rules.insert("own", format!("\"{}\" . {address}", link_name(id, link)));
             rules.insert("itself", format!("{address} . {address}"));
-            if let Some(network) = scene.network(*network) {
+            if let Some(network) = scene.network(network) {
                 rules.map("gateway_of", address.to_string(), network.gateway.to_string());
             }
         }
-        if let Some((_, address)) = local.addresses.first() {
+        if let Some(NetworkAddress { address, .. }) = local.places.first() {
             for port in &local.ports {
                 let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
                 publish(

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use skep_api::object::Record;
-use skep_api::{Cluster, Config, Network, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task, TaskId};
+use skep_api::{
+    Cluster, Config, Network, NetworkAttachment, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task,
+    TaskId,
+};
 
 use crate::transaction::{ACTIONS_MAX, Action, Change, Refusal, Transaction};
 
@@ -82,6 +85,7 @@ pub struct Tables {
     pub secrets: Table<Secret>,
     pub configs: Table<Config>,
     pub networks: Table<Network>,
+    pub attachments: Table<NetworkAttachment>,
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
 }
@@ -117,6 +121,10 @@ macro_rules! by_kind {
             $enum::Network($inner) => {
                 let $table = &$tables.networks;
                 $body.map(Object::Network)
+            }
+            $enum::NetworkAttachment($inner) => {
+                let $table = &$tables.attachments;
+                $body.map(Object::NetworkAttachment)
             }
         }
     };
@@ -235,6 +243,7 @@ impl Tables {
                 check_name(&self.networks, &network, ObjectKey::Network)?;
                 self.networks.put(network);
             }
+            Object::NetworkAttachment(attachment) => self.attachments.put(attachment),
         }
         Ok(())
     }
@@ -269,6 +278,7 @@ impl Tables {
             ObjectKey::Secret(id) => drop(self.secrets.take(id)),
             ObjectKey::Config(id) => drop(self.configs.take(id)),
             ObjectKey::Network(id) => drop(self.networks.take(id)),
+            ObjectKey::NetworkAttachment(id) => drop(self.attachments.take(id)),
             ObjectKey::Task(id) => {
                 if let Some(task) = self.tasks.take(id) {
                     self.tasks_by_service.remove(&(task.service_id, id));
@@ -292,6 +302,7 @@ impl Tables {
             .chain(self.secrets.iter().cloned().map(Object::Secret))
             .chain(self.configs.iter().cloned().map(Object::Config))
             .chain(self.networks.iter().cloned().map(Object::Network))
+            .chain(self.attachments.iter().cloned().map(Object::NetworkAttachment))
     }
 }
 
@@ -319,6 +330,7 @@ fn meta(object: &Object) -> skep_api::Meta {
         Object::Secret(object) => object.meta,
         Object::Config(object) => object.meta,
         Object::Network(object) => object.meta,
+        Object::NetworkAttachment(object) => object.meta,
     }
 }
 
@@ -331,6 +343,7 @@ fn stamp(mut object: Object, set: impl FnOnce(&mut skep_api::Meta)) -> Object {
         Object::Secret(object) => set(Arc::make_mut(object).meta_mut()),
         Object::Config(object) => set(Arc::make_mut(object).meta_mut()),
         Object::Network(object) => set(Arc::make_mut(object).meta_mut()),
+        Object::NetworkAttachment(object) => set(Arc::make_mut(object).meta_mut()),
     }
     object
 }

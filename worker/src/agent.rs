@@ -18,6 +18,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::assignments::{Inbox, Payloads, Update};
+use crate::attachments::Attachments;
 use crate::conversion::TASK_ID_LABEL;
 use crate::networks::FactsInbox;
 use crate::reporter::Reporter;
@@ -45,6 +46,7 @@ pub struct AgentConfig {
     pub managers: Vec<String>,
     pub engine: Arc<Engine>,
     pub overlay: Arc<Overlay>,
+    pub attachments: Attachments,
     pub connect: Arc<dyn Connect>,
 }
 
@@ -164,7 +166,7 @@ impl Agent {
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         let mut heard = tokio::time::Instant::now();
         loop {
-            let reporter = self.reporter.clone();
+            let (reporter, attachments) = (self.reporter.clone(), self.config.attachments.clone());
             tokio::select! {
                 message = from_manager.message() => {
                     let Some(message) = message? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
@@ -189,6 +191,9 @@ impl Agent {
                 batch = reporter.next_batch(), if *welcomed => {
                     send(&to_manager, worker_message::Kind::Statuses(batch)).await?;
                 }
+                wishes = attachments.next_message(), if *welcomed => {
+                    send(&to_manager, worker_message::Kind::Attachments(wishes)).await?;
+                }
                 () = tokio::time::sleep_until(heard + WELCOME_LIMIT), if !*welcomed => {
                     return Err(Status::deadline_exceeded("no welcome"));
                 }
@@ -210,6 +215,7 @@ impl Agent {
             Some(manager_message::Kind::Welcome(welcome)) => {
                 *welcomed = true;
                 self.reporter.begin_session();
+                self.config.attachments.begin_session();
                 if let Some(period) = welcome.heartbeat_period {
                     *beat = interval(period.milliseconds);
                 }
@@ -230,6 +236,9 @@ impl Agent {
                 if let Some(update) = update {
                     self.apply(update);
                 }
+            }
+            Some(manager_message::Kind::Attachment(reply)) => {
+                self.config.attachments.take(&reply).map_err(|e| Status::invalid_argument(e.to_string()))?;
             }
             // Facts are taken before.
             Some(manager_message::Kind::Facts(_)) | None => return Err(Status::invalid_argument("an empty message")),

@@ -5,6 +5,7 @@
 
 mod agent;
 mod assignments;
+mod attachments;
 mod conversion;
 mod listening;
 mod networks;
@@ -13,5 +14,6 @@ mod runner;
 pub mod step;
 
 pub use agent::{Agent, AgentConfig, AgentEvent, Connect};
+pub use attachments::Attachments;
 pub use conversion::{TASK_ID_LABEL, container_mount, health_check};
 pub use networks::SwarmNetworks;

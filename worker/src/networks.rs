@@ -4,9 +4,12 @@
 use std::sync::Arc;
 
 use skep_api::grpc;
-use skep_api::{NetworkId, encoding};
-use skep_engine::{Joining, KeeperReply, NetworkKeeper, PublishedPort};
+use skep_api::{AttachmentId, AttachmentWish, NetworkId, encoding};
+use skep_engine::{Endpoint, Grant, Joining, KeeperReply, NetworkKeeper, PublishedPort, WantedPlace};
+use skep_name_server::Zone;
 use skep_overlay_net::{FactsUpdate, LocalPort, NetworkAddress, Overlay};
+
+use crate::attachments::Attachments;
 
 /// Puts the parts of a set of facts together.
 #[derive(Debug, Default)]
@@ -27,27 +30,91 @@ impl FactsInbox {
     }
 }
 
-/// The overlay, as the engine needs it.
+/// The swarm's networks, as the engine needs them.
 #[derive(Debug)]
-pub struct SwarmNetworks(pub Arc<Overlay>);
+pub struct SwarmNetworks {
+    pub overlay: Arc<Overlay>,
+    pub attachments: Attachments,
+}
 
 impl NetworkKeeper for SwarmNetworks {
+    fn ask<'a>(&'a self, container: &'a str, wanted: &'a WantedPlace, names: Vec<String>) -> KeeperReply<'a, Endpoint> {
+        Box::pin(async move {
+            let wish = AttachmentWish {
+                id: AttachmentId::random(),
+                container: container.to_owned(),
+                network: wanted.network.clone(),
+                names: names.clone(),
+                address: wanted.address,
+            };
+            let grant = self.attachments.ask(wish).await?;
+            Ok(Endpoint {
+                network: grant.network.to_string(),
+                address: grant.address,
+                link: 0,
+                names,
+                grant: Some(Grant {
+                    id: grant.id.to_string(),
+                    network_name: grant.network_name,
+                    prefix_len: grant.subnet.prefix_len(),
+                    gateway: (!grant.internal).then_some(grant.gateway),
+                }),
+            })
+        })
+    }
+
     fn join<'a>(&'a self, container: &'a str, joining: Joining) -> KeeperReply<'a, std::net::Ipv4Addr> {
-        Box::pin(async move { self.0.attach(container, &convert(joining)).await })
+        self.hold(container, &joining);
+        Box::pin(async move { self.overlay.attach(container, &convert(joining)).await })
     }
 
     fn adopt(&self, container: &str, joining: Joining) {
-        self.0.adopt(container, &convert(joining));
+        self.hold(container, &joining);
+        self.overlay.adopt(container, &convert(joining));
+    }
+
+    fn tell_names(&self, container: &str, neighbours: Zone) {
+        self.overlay.tell_names(container, neighbours);
+    }
+
+    fn part<'a>(&'a self, container: &'a str, network: &'a str) -> KeeperReply<'a, ()> {
+        Box::pin(async move {
+            let Ok(network) = network.parse() else { return Ok(()) };
+            let parted = self.overlay.part(container, network).await;
+            self.attachments.release(container, Some(network));
+            parted
+        })
     }
 
     fn leave<'a>(&'a self, container: &'a str) -> KeeperReply<'a, ()> {
-        Box::pin(self.0.detach(container))
+        Box::pin(async move {
+            let left = self.overlay.detach(container).await;
+            self.attachments.release(container, None);
+            left
+        })
+    }
+}
+
+impl SwarmNetworks {
+    /// Goes on wanting the places that a container was given.
+    fn hold(&self, container: &str, joining: &Joining) {
+        for endpoint in &joining.endpoints {
+            if let Some(id) = endpoint.grant.as_ref().and_then(|grant| grant.id.parse().ok()) {
+                self.attachments.want(AttachmentWish {
+                    id,
+                    container: container.to_owned(),
+                    network: endpoint.network.clone(),
+                    names: endpoint.names.clone(),
+                    address: Some(endpoint.address),
+                });
+            }
+        }
     }
 }
 
 fn convert(joining: Joining) -> skep_overlay_net::Joining {
-    let address = |joined: &skep_engine::JoinedNetwork| {
-        Some(NetworkAddress { network: joined.id.parse::<NetworkId>().ok()?, address: joined.address })
+    let place = |at: &Endpoint| {
+        Some(NetworkAddress { network: at.network.parse::<NetworkId>().ok()?, address: at.address, link: at.link })
     };
     let port = |port: &PublishedPort| LocalPort {
         protocol: port.protocol,
@@ -56,8 +123,10 @@ fn convert(joining: Joining) -> skep_overlay_net::Joining {
     };
     skep_overlay_net::Joining {
         netns: joining.netns,
-        addresses: joining.networks.iter().filter_map(address).collect(),
+        places: joining.endpoints.iter().filter_map(place).collect(),
         ports: joining.ports.iter().map(port).collect(),
         resolvers: joining.resolvers.iter().filter_map(|text| text.parse().ok()).collect(),
+        leads_out: joining.leads_out,
+        neighbours: joining.neighbours,
     }
 }

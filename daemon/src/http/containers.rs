@@ -164,7 +164,10 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
 fn in_network(engine: &Engine, c: &Inspection, wanted: &str) -> bool {
     match &c.config.network {
         NetworkMode::Local(places) => {
-            engine.network(wanted).is_ok_and(|network| places.iter().any(|place| place.network == network.id))
+            let own = engine.network(wanted).ok();
+            let mut granted = c.state.endpoints().iter().filter_map(|held| Some((&held.network, held.grant.as_ref()?)));
+            places.iter().any(|place| own.as_ref().map_or(wanted, |own| &own.id) == place.network)
+                || granted.any(|(id, grant)| id == wanted || grant.network_name == wanted)
         }
         NetworkMode::Joined(places) => places.iter().any(|place| place.id == wanted),
         other @ (NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_)) => {

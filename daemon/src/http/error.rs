@@ -34,6 +34,10 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// The same words, but the request is to blame: clients take "not found" for an image to be pulled.
     pub(crate) fn blame_request(mut self) -> Self {
         if self.status == StatusCode::NOT_FOUND {

@@ -153,7 +153,7 @@ fn swarm_event(change: &Change, at: Timestamp) -> Option<Value> {
             }
             ("network", network.id.to_string(), network.spec.name.clone())
         }
-        Object::Cluster(_) | Object::Task(_) => return None,
+        Object::Cluster(_) | Object::Task(_) | Object::NetworkAttachment(_) => return None,
     };
     Some(event(kind, action, "swarm", &id, json!({"name": name}), at))
 }

@@ -18,7 +18,7 @@ use skep_api::container::Driver;
 use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
 use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
-use skep_engine::{DEFAULT_NETWORK, LocalEndpoint, LocalNetwork, LocalNetworkSpec};
+use skep_engine::{DEFAULT_NETWORK, Endpoint, LocalNetwork, LocalNetworkSpec};
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
@@ -267,7 +267,7 @@ pub(super) async fn inspect(
 /// The containers in a network of this host's.
 fn members(state: &State, id: &str) -> Value {
     let prefix_len = state.engine.network(id).map_or(32, |network| network.subnet.prefix_len());
-    let member = |(id, name, endpoint): (String, String, LocalEndpoint)| {
+    let member = |(id, name, endpoint): (String, String, Endpoint)| {
         let address = format!("{}/{prefix_len}", endpoint.address);
         let endpoint_id = super::containers::endpoint_id(&id, &endpoint.network);
         let value = json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": "", "IPv4Address": address,
@@ -277,28 +277,39 @@ fn members(state: &State, id: &str) -> Value {
     Value::Object(state.engine.network_members(id).into_iter().map(member).collect())
 }
 
-/// This host's containers in the network.
+/// This host's containers in a network of the swarm.
 fn containers(state: &State, network: NetworkId) -> Value {
     let id = network.to_string();
+    let value = |name: &str, endpoint_id: &str, address: Ipv4Addr| {
+        json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": "", "IPv4Address": format!("{address}/32"),
+            "IPv6Address": ""})
+    };
     let mut found = serde_json::Map::new();
     for container in state.engine.list() {
+        let name = &container.config.name;
+        if let Some(held) = container.state.endpoints().iter().find(|held| held.network == id) {
+            found.insert(
+                container.id.clone(),
+                value(name, &super::containers::endpoint_id(&container.id, &id), held.address),
+            );
+        }
         let skep_engine::NetworkMode::Joined(joined) = &container.config.network else { continue };
         let running = matches!(container.state, skep_engine::ContainerState::Running(_));
         if let Some(place) = joined.iter().find(|place| place.id == id).filter(|_| running) {
-            let value = json!({"Name": container.config.name, "EndpointID": "", "MacAddress": "",
-                "IPv4Address": format!("{}/32", place.address), "IPv6Address": ""});
-            found.insert(container.id, value);
+            found.insert(container.id.clone(), value(name, "", place.address));
         }
     }
     Value::Object(found)
 }
 
-/// The nodes that have tasks in the network.
+/// The nodes that have tasks or containers in the network.
 fn peers(tables: &Tables, network: NetworkId) -> Value {
     let joined = |task: &&Arc<skep_api::Task>| {
         !task.status.state.is_terminal() && task.networks.iter().any(|place| place.network == network)
     };
-    let nodes: std::collections::BTreeSet<_> = tables.tasks.iter().filter(joined).filter_map(|t| t.node_id).collect();
+    let attached = tables.attachments.iter().filter(|held| held.network == network).map(|held| held.node);
+    let of_tasks = tables.tasks.iter().filter(joined).filter_map(|task| task.node_id);
+    let nodes: std::collections::BTreeSet<_> = of_tasks.chain(attached).collect();
     let nodes = nodes.into_iter().filter_map(|id| tables.nodes.get(id));
     nodes.map(|node| json!({"Name": node.description.hostname, "IP": node.status.addr})).collect()
 }

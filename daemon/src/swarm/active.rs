@@ -13,7 +13,7 @@ use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
 use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{NodeIdentity, TlsIdentity};
-use skep_worker::{Agent, AgentConfig, AgentEvent, Connect, SwarmNetworks, TASK_ID_LABEL};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, SwarmNetworks, TASK_ID_LABEL};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -179,6 +179,7 @@ impl ActiveNode {
     /// Starts the agent, and the watch over the certificate's life.
     pub(super) fn start_agent(self: &Arc<Self>) {
         let (events, from_agent) = mpsc::channel(EVENTS_AHEAD);
+        let attachments = Attachments::default();
         let config = AgentConfig {
             node: self.id(),
             description: self.description.clone(),
@@ -186,9 +187,11 @@ impl ActiveNode {
             managers: self.known_managers(),
             engine: self.engine.clone(),
             overlay: self.overlay.clone(),
+            attachments: attachments.clone(),
             connect: Arc::new(Dialer(self.channels.clone())),
         };
-        self.engine.set_network_keeper(Some(Arc::new(SwarmNetworks(self.overlay.clone()))));
+        let networks = SwarmNetworks { overlay: self.overlay.clone(), attachments };
+        self.engine.set_network_keeper(Some(Arc::new(networks)));
         tokio::spawn(self.overlay.clone().run(self.stop.clone()));
         tokio::spawn(Agent::new(config, events).run(self.stop.clone()));
         tokio::spawn(Self::follow(Arc::clone(self), from_agent));

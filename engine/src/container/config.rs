@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_api::container::Ulimit;
 use skep_api::service::Protocol;
 
-use crate::network::{DEFAULT_NETWORK, LocalPlace};
+use crate::network::{DEFAULT_NETWORK, WantedPlace};
 
 /// A container's configuration, with the image's own already merged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -158,7 +158,7 @@ pub enum NetworkMode {
     /// All that another container sees, by its id; that one must run.
     Container(String),
     /// Places in the host's networks; none at all is its loopback alone.
-    Local(Vec<LocalPlace>),
+    Local(Vec<WantedPlace>),
     /// Places in networks that are not this host's alone.
     Joined(Vec<JoinedNetwork>),
 }

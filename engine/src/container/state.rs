@@ -27,7 +27,7 @@ pub struct Running {
     pub address: std::net::Ipv4Addr,
     /// Its places in the host's networks.
     #[serde(default)]
-    pub endpoints: Vec<crate::network::LocalEndpoint>,
+    pub endpoints: Vec<crate::network::Endpoint>,
     /// What its ports lead through, if it is not on the bridge.
     #[serde(default)]
     pub through: Option<std::net::Ipv4Addr>,
@@ -51,6 +51,15 @@ pub struct Exit {
 }
 
 impl ContainerState {
+    /// Its places in networks; none unless it runs.
+    #[must_use]
+    pub fn endpoints(&self) -> &[crate::network::Endpoint] {
+        match self {
+            Self::Running(running) => &running.endpoints,
+            Self::Created | Self::Restarting(_) | Self::Exited(_) => &[],
+        }
+    }
+
     /// The Engine API's word.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {

@@ -99,6 +99,7 @@ impl Engine {
             container.change(|config| new.clone_into(&mut config.name))?;
         }
         self.networks.rename(&container.id, &old, new).await;
+        self.rename_kept(&container, &old).await;
         self.tell_container(&container, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
     }

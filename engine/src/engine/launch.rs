@@ -15,12 +15,11 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use super::kept::planned;
 use super::lifecycle::start_ticks;
 use super::networks::{member, places};
 use super::{Container, Engine, now};
-use crate::container::config::{
-    ContainerConfig, FileMount, JoinedNetwork, MountSource, NamespaceMode, NetworkMode, PublishedPort,
-};
+use crate::container::config::{ContainerConfig, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort};
 use crate::container::health::HealthStatus;
 use crate::container::logs;
 use crate::container::seccomp::Profile;
@@ -28,7 +27,7 @@ use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::state::{ContainerState, Running};
 use crate::container::user;
-use crate::network::{Joining, LocalEndpoint, NetworkKeeper};
+use crate::network::Endpoint;
 use crate::{disk, sys, volume};
 
 /// How long a container may take to be made.
@@ -88,45 +87,22 @@ impl Engine {
         match &config.network {
             NetworkMode::Bridge | NetworkMode::Local(_) => {
                 let places = places(&config.network).unwrap_or_default();
-                let (endpoints, ports) = self.networks.connect(&member(container, config), &places).await?;
+                let member = member(container, config);
+                let granted = self.ask_keeper(&member, &places).await?;
+                let (endpoints, ports) = self.networks.connect(&member, &places, granted).await?;
+                let through = self.join_kept(&member, &endpoints, &ports).await?;
                 let address = endpoints.first().map_or(Ipv4Addr::LOCALHOST, |endpoint| endpoint.address);
-                Ok(Connected { address, through: None, ports, endpoints })
+                Ok(Connected { address, through, ports, endpoints })
             }
             NetworkMode::Host | NetworkMode::Container(_) => Ok(alone()),
             NetworkMode::None => self.networks.isolate(id).await.map(|()| alone()),
             NetworkMode::Joined(networks) => {
-                let keeper = self.network_keeper().ok_or_else(|| io::Error::other("this host is in no swarm"))?;
                 let ports = self.networks.prepare(id, &config.ports).await?;
-                let through = keeper.join(id, self.joining(container, networks, ports.clone())).await?;
-                self.networks.lead(id, through).await?;
+                let through = self.join_kept(&member(container, config), &planned(networks), &ports).await?;
                 let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
-                Ok(Connected { address, through: Some(through), ports, endpoints: Vec::new() })
+                Ok(Connected { address, through, ports, endpoints: Vec::new() })
             }
         }
-    }
-
-    fn joining(&self, container: &Container, networks: &[JoinedNetwork], ports: Vec<PublishedPort>) -> Joining {
-        let netns = self.networks.netns_path(&container.id);
-        Joining { netns, networks: networks.to_vec(), ports, resolvers: container.config().dns.clone() }
-    }
-
-    /// Names who keeps the networks that are not this host's alone, and tells it of the containers
-    /// that are in them already.
-    pub fn set_network_keeper(&self, keeper: Option<Arc<dyn NetworkKeeper>>) {
-        if let Some(keeper) = &keeper {
-            for container in self.lock().values() {
-                if let NetworkMode::Joined(networks) = &container.config().network
-                    && let ContainerState::Running(running) = &*container.state.borrow()
-                {
-                    keeper.adopt(&container.id, self.joining(container, networks, running.ports.clone()));
-                }
-            }
-        }
-        *self.keeper.lock().expect("nobody panics while holding it") = keeper;
-    }
-
-    pub(super) fn network_keeper(&self) -> Option<Arc<dyn NetworkKeeper>> {
-        self.keeper.lock().expect("nobody panics while holding it").clone()
     }
 
     /// The compiled system-call filter of a container that takes one.
@@ -244,7 +220,7 @@ struct Connected {
     address: Ipv4Addr,
     through: Option<Ipv4Addr>,
     ports: Vec<PublishedPort>,
-    endpoints: Vec<LocalEndpoint>,
+    endpoints: Vec<Endpoint>,
 }
 
 /// What a container needs from outside its own directories.

@@ -15,7 +15,7 @@ use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::restart;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
-use crate::network::{DEFAULT_NETWORK, LocalEndpoint};
+use crate::network::{DEFAULT_NETWORK, Endpoint};
 use crate::sys;
 
 /// How long a killed container may take to be gone.
@@ -216,7 +216,7 @@ impl Engine {
             tracing::warn!(container = %container.id, %error, "a container left something behind");
         }
         self.unmount_volumes(&container.id, &container.config());
-        if let Some(keeper) = self.network_keeper()
+        if let Some(keeper) = self.networks.keeper()
             && let Err(error) = keeper.leave(&container.id).await
         {
             tracing::warn!(container = %container.id, %error, "a container was not taken off its networks");
@@ -418,10 +418,10 @@ impl Engine {
 }
 
 /// A running container's places; a version that had one network alone did not write them down.
-fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<LocalEndpoint> {
+fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
     if running.endpoints.is_empty() && config.network == NetworkMode::Bridge {
         let network = DEFAULT_NETWORK.to_owned();
-        return vec![LocalEndpoint { network, address: running.address, link: 0, names: Vec::new() }];
+        return vec![Endpoint { network, address: running.address, link: 0, names: Vec::new(), grant: None }];
     }
     running.endpoints.clone()
 }

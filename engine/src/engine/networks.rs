@@ -9,7 +9,7 @@ use skep_api::{Subnet, with_causes};
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::state::ContainerState;
-use crate::network::{DEFAULT_NETWORK, LocalEndpoint, LocalNetwork, LocalPlace, Member};
+use crate::network::{DEFAULT_NETWORK, Endpoint, LocalNetwork, Member, WantedPlace};
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
@@ -82,21 +82,20 @@ impl Engine {
         }
         let network = network_of(spec, subnet)?;
         let id = network.id.clone();
-        self.tell_network("create", &network, None);
+        self.tell_network("create", &network);
         self.networks.add(network).map_err(disk_error("keeping the network"))?;
         Ok(id)
     }
 
-    fn tell_network(&self, action: &str, network: &LocalNetwork, container: Option<&str>) {
-        let mut attributes =
-            BTreeMap::from([("name".to_owned(), network.name.clone()), ("type".to_owned(), "bridge".to_owned())]);
-        attributes.extend(container.map(|id| ("container".to_owned(), id.to_owned())));
+    fn tell_network(&self, action: &str, network: &LocalNetwork) {
+        let attributes = [("name", network.name.as_str()), ("type", "bridge")];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         self.tell("network", action, &network.id, attributes);
     }
 
     /// The containers that run in a network, with their places.
     #[must_use]
-    pub fn network_members(&self, id: &str) -> Vec<(String, String, LocalEndpoint)> {
+    pub fn network_members(&self, id: &str) -> Vec<(String, String, Endpoint)> {
         let containers = self.lock();
         let mut members = Vec::new();
         for container in containers.values() {
@@ -121,18 +120,17 @@ impl Engine {
             )));
         }
         self.networks.remove(&network).await.map_err(disk_error(format!("removing network {name}")))?;
-        self.tell_network("destroy", &network, None);
+        self.tell_network("destroy", &network);
         Ok(())
     }
 
     /// Gives a container a place in one more network; at once if it runs.
     pub async fn connect_network(
         &self,
-        network: &str,
+        network: &NetworkRef,
         container: &str,
-        mut place: LocalPlace,
+        place: WantedPlace,
     ) -> Result<(), EngineError> {
-        let network = self.network(network)?;
         let container = self.find(container)?;
         let _one = container.operation.lock().await;
         let config = container.config();
@@ -143,13 +141,12 @@ impl Engine {
                 config.network.name()
             ))
         })?;
-        if places.iter().any(|other| other.network == network.id) {
+        if places.iter().any(|other| network.is(&other.network)) {
             return Err(EngineError::Forbidden(format!(
                 "endpoint with name {} already exists in network {}",
                 config.name, network.name
             )));
         }
-        place.network.clone_from(&network.id);
         if container.require_running().is_ok() {
             let member = member(&container, &config);
             let doing = |error: std::io::Error| {
@@ -160,18 +157,37 @@ impl Engine {
                     with_causes(&error)
                 ))
             };
-            let endpoint = self.networks.join(&member, &place).await.map_err(doing)?;
+            let endpoint = self.take_place(&member, &place).await.map_err(doing)?;
             container.change_endpoints(|endpoints| endpoints.push(endpoint));
+            if let Err(error) = self.settle_kept(&container, &member).await {
+                self.give_up_place(&container, network).await;
+                return Err(doing(error));
+            }
         }
         places.push(place);
         self.keep_places(&container, places)?;
-        self.tell_network("connect", &network, Some(&container.id));
+        self.tell_place("connect", network, &container.id);
         Ok(())
     }
 
+    async fn take_place(&self, member: &Member<'_>, place: &WantedPlace) -> std::io::Result<Endpoint> {
+        if !place.kept {
+            return self.networks.join(member, place).await;
+        }
+        let granted = self.ask_keeper(member, std::slice::from_ref(place)).await?;
+        let endpoint = granted.into_iter().next().ok_or_else(|| std::io::Error::other("no place was given"))?;
+        Ok(self.networks.make_room(member.id, endpoint))
+    }
+
+    /// Takes back a place whose making failed; what fails as well is told and goes on.
+    async fn give_up_place(&self, container: &Container, network: &NetworkRef) {
+        if let Err(error) = self.leave_place(container, network).await {
+            tracing::warn!(container = %container.id, network = network.name, %error, "a place was not taken back");
+        }
+    }
+
     /// Takes a container out of a network; at once if it runs.
-    pub async fn disconnect_network(&self, network: &str, container: &str) -> Result<(), EngineError> {
-        let network = self.network(network)?;
+    pub async fn disconnect_network(&self, network: &NetworkRef, container: &str) -> Result<(), EngineError> {
         let container = self.find(container)?;
         let _one = container.operation.lock().await;
         let config = container.config();
@@ -179,34 +195,93 @@ impl Engine {
             EngineError::Forbidden(format!("container {} is not connected to network {}", config.name, network.name))
         };
         let mut places = places(&config.network).ok_or_else(not_in)?;
-        let at = places.iter().position(|place| place.network == network.id).ok_or_else(not_in)?;
+        let at = places.iter().position(|place| network.is(&place.network)).ok_or_else(not_in)?;
         places.remove(at);
         if container.require_running().is_ok() {
-            let doing = disk_error(format!("taking container {} off network {}", config.name, network.name));
-            self.networks.part(&container.id, &network.id).await.map_err(doing)?;
-            container.change_endpoints(|endpoints| endpoints.retain(|endpoint| endpoint.network != network.id));
+            let doing = || disk_error(format!("taking container {} off network {}", config.name, network.name));
+            self.leave_place(&container, network).await.map_err(doing())?;
+            self.settle_kept(&container, &member(&container, &config)).await.map_err(doing())?;
         }
         self.keep_places(&container, places)?;
-        self.tell_network("disconnect", &network, Some(&container.id));
+        self.tell_place("disconnect", network, &container.id);
         Ok(())
     }
 
-    fn keep_places(&self, container: &Arc<Container>, places: Vec<LocalPlace>) -> Result<(), EngineError> {
+    async fn leave_place(&self, container: &Container, network: &NetworkRef) -> std::io::Result<()> {
+        let endpoints = container.endpoints();
+        let endpoint = endpoints.iter().find(|endpoint| network.is(&endpoint.network));
+        if let Some(kept) = endpoint.filter(|endpoint| endpoint.grant.is_some()) {
+            self.keeper()?.part(&container.id, &kept.network).await?;
+        }
+        self.networks.part(&container.id, endpoint.map_or(&network.id, |endpoint| &endpoint.network)).await?;
+        container.change_endpoints(|endpoints| endpoints.retain(|endpoint| !network.is(&endpoint.network)));
+        Ok(())
+    }
+
+    /// Brings whoever keeps networks of a running container in line with the places that it has now.
+    async fn settle_kept(&self, container: &Container, member: &Member<'_>) -> std::io::Result<()> {
+        let ContainerState::Running(running) = container.state.borrow().clone() else { return Ok(()) };
+        let through = self.join_kept(member, &running.endpoints, &running.ports).await?;
+        container.state.send_modify(|state| {
+            if let ContainerState::Running(running) = state {
+                running.through = through;
+            }
+        });
+        Ok(())
+    }
+
+    /// Calls a running container by its new name in the networks that somebody else keeps.
+    pub(super) async fn rename_kept(&self, container: &Container, old: &str) {
+        let config = container.config();
+        container.change_endpoints(|endpoints| {
+            for name in endpoints.iter_mut().flat_map(|endpoint| &mut endpoint.names).filter(|name| *name == old) {
+                name.clone_from(&config.name);
+            }
+        });
+        if let Err(error) = self.settle_kept(container, &member(container, &config)).await {
+            tracing::warn!(container = %container.id, %error, "a container keeps its old name in networks of the swarm");
+        }
+    }
+
+    fn tell_place(&self, action: &str, network: &NetworkRef, container: &str) {
+        let attributes = [("name", network.name.as_str()), ("type", network.kind), ("container", container)];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        self.tell("network", action, &network.id, attributes);
+    }
+
+    fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
         container.change(|config| config.network = NetworkMode::Local(places))?;
-        let address = match &*container.state.borrow() {
-            ContainerState::Running(running) => running.endpoints.first().map(|endpoint| endpoint.address),
-            ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => None,
-        };
-        if let Some(address) = address {
+        if let Some(endpoint) = container.endpoints().first() {
             let doing = disk_error(format!("writing the hosts of container {}", container.id));
-            container.dirs.write_etc(&container.config(), address).map_err(doing)?;
+            container.dirs.write_etc(&container.config(), endpoint.address).map_err(doing)?;
         }
         Ok(())
     }
 }
 
+/// A network, as its users name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkRef {
+    pub id: String,
+    pub name: String,
+    /// Its driver.
+    pub kind: &'static str,
+}
+
+impl NetworkRef {
+    /// Whether a place names this network.
+    fn is(&self, network: &str) -> bool {
+        network == self.id || network == self.name
+    }
+}
+
 impl Container {
-    fn change_endpoints(&self, change: impl FnOnce(&mut Vec<LocalEndpoint>)) {
+    /// Its places, if it runs.
+    fn endpoints(&self) -> Vec<Endpoint> {
+        self.state.borrow().endpoints().to_vec()
+    }
+
+    fn change_endpoints(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {
         self.state.send_modify(|state| {
             if let ContainerState::Running(running) = state {
                 change(&mut running.endpoints);
@@ -216,9 +291,9 @@ impl Container {
 }
 
 /// A container's places in the host's networks; `None` if it can have none.
-pub(super) fn places(mode: &NetworkMode) -> Option<Vec<LocalPlace>> {
+pub(super) fn places(mode: &NetworkMode) -> Option<Vec<WantedPlace>> {
     match mode {
-        NetworkMode::Bridge => Some(vec![LocalPlace { network: DEFAULT_NETWORK.into(), ..LocalPlace::default() }]),
+        NetworkMode::Bridge => Some(vec![WantedPlace { network: DEFAULT_NETWORK.into(), ..WantedPlace::default() }]),
         NetworkMode::Local(places) => Some(places.clone()),
         NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_) | NetworkMode::Joined(_) => None,
     }

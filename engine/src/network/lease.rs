@@ -21,7 +21,19 @@ pub(crate) struct Lease {
     pub(crate) ports: Vec<PublishedPort>,
 }
 
-/// A place in a network of the host's.
+impl Lease {
+    /// The first number that no link has.
+    pub(crate) fn free_link(&self) -> u32 {
+        (0..).find(|link| !self.places.iter().any(|place| place.link == *link)).unwrap_or(0)
+    }
+
+    /// Whether it is in networks that are not this host's alone.
+    pub(crate) fn is_kept(&self, networks: &BTreeMap<String, LocalNetwork>) -> bool {
+        self.places.iter().any(|place| !networks.contains_key(&place.network))
+    }
+}
+
+/// A place in a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) network: String,

@@ -80,6 +80,16 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NetworkId) -> Re
             format!("network {name} is in use by task {}: wait until it has stopped", task.name()),
         ));
     }
+    if let Some(attachment) = tables.attachments.iter().find(|attachment| attachment.network == id) {
+        return Err(ControlError::new(
+            Reason::Conflict,
+            format!(
+                "network {name} is in use by container {} on node {}: disconnect it first",
+                attachment.names.first().unwrap_or(&attachment.container),
+                attachment.node
+            ),
+        ));
+    }
     if let Some(service) = tables.services.iter().find(uses) {
         return Err(ControlError::new(
             Reason::Settling,

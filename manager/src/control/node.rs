@@ -80,6 +80,9 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NodeId, force: b
     let mut cluster = tables.cluster().ok_or_else(ControlError::no_leader)?.as_ref().clone();
     cluster.removed_nodes.insert(id);
     tx.update(cluster);
+    for attachment in tables.attachments.iter().filter(|attachment| attachment.node == id) {
+        tx.delete(ObjectKey::NetworkAttachment(attachment.id), attachment.meta.version);
+    }
     tx.delete(ObjectKey::Node(id), node.meta.version);
     Ok(Outcome::Done)
 }

@@ -23,7 +23,11 @@ pub(super) fn concerns(commit: &Commit, node: NodeId) -> bool {
             of_node(&change.before) || of_node(&change.after)
         }
         ObjectKey::Node(_) | ObjectKey::Cluster(_) => true,
-        ObjectKey::Service(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) | ObjectKey::Network(_) => false,
+        ObjectKey::Service(_)
+        | ObjectKey::Secret(_)
+        | ObjectKey::Config(_)
+        | ObjectKey::Network(_)
+        | ObjectKey::NetworkAttachment(_) => false,
     })
 }
 

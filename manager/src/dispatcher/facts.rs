@@ -8,9 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use skep_api::grpc;
-use skep_api::overlay::{Fact, FactKey, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork};
+use skep_api::overlay::{
+    Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork,
+};
 use skep_api::service::PortConfig;
-use skep_api::{NetworkId, Node, NodeId, NodeState, Object, ObjectKey, Service, Task, TaskState, encoding};
+use skep_api::{
+    NetworkAttachment, NetworkId, Node, NodeId, NodeState, Object, ObjectKey, Service, Task, TaskState, encoding,
+};
 use skep_raft_store::{Commit, Tables};
 
 use crate::allocator;
@@ -28,7 +32,7 @@ pub(super) fn concerns(commit: &Commit) -> bool {
             };
             joins(&change.before) || joins(&change.after)
         }
-        ObjectKey::Node(_) | ObjectKey::Network(_) | ObjectKey::Service(_) => true,
+        ObjectKey::Node(_) | ObjectKey::Network(_) | ObjectKey::Service(_) | ObjectKey::NetworkAttachment(_) => true,
         ObjectKey::Cluster(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) => false,
     })
 }
@@ -80,14 +84,17 @@ fn facts_of(tables: &Tables, node: NodeId) -> BTreeMap<FactKey, Fact> {
     let peers = tables.nodes.iter().filter_map(|node| peer(node)).map(Fact::Peer);
     let services = tables.services.iter().filter_map(|service| service_fact(tables, service, &ids)).map(Fact::Service);
     let tasks = tables.tasks.iter().filter_map(|task| task_fact(tables, task, &ids)).map(Fact::Task);
+    let attachments = tables.attachments.iter().filter(|attachment| ids.contains(&attachment.network));
+    let attachments = attachments.map(|attachment| Fact::Attachment(attachment_fact(tables, attachment)));
     let networks = networks.into_iter().map(Fact::Network);
-    networks.chain(peers).chain(services).chain(tasks).map(|fact| (fact.key(), fact)).collect()
+    networks.chain(peers).chain(services).chain(tasks).chain(attachments).map(|fact| (fact.key(), fact)).collect()
 }
 
-/// The networks of the node's tasks, and the ingress network as soon as any port is published.
+/// The networks of the node's tasks and single containers, and the ingress network as soon as any port is published.
 fn networks_of(tables: &Tables, node: NodeId) -> Vec<OverlayNetwork> {
     let live = tables.tasks_of_node(node).filter(|task| !task.status.state.is_terminal());
     let mut ids: BTreeSet<NetworkId> = live.flat_map(|task| &task.networks).map(|joined| joined.network).collect();
+    ids.extend(tables.attachments.iter().filter(|attachment| attachment.node == node).map(|held| held.network));
     let opens = |service: &Arc<Service>| !service.removed && service.spec.ingress_ports().next().is_some();
     if tables.services.iter().any(opens) {
         ids.extend(allocator::ingress(tables).map(|network| network.id));
@@ -148,4 +155,11 @@ fn task_fact(tables: &Tables, task: &Task, networks: &BTreeSet<NetworkId>) -> Op
     let serving = reached && task.status.state == TaskState::Running && task.desired_state <= TaskState::Running;
     let fact = OverlayTask { id: task.id, service: task.service_id, name: task.name(), node, addresses, serving };
     (!fact.addresses.is_empty()).then_some(fact)
+}
+
+/// Nobody is called by name whose node is not there.
+fn attachment_fact(tables: &Tables, attachment: &NetworkAttachment) -> OverlayAttachment {
+    let NetworkAttachment { id, node, network, address, .. } = *attachment;
+    let reached = tables.nodes.get(node).is_some_and(|node| node.status.state != NodeState::Down);
+    OverlayAttachment { id, node, network, address, names: if reached { attachment.names.clone() } else { Vec::new() } }
 }

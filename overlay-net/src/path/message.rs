@@ -24,8 +24,16 @@ pub(crate) struct PeerConfig {
     pub(crate) endpoint: SocketAddr,
 }
 
+/// What has names of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub(crate) enum ZoneKey {
+    Network(NetworkId),
+    /// What one container alone sees.
+    Container(String),
+}
+
 /// A container that is served names.
-pub(crate) type ServedContainer = Served<NetworkId>;
+pub(crate) type ServedContainer = Served<ZoneKey>;
 
 /// All that the data path should do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -37,7 +45,7 @@ pub(crate) struct PathState {
     pub(crate) gateways: BTreeSet<Ipv4Addr>,
     /// Where connections from outside the swarm may go.
     pub(crate) ingress: Option<Subnet>,
-    pub(crate) zones: BTreeMap<NetworkId, Zone>,
+    pub(crate) zones: BTreeMap<ZoneKey, Zone>,
     pub(crate) served: BTreeMap<String, ServedContainer>,
 }
 
@@ -59,7 +67,7 @@ pub(crate) struct PathChange {
     /// None: the address is nobody's any more.
     pub(crate) addresses: BTreeMap<Ipv4Addr, Option<PeerIndex>>,
     pub(crate) networks: Option<(BTreeSet<Subnet>, BTreeSet<Ipv4Addr>, Option<Subnet>)>,
-    pub(crate) zones: BTreeMap<NetworkId, Option<Zone>>,
+    pub(crate) zones: BTreeMap<ZoneKey, Option<Zone>>,
     pub(crate) served: BTreeMap<String, Option<ServedContainer>>,
 }
 
@@ -165,7 +173,7 @@ mod tests {
         let before = PathState {
             peers: [(1, peer(1))].into(),
             addresses: [(Ipv4Addr::new(10, 0, 1, 2), 1), (Ipv4Addr::new(10, 0, 1, 3), 1)].into(),
-            zones: [(NetworkId::from_u128(1), Zone::default())].into(),
+            zones: [(ZoneKey::Network(NetworkId::from_u128(1)), Zone::default())].into(),
             ..PathState::default()
         };
         let mut after = before.clone();

@@ -12,8 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    ContainerConfig, DEFAULT_NETWORK, Device, LocalPlace, LogConfig, NamespaceMode, NetworkMode, ResourceLimits,
-    RestartPolicy,
+    ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy,
 };
 use skep_worker::health_check;
 
@@ -277,22 +276,26 @@ impl Modes {
     }
 }
 
-/// Places in the host's networks: in the one that is named first, then in all that are described.
+/// Places in networks: in the one that is named first, then in all that are described.
 async fn local_networks(state: &State, mode: &str, described: &NetworkingConfig) -> Result<NetworkMode, ApiError> {
     let mode = if matches!(mode, "" | "default") { DEFAULT_NETWORK } else { mode };
     let first = joinable(state, mode).await?;
-    let mut places = vec![LocalPlace { network: first.id.clone(), ..LocalPlace::default() }];
+    let mut places = vec![first.any_place()];
     for (name, endpoint) in &described.endpoints_config {
         // As the client has it for the default one.
         let name = if name == "default" { mode } else { name };
         let network = joinable(state, name).await?;
         let place = endpoint.place(&network)?;
-        match places.iter_mut().find(|other| other.network == network.id) {
+        match places.iter_mut().find(|other| other.network == network.id()) {
             Some(other) => *other = place,
             None => places.push(place),
         }
     }
-    Ok(if places.len() == 1 && first.id == DEFAULT_NETWORK { NetworkMode::Bridge } else { NetworkMode::Local(places) })
+    Ok(if places.len() == 1 && first.id() == DEFAULT_NETWORK {
+        NetworkMode::Bridge
+    } else {
+        NetworkMode::Local(places)
+    })
 }
 
 impl CreateBody {

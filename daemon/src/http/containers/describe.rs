@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
-    ContainerMount, ContainerState, DEFAULT_NETWORK, Engine, HealthStatus, Inspection, JoinedNetwork, LocalPlace,
-    MountSource, NetworkMode, PublishedPort, familiar,
+    ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection, JoinedNetwork,
+    MountSource, NetworkMode, PublishedPort, WantedPlace, familiar,
 };
 
 pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
@@ -254,7 +254,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         ContainerState::Running(running) => Some(running),
         ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => None,
     };
-    let default = [LocalPlace { network: DEFAULT_NETWORK.into(), ..LocalPlace::default() }];
+    let default = [WantedPlace { network: DEFAULT_NETWORK.into(), ..WantedPlace::default() }];
     let places = match &container.config.network {
         NetworkMode::Bridge => &default[..],
         NetworkMode::Local(places) => places,
@@ -271,10 +271,18 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
             return Value::Object(joined.iter().map(place).collect());
         }
     };
-    let place = |place: &LocalPlace| {
-        let mut value = endpoint();
+    let place = |place: &WantedPlace| {
+        let held = running.and_then(|running| {
+            let is_held = |held: &&Endpoint| {
+                held.network == place.network
+                    || held.grant.as_ref().is_some_and(|grant| grant.network_name == place.network)
+            };
+            running.endpoints.iter().find(is_held)
+        });
         let network = engine.network(&place.network).ok();
-        let name = network.as_ref().map_or_else(|| place.network.clone(), |network| network.name.clone());
+        let granted = held.and_then(|held| held.grant.as_ref());
+        let name = network.as_ref().map(|network| &network.name).or_else(|| granted.map(|grant| &grant.network_name));
+        let mut value = endpoint();
         value["NetworkID"] = json!(crate::http::networks::predefined_id(&place.network));
         if !place.aliases.is_empty() {
             value["Aliases"] = json!(place.aliases);
@@ -282,19 +290,20 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         if let Some(address) = place.address {
             value["IPAMConfig"] = json!({"IPv4Address": address});
         }
-        let held = running.and_then(|running| running.endpoints.iter().find(|held| held.network == place.network));
-        if let (Some(held), Some(network)) = (held, network) {
+        if let Some(held) = held {
             value["IPAddress"] = json!(held.address);
-            value["IPPrefixLen"] = json!(network.subnet.prefix_len());
-            value["EndpointID"] = json!(endpoint_id(&container.id, &place.network));
-            if !network.internal {
-                value["Gateway"] = json!(network.gateway);
-            }
+            value["EndpointID"] = json!(endpoint_id(&container.id, &held.network));
             if place.network != DEFAULT_NETWORK {
                 value["DNSNames"] = json!(held.names);
             }
+            let outward = network.as_ref().filter(|network| !network.internal).map(|network| network.gateway);
+            if let Some(gateway) = outward.or_else(|| granted.and_then(|grant| grant.gateway)) {
+                value["Gateway"] = json!(gateway);
+            }
+            let prefix_len = network.as_ref().map(|network| network.subnet.prefix_len());
+            value["IPPrefixLen"] = json!(prefix_len.or_else(|| granted.map(|grant| grant.prefix_len)));
         }
-        (name, value)
+        (name.unwrap_or(&place.network).clone(), value)
     };
     Value::Object(places.iter().map(place).collect())
 }

@@ -1,9 +1,9 @@
-//! Single containers that join and leave networks of this host.
+//! Single containers that join and leave networks: this host's, and the swarm's that are attachable.
 
 use axum::body::Bytes;
 use axum::extract::Path;
 use serde::Deserialize;
-use skep_engine::{DEFAULT_NETWORK, EngineError, LocalNetwork, LocalPlace};
+use skep_engine::{DEFAULT_NETWORK, EngineError, LocalNetwork, NetworkRef, WantedPlace};
 
 use super::{Known, find};
 use crate::http::{ApiError, State, json::parse};
@@ -34,40 +34,78 @@ struct EndpointIpamBody {
     ipv6_address: String,
 }
 
+/// A network that a single container may join.
+pub(in crate::http) enum Joinable {
+    Local(LocalNetwork),
+    /// The swarm's; whether it is there and attachable, a manager says where it is not known here.
+    Swarm(NetworkRef),
+}
+
+impl Joinable {
+    /// What places name it by.
+    pub(in crate::http) fn id(&self) -> &str {
+        match self {
+            Self::Local(network) => &network.id,
+            Self::Swarm(network) => &network.id,
+        }
+    }
+
+    fn reference(&self) -> NetworkRef {
+        match self {
+            Self::Local(network) => NetworkRef { id: network.id.clone(), name: network.name.clone(), kind: "bridge" },
+            Self::Swarm(network) => network.clone(),
+        }
+    }
+
+    /// Any place in it.
+    pub(in crate::http) fn any_place(&self) -> WantedPlace {
+        let kept = matches!(self, Self::Swarm(_));
+        WantedPlace { network: self.id().to_owned(), kept, ..WantedPlace::default() }
+    }
+}
+
 impl EndpointBody {
-    /// The place in `network`, which is known by its id.
-    pub(in crate::http) fn place(&self, network: &LocalNetwork) -> Result<LocalPlace, ApiError> {
+    /// The place in `network` that is asked for.
+    pub(in crate::http) fn place(&self, network: &Joinable) -> Result<WantedPlace, ApiError> {
         if !self.links.is_empty() {
             return Err(ApiError::unsupported("links are not supported: use names and aliases"));
         }
         if !self.ipam_config.ipv6_address.is_empty() {
-            return Err(ApiError::unsupported("IPv6 addresses in bridge networks are not supported yet"));
+            return Err(ApiError::unsupported("IPv6 addresses of containers are not supported yet"));
         }
         let text = &self.ipam_config.ipv4_address;
         let address = (!text.is_empty())
             .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv4 address: {text:?}"))))
             .transpose()?;
-        let named = network.id != DEFAULT_NETWORK;
-        if !named && (address.is_some() || !self.aliases.is_empty()) {
+        if network.id() == DEFAULT_NETWORK && (address.is_some() || !self.aliases.is_empty()) {
             return Err(ApiError::bad_request(
                 "user specified IP address and network-scoped aliases are supported on user-defined networks only",
             ));
         }
-        Ok(LocalPlace { network: network.id.clone(), aliases: self.aliases.clone(), address })
+        Ok(WantedPlace { aliases: self.aliases.clone(), address, ..network.any_place() })
     }
 }
 
-/// A network of this host's that a single container may join.
-pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<LocalNetwork, ApiError> {
-    match find(state, name).await? {
-        Known::Local(network) => Ok(network),
-        Known::Predefined(0) => Ok(state.engine.network(DEFAULT_NETWORK)?),
-        Known::Predefined(_) => Err(ApiError::forbidden(format!(
+/// A network that a single container may join.
+pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joinable, ApiError> {
+    let of_swarm = |id: String, name: &str| Joinable::Swarm(NetworkRef { id, name: name.to_owned(), kind: "overlay" });
+    match find(state, name).await {
+        Ok(Known::Local(network)) => Ok(Joinable::Local(network)),
+        Ok(Known::Predefined(0)) => Ok(Joinable::Local(state.engine.network(DEFAULT_NETWORK)?)),
+        Ok(Known::Predefined(_)) => Err(ApiError::forbidden(format!(
             "container cannot be connected to network {name}: it is had from the start or not at all"
         ))),
-        Known::Stored(_) | Known::Told(_) => Err(ApiError::unsupported(format!(
-            "network {name} is the swarm's: joining single containers to it is not supported yet; use a service"
+        Ok(Known::Stored(network)) if !network.spec.attachable => Err(ApiError::forbidden(format!(
+            "could not attach to network {name}: it is not manually attachable; make it with --attachable, or run a \
+             service in it"
         ))),
+        Ok(Known::Stored(network)) => Ok(of_swarm(network.id.to_string(), &network.spec.name)),
+        Ok(Known::Told(network)) => Ok(of_swarm(network.id.to_string(), &network.name)),
+        // A worker knows only the networks that it takes part in; its managers are asked at the start.
+        Err(error) => match (state.swarm.active().await, state.swarm.manager().await) {
+            (Some(_), Err(_)) if error.is_not_found() => Ok(of_swarm(name.to_owned(), name)),
+            _ => Err(error),
+        },
     }
 }
 
@@ -75,7 +113,7 @@ pub(in crate::http) async fn connect(state: State, Path(name): Path<String>, bod
     let body: ConnectBody = parse(&body)?;
     let network = joinable(&state, &name).await?;
     let place = body.endpoint_config.place(&network)?;
-    state.engine.connect_network(&network.id, &body.container, place).await?;
+    state.engine.connect_network(&network.reference(), &body.container, place).await?;
     Ok(())
 }
 
@@ -89,7 +127,7 @@ struct DisconnectBody {
 pub(in crate::http) async fn disconnect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
     let body: DisconnectBody = parse(&body)?;
     let network = joinable(&state, &name).await?;
-    match state.engine.disconnect_network(&network.id, &body.container).await {
+    match state.engine.disconnect_network(&network.reference(), &body.container).await {
         Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)) if body.force => Ok(()),
         other => Ok(other?),
     }
