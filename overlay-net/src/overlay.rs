@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use skep_api::overlay::{Fact, FactKey, OverlayNetwork};
 use skep_api::{NetworkId, NodeId};
 use skep_host_net::Netns;
@@ -26,6 +27,8 @@ use crate::plan::{Desired, LocalContainer, LocalPort, NetworkAddress, Scene, pla
 
 /// How long a container's start may wait for the facts of its networks.
 const FACTS_LIMIT: Duration = Duration::from_secs(30);
+/// How long the data path's process may take to end before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after what went wrong.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often kernel and data path are asked whether they still are as they were left.
@@ -286,7 +289,7 @@ impl Overlay {
             return Ok(());
         }
         let socket = self.config.run_dir.join("datapath.sock");
-        end_process(&socket);
+        end_process(&socket).await;
         Kernel::remove(&self.netns_path()).await?;
         tokio::task::spawn_blocking(|| skep_host_net::apply("table ip skep_mesh {}\ndelete table ip skep_mesh\n"))
             .await
@@ -539,11 +542,23 @@ fn load_or_create_key(path: &Path) -> io::Result<[u8; 32]> {
     }
 }
 
-/// Ends the data path's process, which whoever listens on the socket is.
-fn end_process(socket: &Path) {
+/// Ends the data path's process, which whoever listens on the socket is; its port is free then.
+async fn end_process(socket: &Path) {
     let Ok(stream) = std::os::unix::net::UnixStream::connect(socket) else { return };
-    if let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) {
+    let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) else { return };
+    let pid = nix::unistd::Pid::from_raw(peer.pid());
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         // Gone already is just as well.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(peer.pid()), nix::sys::signal::Signal::SIGTERM);
+        let _ = nix::sys::signal::kill(pid, signal);
+        let deadline = tokio::time::Instant::now() + END_LIMIT;
+        while runs(pid) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
+}
+
+/// Whether a process has not ended yet; one that is only waited for has.
+fn runs(pid: nix::unistd::Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
