@@ -253,14 +253,7 @@ impl Host {
 
     /// Runs `work` on a thread whose network is the host's.
     pub fn within_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the host is there");
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");
-                work()
-            });
-            inside.join().expect("the work does not panic")
-        })
+        within_network_of(self.holder.id(), work)
     }
 
     /// A directory of the host for whatever a test needs.
@@ -351,4 +344,16 @@ fn empty_config() -> Stdio {
     let (reader, mut writer) = std::io::pipe().expect("a pipe can be made");
     std::io::Write::write_all(&mut writer, b"{}").expect("two bytes fit");
     reader.into()
+}
+
+/// Runs `work` on a thread whose network is that of a process.
+pub fn within_network_of<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).expect("the process is there");
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");
+            work()
+        });
+        inside.join().expect("the work does not panic")
+    })
 }

@@ -16,10 +16,14 @@ const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
 
 /// Makes the TAP device `name` in the calling thread's namespace; it is gone once the file is
-/// closed. Frames have a virtio header in front, and the kernel leaves cutting and checksums to us
+/// closed, and never waits. Frames have a virtio header in front, and the kernel leaves cutting and checksums to us
 /// as far as it can.
 pub(crate) fn open_tap(name: &str) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
     // SAFETY: all bits zero is a valid request, which only holds numbers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = request.ifr_name.len() - 1;

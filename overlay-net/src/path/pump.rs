@@ -7,10 +7,10 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -18,7 +18,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
-use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, Segment, VNET_LEN, VnetHeader, segment};
+use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, VNET_LEN, VnetHeader, segment};
 use super::message::PeerIndex;
 use super::peers::{Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
 
@@ -153,46 +153,61 @@ impl Pump {
         let mut frame = vec![0; HEAD_LEN + PACKET_LEN_MAX + 1];
         let mut scratch = vec![0; SCRATCH_LEN];
         let mut batch = SealedBatch::new();
+        let mut lull = Lull::default();
         loop {
-            let len = match (&self.tap).read(&mut frame) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match (&self.tap).read(&mut frame) {
+                Ok(len) => {
+                    lull.end();
+                    self.seal(&mut frame[..len], &mut scratch, &mut batch);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Only now does what has gathered leave: small packets that come together go together.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    batch.flush(|to, contents, size| self.send(to, contents, size));
+                    lull.pass(&self.tap);
+                }
                 // The device is gone, and with it what this process is for.
                 Err(_) => std::process::exit(1),
-            };
-            let frame = &mut frame[..len];
-            let Some(header) = VnetHeader::read(frame) else { continue };
-            if len < HEAD_LEN || frame[VNET_LEN + 12..HEAD_LEN] != ETHERTYPE_IPV4 {
-                continue;
             }
-            let Some(to) = peer_of_mac(&frame[VNET_LEN..VNET_LEN + 6]) else { continue };
-            let packet = &mut frame[HEAD_LEN..];
-            let peers = self.peers.load();
-            let Some(peer) = peers.route(to, packet) else {
-                self.drops.unroutable.fetch_add(1, Ordering::Relaxed);
-                continue;
-            };
-            let endpoint = peer.endpoint();
-            let mut tunnel = peer.tunnel(Direction::Outward);
-            segment(header, packet, &mut scratch, |part| {
-                peer.sent.fetch_add(part.len() as u64, Ordering::Relaxed);
-                batch.seal(&mut tunnel, part, |contents, size| self.send(endpoint, contents, size));
-            });
-            drop(tunnel);
-            batch.flush(|contents, size| self.send(endpoint, contents, size));
         }
+    }
+
+    /// Takes one frame from the kernel.
+    fn seal(&self, frame: &mut [u8], scratch: &mut [u8], batch: &mut SealedBatch) {
+        let Some(header) = VnetHeader::read(frame) else { return };
+        if frame.len() < HEAD_LEN || frame[VNET_LEN + 12..HEAD_LEN] != ETHERTYPE_IPV4 {
+            return;
+        }
+        let Some(to) = peer_of_mac(&frame[VNET_LEN..VNET_LEN + 6]) else { return };
+        let packet = &mut frame[HEAD_LEN..];
+        let peers = self.peers.load();
+        let Some(peer) = peers.route(to, packet) else {
+            self.drops.unroutable.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let send = |to, contents: &[u8], size| self.send(to, contents, size);
+        batch.turn_to(peer.endpoint(), send);
+        let mut tunnel = peer.tunnel(Direction::Outward);
+        let mut sent = 0;
+        segment(header, packet, scratch, |part| {
+            sent += part.len() as u64;
+            batch.seal(&mut tunnel, part, send);
+        });
+        drop(tunnel);
+        peer.sent.fetch_add(sent, Ordering::Relaxed);
     }
 
     fn open_all(&self) {
         let mut storage = vec![vec![0; SCRATCH_LEN]; RECEIVED_MAX];
         let mut metas = [RecvMeta::default(); RECEIVED_MAX];
         let mut opener = Opener::new();
+        let mut lull = Lull::default();
         loop {
             let mut buffers: Vec<IoSliceMut<'_>> = storage.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
             let received = match self.state.recv(UdpSockRef::from(&self.socket), &mut buffers, &mut metas) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(&self.socket, PollFlags::POLLIN);
+                    lull.pass(&self.socket);
                     continue;
                 }
                 // Such as a peer's port that is closed.
@@ -204,59 +219,88 @@ impl Pump {
                 }
             }
             opener.flush(&self.tap);
-            if received < RECEIVED_MAX {
-                // Most likely there is no more: asking would be a call for nothing.
-                wait(&self.socket, PollFlags::POLLIN);
-            }
+            lull.end();
         }
     }
 
     /// Takes one datagram.
     fn open(&self, datagram: &[u8], from: SocketAddr, opener: &mut Opener) {
         let peers = self.peers.load();
-        let Some((peer, direction)) = self.sender(&peers, datagram, from, &mut opener.scratch) else { return };
-        let begins = matches!(Tunn::parse_incoming_packet(datagram), Ok(Packet::HandshakeInit(_)));
-        let mut tunnel = peer.tunnel(direction);
-        let mut input = datagram;
-        loop {
-            match tunnel.decapsulate(Some(from.ip()), input, &mut opener.scratch) {
-                TunnResult::WriteToNetwork(reply) => {
-                    // Only who has the peer's key gets this far.
-                    peer.move_to(from);
-                    self.send(from, reply, reply.len());
-                    if begins {
-                        drop(tunnel);
-                        self.greet_back(peer, &mut opener.scratch);
-                        return;
-                    }
-                    // What waited for the handshake follows.
-                    input = &[];
+        let Ok(parsed) = Tunn::parse_incoming_packet(datagram) else { return };
+        match parsed {
+            Packet::PacketData(data) => {
+                if let Some((peer, direction)) = peers.by_receiver(data.receiver_idx) {
+                    self.open_data(&peers, peer, direction, (datagram, from), opener);
                 }
-                TunnResult::WriteToTunnelV4(packet, _) => {
-                    peer.move_to(from);
-                    peer.received.fetch_add(packet.len() as u64, Ordering::Relaxed);
-                    let range = packet.len();
-                    if peers.admits(peer.index, &opener.scratch[..range]) {
-                        opener.take(peer.index, range, &self.tap);
-                    } else {
-                        self.drops.refused.fetch_add(1, Ordering::Relaxed);
-                    }
-                    return;
+            }
+            other => {
+                let begins = matches!(other, Packet::HandshakeInit(_));
+                if let Some((peer, direction)) = self.sender(&peers, &other, (datagram, from), &mut opener.scratch) {
+                    self.take_handshake(peer, direction, (datagram, from), begins, &mut opener.scratch);
                 }
-                TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV6(..) => return,
             }
         }
     }
 
-    /// The tunnel that a datagram belongs to.
+    /// Opens a packet where it is to lie if it goes on with what came before.
+    fn open_data(
+        &self,
+        peers: &Peers,
+        peer: &Peer,
+        direction: Direction,
+        (datagram, from): (&[u8], SocketAddr),
+        opener: &mut Opener,
+    ) {
+        let place = opener.place(datagram.len(), &self.tap);
+        let opened = match peer.tunnel(direction).decapsulate(Some(from.ip()), datagram, opener.room(place)) {
+            TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
+            // Nothing else follows data; what is none of ours, or came before, is dropped.
+            _ => None,
+        };
+        let Some(len) = opened else { return opener.give_up(place) };
+        peer.move_to(from);
+        peer.received.fetch_add(len as u64, Ordering::Relaxed);
+        if peers.admits(peer.index, opener.packet(place, len)) {
+            opener.take(place, peer.index, len, &self.tap);
+        } else {
+            self.drops.refused.fetch_add(1, Ordering::Relaxed);
+            opener.give_up(place);
+        }
+    }
+
+    fn take_handshake(
+        &self,
+        peer: &Peer,
+        direction: Direction,
+        (datagram, from): (&[u8], SocketAddr),
+        begins: bool,
+        scratch: &mut [u8],
+    ) {
+        let mut tunnel = peer.tunnel(direction);
+        let mut input = datagram;
+        while let TunnResult::WriteToNetwork(reply) = tunnel.decapsulate(Some(from.ip()), input, scratch) {
+            // Only who has the peer's key gets this far.
+            peer.move_to(from);
+            self.send(from, reply, reply.len());
+            if begins {
+                drop(tunnel);
+                self.greet_back(peer, scratch);
+                return;
+            }
+            // What waited for the handshake follows.
+            input = &[];
+        }
+    }
+
+    /// The tunnel that a message of a handshake belongs to.
     fn sender<'a>(
         &self,
         peers: &'a Peers,
-        datagram: &[u8],
-        from: SocketAddr,
+        message: &Packet<'_>,
+        (datagram, from): (&[u8], SocketAddr),
         scratch: &mut [u8],
     ) -> Option<(&'a Arc<Peer>, Direction)> {
-        match Tunn::parse_incoming_packet(datagram).ok()? {
+        match message {
             Packet::HandshakeInit(_) => {
                 // Costly to look into: senders in great number must prove their address first.
                 match self.keys.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
@@ -295,14 +339,60 @@ impl Pump {
     }
 }
 
-fn wait(socket: &UdpSocket, flags: PollFlags) {
+fn wait(file: &impl AsFd, flags: PollFlags) {
     // Interrupted or not, the caller tries again.
-    let _ = poll(&mut [PollFd::new(socket.as_fd(), flags)], PollTimeout::from(1000u16));
+    let _ = poll(&mut [PollFd::new(file.as_fd(), flags)], PollTimeout::from(1000u16));
 }
 
-/// Sealed datagrams of one size that lie one behind another, to leave in one call.
+/// The time in which nothing comes.
+///
+/// To sleep and be woken takes tens of microseconds, so what is expected to come soon is waited for
+/// awake, with the processor left to whoever wants it. Whether it comes soon is judged by how it was before.
+#[derive(Default)]
+struct Lull {
+    began: Option<Instant>,
+    awake: bool,
+    /// How often in a row it was waited in vain.
+    in_vain: u32,
+    /// Lulls to sleep through before the next one is waited for awake.
+    sleeps: u32,
+}
+
+/// How long a lull is waited for awake.
+const AWAKE_LIMIT: Duration = Duration::from_micros(100);
+/// Of so many lulls one is waited for awake, if it never is of use.
+const IN_VAIN_MAX: u32 = 7;
+
+impl Lull {
+    /// Lets a moment pass; returns when it is worth to look again.
+    fn pass(&mut self, file: &impl AsFd) {
+        let began = *self.began.get_or_insert_with(|| {
+            self.awake = self.sleeps == 0;
+            self.sleeps = self.sleeps.saturating_sub(1);
+            Instant::now()
+        });
+        if self.awake && began.elapsed() < AWAKE_LIMIT {
+            return std::thread::yield_now();
+        }
+        if std::mem::take(&mut self.awake) {
+            self.in_vain = (self.in_vain + 1).min(IN_VAIN_MAX);
+            self.sleeps = 1 << self.in_vain;
+        }
+        wait(file, PollFlags::POLLIN);
+    }
+
+    /// Something came.
+    fn end(&mut self) {
+        if self.began.take().is_some() && std::mem::take(&mut self.awake) {
+            self.in_vain = 0;
+        }
+    }
+}
+
+/// Sealed datagrams of one size to one place that lie one behind another, to leave in one call.
 struct SealedBatch {
     buffer: Vec<u8>,
+    to: SocketAddr,
     len: usize,
     size: usize,
     count: usize,
@@ -310,10 +400,19 @@ struct SealedBatch {
 
 impl SealedBatch {
     fn new() -> Self {
-        Self { buffer: vec![0; SEND_LEN_MAX + SCRATCH_LEN], len: 0, size: 0, count: 0 }
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        Self { buffer: vec![0; SEND_LEN_MAX + SCRATCH_LEN], to: nowhere, len: 0, size: 0, count: 0 }
     }
 
-    fn seal(&mut self, tunnel: &mut Tunn, packet: &[u8], send: impl Fn(&[u8], usize)) {
+    /// What is sealed next goes to `to`.
+    fn turn_to(&mut self, to: SocketAddr, send: impl Fn(SocketAddr, &[u8], usize)) {
+        if self.to != to {
+            self.flush(send);
+            self.to = to;
+        }
+    }
+
+    fn seal(&mut self, tunnel: &mut Tunn, packet: &[u8], send: impl Fn(SocketAddr, &[u8], usize)) {
         let sealed_len = packet.len() + SEAL_LEN;
         let full = self.len + sealed_len > SEND_LEN_MAX || self.count == SEGMENTS_MAX;
         if self.count > 0 && (full || sealed_len > self.size) {
@@ -332,7 +431,7 @@ impl SealedBatch {
                 }
             }
             // There is no session yet: a handshake begins, and the packet waits inside the tunnel.
-            TunnResult::WriteToNetwork(handshake) => send(handshake, handshake.len()),
+            TunnResult::WriteToNetwork(handshake) => send(self.to, handshake, handshake.len()),
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)
@@ -340,9 +439,9 @@ impl SealedBatch {
         }
     }
 
-    fn flush(&mut self, send: impl Fn(&[u8], usize)) {
+    fn flush(&mut self, send: impl Fn(SocketAddr, &[u8], usize)) {
         if self.count > 0 {
-            send(&self.buffer[..self.len], self.size);
+            send(self.to, &self.buffer[..self.len], self.size);
         }
         (self.len, self.size, self.count) = (0, 0, 0);
     }
@@ -355,42 +454,90 @@ struct Opener {
     used: usize,
 }
 
+/// Where a packet is opened.
+#[derive(Clone, Copy, Debug)]
+enum OpenedAt {
+    /// Right behind the last frame, which it may go on with.
+    Behind,
+    /// At the beginning of a new one.
+    Anew,
+}
+
 impl Opener {
     fn new() -> Self {
-        let merged = (0..MERGED_MAX).map(|_| Merged::with_room()).collect();
+        let merged = (0..MERGED_MAX).map(|_| Merged::with_room(SEAL_LEN)).collect();
         Self { scratch: vec![0; SCRATCH_LEN], merged, used: 0 }
     }
 
-    /// Takes the packet in `scratch[..len]`, which came from `peer`.
-    fn take(&mut self, peer: PeerIndex, len: usize, tap: &File) {
+    /// Chooses where a datagram of `len` bytes is to be opened.
+    fn place(&mut self, len: usize, tap: &File) -> OpenedAt {
+        let last = self.merged[..self.used].last_mut();
+        if last.is_some_and(|last| last.cover(len)) {
+            return OpenedAt::Behind;
+        }
+        self.make_room(tap);
+        OpenedAt::Anew
+    }
+
+    fn make_room(&mut self, tap: &File) {
+        if self.used == self.merged.len() {
+            self.flush(tap);
+        }
+    }
+
+    fn room(&mut self, place: OpenedAt) -> &mut [u8] {
+        match place {
+            OpenedAt::Behind => self.merged[self.used - 1].behind(),
+            OpenedAt::Anew => self.merged[self.used].room(),
+        }
+    }
+
+    fn packet(&mut self, place: OpenedAt, len: usize) -> &[u8] {
+        match place {
+            OpenedAt::Behind => self.merged[self.used - 1].packet_behind(len),
+            OpenedAt::Anew => &self.merged[self.used].room()[..len],
+        }
+    }
+
+    /// What was opened goes nowhere.
+    fn give_up(&mut self, place: OpenedAt) {
+        if matches!(place, OpenedAt::Behind) {
+            self.merged[self.used - 1].uncover();
+        }
+    }
+
+    /// Takes the packet of `len` bytes that was opened at `place` and came from `peer`.
+    fn take(&mut self, place: OpenedAt, peer: PeerIndex, len: usize, tap: &File) {
         let mut ethernet = [0; ETHERNET_LEN];
         ethernet[..6].copy_from_slice(&mac(OWN));
         ethernet[6..12].copy_from_slice(&mac(peer));
         ethernet[12..].copy_from_slice(&ETHERTYPE_IPV4);
-        let packet = &self.scratch[..len];
-        let segment = Segment::read(packet);
-        // The stream's own is among the last ones begun.
-        let mut open = self.merged[..self.used].iter_mut().rev();
-        if segment.is_some_and(|segment| open.any(|merged| merged.extend(&ethernet, packet, segment))) {
+        if matches!(place, OpenedAt::Behind) {
+            let last = &mut self.merged[self.used - 1];
+            if last.extend_in_place(&ethernet, len) {
+                return;
+            }
+            self.scratch[..len].copy_from_slice(last.packet_behind(len));
+            last.uncover();
+            self.make_room(tap);
+            self.merged[self.used].room()[..len].copy_from_slice(&self.scratch[..len]);
+        }
+        let (begun, rest) = self.merged.split_at_mut(self.used);
+        let packet = &rest[0].room()[..len];
+        // Only the newest one of a stream may grow, or packets would overtake each other.
+        let newest = begun.iter_mut().rev().find(|merged| merged.is_of_stream(&ethernet, packet));
+        if newest.is_some_and(|merged| merged.extend(&ethernet, packet)) {
             return;
         }
-        if self.used == self.merged.len() {
-            write_all(&mut self.merged, tap);
-            self.used = 0;
-        }
-        self.merged[self.used].begin(&ethernet, packet, segment);
+        self.merged[self.used].begin(&ethernet, len);
         self.used += 1;
     }
 
-    fn flush(&mut self, tap: &File) {
-        write_all(&mut self.merged[..self.used], tap);
+    fn flush(&mut self, mut tap: &File) {
+        for merged in &mut self.merged[..self.used] {
+            // A frame that the kernel does not take is lost like any packet.
+            drop(tap.write(merged.finish()));
+        }
         self.used = 0;
-    }
-}
-
-fn write_all(merged: &mut [Merged], mut tap: &File) {
-    for merged in merged {
-        // A frame that the kernel does not take is lost like any packet.
-        drop(tap.write(merged.finish()));
     }
 }
