@@ -91,6 +91,16 @@ impl Rig {
         self.hosts.push(Host::new(placing, holder));
     }
 
+    /// Sets the largest packet of all links between the hosts.
+    pub fn set_mtu(&self, bytes: u32) {
+        let bytes = bytes.to_string();
+        for (number, host) in (1..).zip(&self.hosts) {
+            enter(self.switch.id(), &["ip", "link", "set", &format!("port{number}"), "mtu", &bytes]);
+            enter(host.holder_pid(), &["ip", "link", "set", "eth0", "mtu", &bytes]);
+        }
+        enter(self.switch.id(), &["ip", "link", "set", "br0", "mtu", &bytes]);
+    }
+
     /// Hosts by number, from 1.
     #[must_use]
     pub fn host(&self, number: usize) -> &Host {

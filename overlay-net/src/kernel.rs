@@ -6,14 +6,15 @@
 
 pub(crate) mod plain;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
+use futures::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -81,10 +82,11 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// Makes the namespace and its link to the host's, or takes up those that are there.
-    pub(crate) async fn open(netns: &Path, mtu: Mtu) -> io::Result<Self> {
+    pub(crate) async fn open(netns: &Path) -> io::Result<Self> {
         let (netns, new) = Netns::ensure(netns).await?;
         netns.run(without_ipv6).await?;
         let (inside, outside) = (Netlink::open_in(&netns).await?, Netlink::open()?);
+        let mtu = Mtu::of_host(outside.handle()).await?;
         if new || link_index(inside.handle(), UPLINK).await.is_none() {
             join(&outside, &inside, &netns).await.map_err(io::Error::other)?;
         }
@@ -93,6 +95,10 @@ impl Kernel {
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
         let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
         Ok(Self { netns, inside, uplink, wire: None, plain: Plain::default(), mtu, peers, subnets })
+    }
+
+    pub(crate) const fn mtu(&self) -> Mtu {
+        self.mtu
     }
 
     pub(crate) fn netns(&self) -> &Netns {
@@ -330,25 +336,36 @@ pub(crate) struct Mtu {
 impl Mtu {
     /// What the host's links take, less what a tunnel adds (80 bytes cover IPv6, UDP and the seal) or
     /// VXLAN does (70, likewise with IPv6).
-    pub(crate) fn of_host() -> Self {
+    async fn of_host(outside: &Handle) -> io::Result<Self> {
         const TUNNEL_LEN: u32 = 80;
         const VXLAN_LEN: u32 = 70;
-        let host = host_mtu_bytes().max(576 + TUNNEL_LEN);
-        Self { tunnel_bytes: host - TUNNEL_LEN, plain_bytes: host - VXLAN_LEN }
+        let host = host_mtu_bytes(outside).await.map_err(io::Error::other)?.max(576 + TUNNEL_LEN);
+        Ok(Self { tunnel_bytes: host - TUNNEL_LEN, plain_bytes: host - VXLAN_LEN })
     }
 }
 
-fn host_mtu_bytes() -> u32 {
+/// The smallest of what the links take that may lead to other nodes.
+async fn host_mtu_bytes(outside: &Handle) -> Result<u32, rtnetlink::Error> {
     const USUAL: u32 = 1500;
-    let mut mtus: BTreeMap<String, u32> = BTreeMap::new();
-    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    let mut links = outside.link().get().execute();
+    let mut smallest = None;
+    while let Some(link) = links.try_next().await? {
+        let name = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(bytes) => Some(*bytes),
+            _ => None,
+        });
+        let up = link.header.flags.contains(LinkFlags::Up);
         // Bridges and pairs of containers lead to no other node.
-        let foreign = ["lo", "skep", "docker", "veth", "br-", "skv"].iter().any(|prefix| name.starts_with(prefix));
-        let mtu = std::fs::read_to_string(entry.path().join("mtu")).ok().and_then(|text| text.trim().parse().ok());
-        if let Some(mtu) = mtu.filter(|_| !foreign) {
-            mtus.insert(name, mtu);
+        let foreign = ["lo", "skep", "docker", "veth", "br-", "skv"]
+            .iter()
+            .any(|prefix| name.is_none_or(|name| name.starts_with(prefix)));
+        if let Some(mtu) = mtu.filter(|_| up && !foreign) {
+            smallest = Some(smallest.map_or(mtu, |before: u32| before.min(mtu)));
         }
     }
-    mtus.values().copied().min().unwrap_or(USUAL)
+    Ok(smallest.unwrap_or(USUAL))
 }

@@ -268,7 +268,7 @@ impl Overlay {
     async fn set_up(&self) -> io::Result<Carrier> {
         fs::create_dir_all(&self.config.run_dir)?;
         let netns = self.netns_path();
-        let mut kernel = Kernel::open(&netns, Mtu::of_host()).await?;
+        let mut kernel = Kernel::open(&netns).await?;
         let config = PathConfig {
             netns,
             socket: self.config.run_dir.join("datapath.sock"),
@@ -313,7 +313,7 @@ impl Overlay {
     /// Joins a container to its networks, or to those that are new to it; returns where the host's ports
     /// for it lead to.
     pub async fn attach(&self, container: &str, joining: &Joining) -> io::Result<Ipv4Addr> {
-        let places = tokio::time::timeout(FACTS_LIMIT, self.places(joining)).await.map_err(|_| {
+        tokio::time::timeout(FACTS_LIMIT, self.networks_of(joining)).await.map_err(|_| {
             io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("the managers told nothing of the container's networks within {FACTS_LIMIT:?}"),
@@ -323,6 +323,8 @@ impl Overlay {
         self.apply(&mut carrier).await?;
         let Some(held) = carrier.as_mut() else { return Err(io::Error::other("the networks are gone")) };
         let netns = Netns::open(&joining.netns)?;
+        let places = places(&self.inputs().facts, &joining.places, held.kernel.mtu())
+            .ok_or_else(|| io::Error::other("a network of the container's has just been removed"))?;
         let had = self.inputs().locals.get(container).map(|local| local.places.clone()).unwrap_or_default();
         let is_new = |place: &&Place| !had.iter().any(|had| had.link == place.link);
         let new: Vec<Place> = places.iter().filter(is_new).copied().collect();
@@ -344,11 +346,12 @@ impl Overlay {
     }
 
     /// Waits until the container's networks are known.
-    async fn places(&self, joining: &Joining) -> Vec<Place> {
+    async fn networks_of(&self, joining: &Joining) {
         let mut held = self.held();
         loop {
-            if let Some(places) = places(&self.inputs().facts, &joining.places) {
-                return places;
+            let is_known = |place: &NetworkAddress| self.inputs().facts.contains_key(&FactKey::Network(place.network));
+            if joining.places.iter().all(is_known) {
+                return;
             }
             if held.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -484,8 +487,7 @@ impl Carrier {
 }
 
 /// The container's places, once all its networks are known.
-fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress]) -> Option<Vec<Place>> {
-    let mtu = Mtu::of_host();
+fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress], mtu: Mtu) -> Option<Vec<Place>> {
     let place = |at: &NetworkAddress| {
         let Some(Fact::Network(network)) = facts.get(&FactKey::Network(at.network)) else { return None };
         let (subnet, gateway) = (network.subnet, network.gateway);
