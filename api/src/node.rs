@@ -113,8 +113,8 @@ pub struct NodeDescription {
 /// A node's end of the encrypted tunnels between nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct DataPath {
-    /// X25519.
-    pub public_key: [u8; 32],
+    /// Public, X25519: the first is the one to speak to, the others are taken as well.
+    pub keys: Vec<[u8; 32]>,
     /// Empty: the address that the node's session comes from.
     pub addr: String,
     pub port: u16,

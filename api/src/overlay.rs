@@ -46,8 +46,8 @@ impl Fact {
 pub struct Peer {
     pub node: NodeId,
     pub hostname: String,
-    /// X25519.
-    pub public_key: [u8; 32],
+    /// Public, X25519: the first is the one to speak to, the others are taken as well.
+    pub keys: Vec<[u8; 32]>,
     /// `address:port` of its data path.
     pub endpoint: String,
 }

@@ -115,12 +115,21 @@ impl Host {
 
     /// Starts the daemon and waits until it answers.
     pub fn start_daemon(&self) {
-        self.spawn_daemon();
+        self.start_daemon_with(&[]);
+    }
+
+    /// The same, with further flags.
+    pub fn start_daemon_with(&self, flags: &[&str]) {
+        self.spawn_with(flags);
         wait_until("the daemon answers", START_LIMIT, || (self.run(&["version"]).success, self.log()));
     }
 
     /// Starts the daemon without waiting for anything.
     pub fn spawn_daemon(&self) {
+        self.spawn_with(&[]);
+    }
+
+    fn spawn_with(&self, flags: &[&str]) {
         let dir = &self.placing.dir;
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log can be made");
         let child = self
@@ -133,6 +142,7 @@ impl Host {
             .arg("--exec-root")
             .arg(dir.join("run"))
             .args(["--config-file", "/dev/stdin"])
+            .args(flags)
             .env("SKEP_SNAPSHOT_INTERVAL", std::env::var("SKEP_SNAPSHOT_INTERVAL").unwrap_or_else(|_| "200".into()))
             .stdin(empty_config())
             .stdout(Stdio::null())

@@ -533,3 +533,52 @@ fn large_datagrams_and_streams_cross_links_of_every_size() {
         }
     }
 }
+
+#[test]
+fn nothing_is_lost_while_the_keys_of_tunnels_change() {
+    take_turn!();
+    let rig = Rig::new(2);
+    let (first, second) = (rig.host(1), rig.host(2));
+    rig.hosts().for_each(|host| host.start_daemon_with(&["--overlay-key-period", "6s"]));
+    rig.form_swarm(1);
+    first.ok(&["network", "create", "wide"]);
+    first.ok(&["service", "create", "-d", "--name", "a", "--mode", "global", "--network", "wide", "skep/whoami"]);
+    first.await_replicas("a", "2/2");
+    let address = second.inside("a", &["hostname", "-I"]).trim().to_owned();
+    let keys = || rig.hosts().map(|host| std::fs::read(host.data().join("swarm/overlay.key")).unwrap()).collect();
+    let before: Vec<Vec<u8>> = keys();
+
+    // A datagram every few milliseconds, and what comes back of them.
+    let server = within_network_of(pid_of(second, "a"), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let target = (address, server.local_addr().unwrap().port());
+    server.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
+    let echo = std::thread::spawn(move || {
+        let (mut buffer, mut count) = ([0; 16], 0u32);
+        while let Ok((len, from)) = server.recv_from(&mut buffer) {
+            count += 1;
+            server.send_to(&buffer[..len], from).unwrap();
+        }
+        count
+    });
+    let client = within_network_of(pid_of(first, "a"), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    client.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    let (mut lost, mut sent) = (0, 0u32);
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_secs(20) {
+        client.send_to(&sent.to_be_bytes(), (target.0.as_str(), target.1)).unwrap();
+        let mut buffer = [0; 16];
+        if client.recv(&mut buffer).ok() != Some(4) {
+            lost += 1;
+        }
+        sent += 1;
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(lost, 0, "of {sent} datagrams");
+    assert_eq!(echo.join().unwrap(), sent);
+    let after: Vec<Vec<u8>> = keys();
+    for (before, after) in before.iter().zip(&after) {
+        assert!(after.chunks(32).all(|key| key != &before[..32]), "every node's key is another by now");
+    }
+    let told = first.ok(&["network", "diagnose"]);
+    assert!(!told.contains("another key"), "{told}");
+}

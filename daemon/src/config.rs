@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
+use skep_api::units::parse_duration;
 use skep_engine::RegistryConfig;
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
@@ -55,6 +57,9 @@ pub struct DaemonArgs {
     /// Address to serve Prometheus metrics on: HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_addr: Option<String>,
+    /// How long the key of the tunnels to other nodes lasts, such as 12h; 0s: for ever [default: 12h]
+    #[arg(long, value_name = "DURATION")]
+    pub overlay_key_period: Option<String>,
     /// Ask API clients on TCP for a certificate of this CA
     #[arg(long)]
     pub tlsverify: bool,
@@ -84,6 +89,7 @@ struct ConfigFile {
     cgroup_parent: Option<String>,
     no_new_privileges: Option<bool>,
     metrics_addr: Option<String>,
+    overlay_key_period: Option<String>,
     tlsverify: bool,
     tlscacert: Option<PathBuf>,
     tlscert: Option<PathBuf>,
@@ -127,6 +133,7 @@ pub struct DaemonConfig {
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
     pub(crate) metrics_addr: Option<String>,
+    pub(crate) overlay_key_period: Duration,
     /// What it was made from besides the file, to read that again.
     args: Box<DaemonArgs>,
 }
@@ -189,6 +196,7 @@ impl DaemonConfig {
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
+            overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
             args: given,
         };
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
@@ -218,8 +226,25 @@ impl DaemonConfig {
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
+            ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+/// Peers need a moment to hear of a key before it is used.
+fn key_period(asked: Option<String>, problems: &mut Vec<String>) -> Duration {
+    const USUAL: Duration = Duration::from_secs(12 * 3600);
+    const SHORTEST: Duration = Duration::from_secs(4);
+    let Some(text) = asked else { return USUAL };
+    match parse_duration(&text) {
+        Some(period) if period.is_zero() || period >= SHORTEST => period,
+        _ => {
+            problems.push(format!(
+                "overlay-key-period {text:?} cannot be used: write a duration of 4s or more such as 12h, or 0s for ever"
+            ));
+            USUAL
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{DaemonConfig, Listener};
 use crate::http::{self, tls_listener};
 use crate::metrics;
-use crate::swarm::Swarm;
+use crate::swarm::{Swarm, SwarmConfig};
 
 /// This build's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -59,7 +59,11 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     engine_config.registries = config.registries();
     let engine = Engine::open(engine_config)?;
     let (dir, run_dir) = (config.data_root.join("swarm"), config.exec_root.clone());
-    let swarm = Swarm::resume(dir, run_dir, engine.clone(), config.labels.clone()).await?;
+    let swarm = Swarm::resume(
+        SwarmConfig { dir, run_dir, labels: config.labels.clone(), key_period: config.overlay_key_period },
+        engine.clone(),
+    )
+    .await?;
     let daemon = Arc::new(Daemon {
         id: daemon_id(&config.data_root)?,
         engine: engine.clone(),

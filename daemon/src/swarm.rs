@@ -86,13 +86,20 @@ pub(crate) fn failed(doing: &'static str) -> impl Fn(&dyn std::fmt::Display) -> 
     move |reason| SwarmError::Failed { doing, reason: reason.to_string() }
 }
 
+/// How the node takes part in a swarm.
+pub(crate) struct SwarmConfig {
+    pub(crate) dir: PathBuf,
+    /// What of the swarm does not outlive a start of the host.
+    pub(crate) run_dir: PathBuf,
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// How long a key of its tunnels lasts.
+    pub(crate) key_period: Duration,
+}
+
 /// The node's place in a swarm, or none.
 pub(crate) struct Swarm {
-    dir: PathBuf,
-    /// What of the swarm does not outlive a start of the host.
-    run_dir: PathBuf,
+    config: SwarmConfig,
     engine: Arc<Engine>,
-    labels: std::collections::BTreeMap<String, String>,
     active: RwLock<Option<Arc<ActiveNode>>>,
     /// One change at a time.
     change: tokio::sync::Mutex<()>,
@@ -100,20 +107,14 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     /// Takes the node's place up again, if it has one.
-    pub(crate) async fn resume(
-        dir: PathBuf,
-        run_dir: PathBuf,
-        engine: Arc<Engine>,
-        labels: std::collections::BTreeMap<String, String>,
-    ) -> anyhow::Result<Arc<Self>> {
-        let swarm =
-            Self { dir, run_dir, engine, labels, active: RwLock::default(), change: tokio::sync::Mutex::default() };
-        if let Some(state) = NodeStateFile::load(&swarm.dir)? {
+    pub(crate) async fn resume(config: SwarmConfig, engine: Arc<Engine>) -> anyhow::Result<Arc<Self>> {
+        let swarm = Self { config, engine, active: RwLock::default(), change: tokio::sync::Mutex::default() };
+        if let Some(state) = NodeStateFile::load(&swarm.config.dir)? {
             let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
                 anyhow::anyhow!(
                     "{} holds no certificate: restore it, or remove {} and join again",
                     swarm.certificates().display(),
-                    swarm.dir.display()
+                    swarm.config.dir.display()
                 )
             })?;
             let node = ActiveNode::start(&swarm, identity, state)?;
@@ -125,7 +126,7 @@ impl Swarm {
     }
 
     pub(crate) fn certificates(&self) -> PathBuf {
-        self.dir.join("certificates")
+        self.config.dir.join("certificates")
     }
 
     /// The node's place; an error if it has none.
@@ -213,7 +214,7 @@ impl Swarm {
         first: Node,
     ) -> anyhow::Result<()> {
         identity.save(&self.certificates())?;
-        state.save(&self.dir)?;
+        state.save(&self.config.dir)?;
         let node = ActiveNode::start(self, identity, state)?;
         let manager = node.start_manager().await?;
         if let Err(error) = manager.bootstrap(advertise, cluster, first).await {
@@ -257,7 +258,7 @@ impl Swarm {
 
     async fn enter(&self, identity: skep_pki::NodeIdentity, state: NodeStateFile) -> anyhow::Result<()> {
         identity.save(&self.certificates())?;
-        state.save(&self.dir)?;
+        state.save(&self.config.dir)?;
         let node = ActiveNode::start(self, identity, state)?;
         if let Err(error) = node.start_manager_if_due().await {
             node.stop().await;
@@ -286,8 +287,8 @@ impl Swarm {
     }
 
     fn wipe(&self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "the node's place in the swarm was not wiped");
+        if let Err(error) = std::fs::remove_dir_all(&self.config.dir) {
+            tracing::warn!(dir = %self.config.dir.display(), %error, "the node's place in the swarm was not wiped");
         }
     }
 
@@ -309,7 +310,7 @@ impl Swarm {
                 nano_cpus: NanoCpus(i64::try_from(cpus).unwrap_or(1) * 1_000_000_000),
                 memory_bytes: ByteSize(memory_total()),
             },
-            engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.labels.clone() },
+            engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.config.labels.clone() },
             tls: TlsInfo { trust_root: root_pem.to_owned(), ..TlsInfo::default() },
             // Known once the node has its place in the swarm.
             data_path: None,

@@ -243,22 +243,28 @@ impl Dispatcher {
 
     /// Writes down that the node is there, and what it says of itself.
     async fn register(&self, id: NodeId, addr: SocketAddr, hello: Hello) -> Result<(), Status> {
-        let description: NodeDescription =
-            encoding::decode(&hello.description).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let description = read_description(&hello.description)?;
         let bulk_port = u16::try_from(hello.bulk_port).map_err(|_| Status::invalid_argument("no such port"))?;
-        let registered = self.store.update(|tables| {
+        self.change_node(id, |node| {
+            let status = NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.ip().to_string() };
+            Node { description: description.clone(), bulk_port, status, ..node.clone() }
+        })
+        .await
+    }
+
+    async fn change_node(&self, id: NodeId, change: impl Fn(&Node) -> Node) -> Result<(), Status> {
+        let changed = self.store.update(|tables| {
             let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
             let node = tables.nodes.get(id).ok_or_else(|| {
                 Status::permission_denied(format!("node {id} is not known to the swarm: it was removed"))
             })?;
-            let status = NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.ip().to_string() };
-            let now = Node { description: description.clone(), bulk_port, status, ..(**node).clone() };
+            let now = change(node);
             if now != **node {
                 transaction.update(now);
             }
             Ok((transaction, ()))
         });
-        registered.await.map_err(|error| match error {
+        changed.await.map_err(|error| match error {
             UpdateError::Caller(status) => status,
             UpdateError::Propose(error) => Status::unavailable(error.to_string()),
         })
@@ -291,6 +297,10 @@ impl Dispatcher {
         match message.kind {
             Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
             Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
+            Some(worker_message::Kind::Description(bytes)) => {
+                let description = read_description(&bytes)?;
+                self.change_node(id, |node| Node { description: description.clone(), ..node.clone() }).await
+            }
             Some(worker_message::Kind::Attachments(wanted)) => {
                 for reply in attachments::take(&self.store, id, wanted).await? {
                     send(to_worker, manager_message::Kind::Attachment(reply)).await?;
@@ -355,6 +365,19 @@ struct Told {
     facts: ToldFacts,
     /// The newest revision that was sent and that the worker does not hold yet.
     unheld: Option<u64>,
+}
+
+/// Keys of a node that its peers hold at the same time.
+const KEYS_MAX: usize = 2;
+
+fn read_description(bytes: &[u8]) -> Result<NodeDescription, Status> {
+    let description: NodeDescription =
+        encoding::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let keys = description.data_path.as_ref().map_or(0, |path| path.keys.len());
+    if keys > KEYS_MAX {
+        return Err(Status::invalid_argument(format!("{keys} keys are too many: a node has {KEYS_MAX} at most")));
+    }
+    Ok(description)
 }
 
 /// Waits for a time; for ever if there is none.

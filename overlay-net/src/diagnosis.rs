@@ -36,7 +36,7 @@ pub(crate) fn tunnels(own: NodeId, facts: &BTreeMap<FactKey, Fact>, reports: &[P
         let endpoint = &peer.endpoint;
         let problem = match reports.iter().find(|report| report.node == peer.node) {
             None => Some("there is none: its number or its address could not be used".to_owned()),
-            Some(report) if report.public_key != peer.public_key => {
+            Some(report) if peer.keys.first() != Some(&report.public_key) => {
                 Some("it uses another key than the managers say: restart the daemon of this node".to_owned())
             }
             Some(report) => match report.handshake_secs {
@@ -61,7 +61,7 @@ mod tests {
     #[track_caller]
     fn check(key: u8, handshake_secs: Option<u64>, want: &str) {
         let node = NodeId::from_u128(2);
-        let peer = Peer { node, hostname: "n2".into(), public_key: [1; 32], endpoint: "10.0.0.2:4789".into() };
+        let peer = Peer { node, hostname: "n2".into(), keys: vec![[1; 32]], endpoint: "10.0.0.2:4789".into() };
         let facts = [(FactKey::Peer(node), Fact::Peer(peer))].into();
         let report = PeerReport {
             node,

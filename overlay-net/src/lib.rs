@@ -12,6 +12,7 @@ mod path;
 mod conntrack;
 mod diagnosis;
 mod kernel;
+mod keys;
 mod overlay;
 mod plan;
 mod ruleset;

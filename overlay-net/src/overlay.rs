@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::conntrack;
 use crate::diagnosis::{Finding, tunnels};
 use crate::kernel::{INSIDE, Kernel, Mtu, Place, route_out};
+use crate::keys::KeyRing;
 use crate::path::PathConfig;
-use crate::path::client::{PathClient, public_key};
+use crate::path::client::PathClient;
 use crate::path::message::PeerIndex;
 use crate::plan::{Desired, LocalContainer, LocalPort, NetworkAddress, Scene, plan};
 
@@ -40,8 +40,10 @@ pub struct OverlayConfig {
     pub node: NodeId,
     /// What does not outlive a start of the host.
     pub run_dir: PathBuf,
-    /// The node's private key; made if it is not there.
-    pub key: PathBuf,
+    /// The node's private keys; made if there are none.
+    pub keys: PathBuf,
+    /// How long a key lasts; zero: for ever.
+    pub key_period: Duration,
     /// The program that is its own data path.
     pub program: PathBuf,
     /// UDP, for the tunnels.
@@ -105,7 +107,8 @@ struct Carrier {
 /// The overlay of this node.
 pub struct Overlay {
     config: OverlayConfig,
-    public_key: [u8; 32],
+    keys: Mutex<KeyRing>,
+    public_keys: watch::Sender<Vec<[u8; 32]>>,
     inputs: Mutex<Inputs>,
     news: Notify,
     /// The revision that kernel and data path hold.
@@ -120,12 +123,13 @@ impl std::fmt::Debug for Overlay {
 }
 
 impl Overlay {
-    /// Reads the node's key, or makes it. Nothing else is made before a network is needed.
+    /// Reads the node's keys, or makes the first. Nothing else is made before a network is needed.
     pub fn open(config: OverlayConfig) -> io::Result<Arc<Self>> {
-        let public_key = public_key(load_or_create_key(&config.key)?);
+        let keys = KeyRing::open(&config.keys)?;
         Ok(Arc::new(Self {
             config,
-            public_key,
+            public_keys: watch::channel(keys.public()).0,
+            keys: Mutex::new(keys),
             inputs: Mutex::default(),
             news: Notify::new(),
             held: watch::channel(0).0,
@@ -133,10 +137,37 @@ impl Overlay {
         }))
     }
 
-    /// What other nodes know this one's tunnels by.
+    /// What other nodes know this one's tunnels by: the first is the one in use.
     #[must_use]
-    pub const fn public_key(&self) -> [u8; 32] {
-        self.public_key
+    pub fn public_keys(&self) -> watch::Receiver<Vec<[u8; 32]>> {
+        self.public_keys.subscribe()
+    }
+
+    fn keys(&self) -> MutexGuard<'_, KeyRing> {
+        self.keys.lock().expect("nobody panics while holding it")
+    }
+
+    /// Makes the node's key anew, again and again.
+    async fn rotate_keys(&self) {
+        loop {
+            let pause = self.keys().pause(self.config.key_period);
+            let Some(pause) = pause else { return std::future::pending().await };
+            tokio::time::sleep(pause).await;
+            let stepped = {
+                let mut keys = self.keys();
+                keys.step().map(|()| keys.public())
+            };
+            match stepped {
+                Ok(public) => {
+                    tracing::info!(keys = public.len(), "the tunnels' keys change");
+                    self.public_keys.send_replace(public);
+                    self.news.notify_one();
+                }
+                Err(error) => {
+                    tracing::error!(path = %self.config.keys.display(), %error, "the tunnels' key cannot be made anew");
+                }
+            }
+        }
     }
 
     #[must_use]
@@ -183,9 +214,11 @@ impl Overlay {
     /// Keeps everything in line until `stop`; what is in force then stays. What somebody else
     /// changed meanwhile is found and mended.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut rotating = std::pin::pin!(self.rotate_keys());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = &mut rotating => {}
                 () = self.news.notified() => {}
                 () = tokio::time::sleep(AUDIT_EVERY) => {
                     if self.is_as_it_was_left().await {
@@ -260,8 +293,9 @@ impl Overlay {
         };
         number_peers(&mut carrier.indexes, facts, self.config.node);
         save_indexes(&self.indexes_file(), &carrier.indexes)?;
-        let desired =
-            plan(&Scene { own: self.config.node, port: self.config.port, facts, locals, indexes: &carrier.indexes });
+        let keys = self.keys().keys().to_vec();
+        let (own, port, indexes) = (self.config.node, self.config.port, &carrier.indexes);
+        let desired = plan(&Scene { own, keys: &keys, port, facts, locals, indexes });
         carrier.put_in_force(desired, fresh).await
     }
 
@@ -269,12 +303,7 @@ impl Overlay {
         fs::create_dir_all(&self.config.run_dir)?;
         let netns = self.netns_path();
         let mut kernel = Kernel::open(&netns).await?;
-        let config = PathConfig {
-            netns,
-            socket: self.config.run_dir.join("datapath.sock"),
-            key: self.config.key.clone(),
-            port: self.config.port,
-        };
+        let config = PathConfig { netns, socket: self.config.run_dir.join("datapath.sock"), port: self.config.port };
         let (path, new) = PathClient::open(&self.config.program, &self.config.run_dir, &config).await?;
         kernel.set_up_wire().await?;
         tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
@@ -524,24 +553,6 @@ fn save_indexes(path: &Path, indexes: &BTreeMap<NodeId, PeerIndex>) -> io::Resul
     let new = path.with_extension("new");
     fs::write(&new, serde_json::to_vec(indexes)?)?;
     fs::rename(&new, path)
-}
-
-fn load_or_create_key(path: &Path) -> io::Result<[u8; 32]> {
-    match fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged: remove it", path.display()))
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key: [u8; 32] = rand::random();
-            if let Some(dir) = path.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            io::Write::write_all(&mut file, &key)?;
-            Ok(key)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// Ends the data path's process, which whoever listens on the socket is; its port is free then.

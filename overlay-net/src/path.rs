@@ -33,8 +33,6 @@ pub(crate) struct PathConfig {
     pub(crate) netns: PathBuf,
     /// Where the daemon speaks to it.
     pub(crate) socket: PathBuf,
-    /// 32 bytes, readable to root alone.
-    pub(crate) key: PathBuf,
     pub(crate) port: u16,
 }
 
@@ -60,14 +58,11 @@ async fn run(config: &Path) -> io::Result<()> {
     let config: PathConfig = serde_json::from_slice(&fs::read(config)?)?;
     // Out of the daemon's session; not possible, and not needed, if already leading one.
     let _ = nix::unistd::setsid();
-    let key: [u8; 32] = fs::read(&config.key)?
-        .try_into()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is no key", config.key.display())))?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, config.port)).map_err(|error| {
         io::Error::new(error.kind(), format!("port {}/udp of the data path cannot be used: {error}", config.port))
     })?;
     let tap = Netns::open(&config.netns)?.run(|| sys::open_tap(DEVICE)).await?;
-    let pump = Pump::new(tap, socket, key)?;
+    let pump = Pump::new(tap, socket)?;
     pump.start()?;
     match fs::remove_file(&config.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -9,7 +9,7 @@ use skep_api::overlay::{
     Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork,
 };
 use skep_api::service::{PortConfig, Protocol};
-use skep_api::{NetworkId, NodeId, ServiceId};
+use skep_api::{NetworkId, NodeId, SecretBytes, ServiceId};
 use skep_name_server::Zone;
 
 use crate::kernel::plain::{self, PlainPeer, PlainState};
@@ -65,6 +65,7 @@ pub(crate) struct Desired {
 /// The facts, by kind.
 pub(crate) struct Scene<'a> {
     pub(crate) own: NodeId,
+    pub(crate) keys: &'a [SecretBytes],
     /// UDP, of the tunnels; the next one is VXLAN's.
     pub(crate) port: u16,
     pub(crate) facts: &'a BTreeMap<FactKey, Fact>,
@@ -168,13 +169,14 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
         Fact::Peer(peer) if peer.node != scene.own => {
             let endpoint: SocketAddr = peer.endpoint.parse().ok()?;
             let index = *scene.indexes.get(&peer.node)?;
-            Some((index, PeerConfig { node: peer.node, public_key: peer.public_key, endpoint }))
+            Some((index, PeerConfig { node: peer.node, keys: peer.keys.clone(), endpoint }))
         }
         _ => None,
     });
     let tunnelled = || scene.networks().filter(|network| network.encrypted);
     let zones = scene.networks().filter(|network| !network.ingress);
     PathState {
+        keys: scene.keys.to_vec(),
         peers: peers.collect(),
         addresses: remote_addresses(scene, true).collect(),
         subnets: tunnelled().map(|network| network.subnet).collect(),

@@ -152,8 +152,9 @@ impl Agent {
         let channel = self.config.connect.connect(addr).map_err(Status::unavailable)?;
         let mut client = DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
         let (to_manager, outgoing) = mpsc::channel(MESSAGES_AHEAD);
+        let mut keys = self.config.overlay.public_keys();
         let hello = Hello {
-            description: encoding::encode(&self.config.description),
+            description: self.description(&keys.borrow_and_update()),
             bulk_port: u32::from(self.config.bulk_port),
         };
         send(&to_manager, worker_message::Kind::Hello(hello)).await?;
@@ -185,6 +186,12 @@ impl Agent {
                         send(&to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision })).await?;
                     }
                 }
+                changed = keys.changed(), if *welcomed => {
+                    if changed.is_ok() {
+                        let description = self.description(&keys.borrow_and_update());
+                        send(&to_manager, worker_message::Kind::Description(description)).await?;
+                    }
+                }
                 _ = beat.tick(), if *welcomed => {
                     send(&to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
                 }
@@ -199,6 +206,15 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// What this node says of itself, with its tunnels' keys as they are now.
+    fn description(&self, keys: &[[u8; 32]]) -> Vec<u8> {
+        let mut description = self.config.description.clone();
+        if let Some(path) = &mut description.data_path {
+            path.keys = keys.to_vec();
+        }
+        encoding::encode(&description)
     }
 
     async fn handle(

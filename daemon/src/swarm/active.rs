@@ -65,19 +65,19 @@ impl ActiveNode {
     pub(super) fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
         let overlay = Overlay::open(OverlayConfig {
             node: state.node,
-            run_dir: swarm.run_dir.join("overlay"),
-            key: swarm.dir.join("overlay.key"),
+            run_dir: swarm.config.run_dir.join("overlay"),
+            keys: swarm.config.dir.join("overlay.key"),
+            key_period: swarm.config.key_period,
             program: swarm.engine().program().to_owned(),
             port: state.data_path_port,
         })?;
         let mut description = swarm.description(&identity.root_pem);
-        description.data_path =
-            Some(DataPath { public_key: overlay.public_key(), addr: state.tunnel_addr(), port: overlay.port() });
+        description.data_path = Some(DataPath { keys: Vec::new(), addr: state.tunnel_addr(), port: overlay.port() });
         let tls = TlsIdentity::new(identity)?;
         let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);
         let bulk = Bulk::listen(bulk_addr, tls.clone(), swarm.engine().clone())?;
         Ok(Arc::new(Self {
-            dir: swarm.dir.clone(),
+            dir: swarm.config.dir.clone(),
             certificates: swarm.certificates(),
             channels: Channels::new(tls.clone()),
             tls,

@@ -119,7 +119,7 @@ fn peer(node: &Node) -> Option<Peer> {
     Some(Peer {
         node: node.id,
         hostname: node.description.hostname.clone(),
-        public_key: path.public_key,
+        keys: path.keys.clone(),
         endpoint: std::net::SocketAddr::new(addr, path.port).to_string(),
     })
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
+use super::PathConfig;
 use super::message::{FromPath, PathState, PeerReport, ToPath, receive, send};
-use super::{PathConfig, peers};
 
 const START_LIMIT: Duration = Duration::from_secs(5);
 const START_PAUSE: Duration = Duration::from_millis(10);
@@ -117,9 +117,4 @@ fn last_line(dir: &Path) -> String {
     let log: PathBuf = dir.join("datapath.log");
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().last().unwrap_or("its log is empty").to_owned()
-}
-
-/// The public half of a private key.
-pub(crate) fn public_key(private: [u8; 32]) -> [u8; 32] {
-    peers::Keys::new(private).public.to_bytes()
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bincode::{Decode, Encode};
-use skep_api::{NetworkId, NodeId, Subnet, encoding};
+use skep_api::{NetworkId, NodeId, SecretBytes, Subnet, encoding};
 use skep_name_server::{Served, Zone};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -20,7 +20,8 @@ const MESSAGE_LEN_MAX: u32 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct PeerConfig {
     pub(crate) node: NodeId,
-    pub(crate) public_key: [u8; 32],
+    /// The first is the one to speak to, the others are taken as well.
+    pub(crate) keys: Vec<[u8; 32]>,
     pub(crate) endpoint: SocketAddr,
 }
 
@@ -38,6 +39,8 @@ pub(crate) type ServedContainer = Served<ZoneKey>;
 /// All that the data path should do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct PathState {
+    /// This node's own, the one in use first.
+    pub(crate) keys: Vec<SecretBytes>,
     pub(crate) peers: BTreeMap<PeerIndex, PeerConfig>,
     /// Whose addresses of other nodes' tasks are.
     pub(crate) addresses: BTreeMap<Ipv4Addr, PeerIndex>,
@@ -63,6 +66,7 @@ pub(crate) enum ToPath {
 /// What is different; absent parts stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct PathChange {
+    pub(crate) keys: Option<Vec<SecretBytes>>,
     pub(crate) peers: Option<BTreeMap<PeerIndex, PeerConfig>>,
     /// None: the address is nobody's any more.
     pub(crate) addresses: BTreeMap<Ipv4Addr, Option<PeerIndex>>,
@@ -84,6 +88,7 @@ pub(crate) enum FromPath {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct PeerReport {
     pub(crate) node: NodeId,
+    /// The peer's, that is spoken to.
     pub(crate) public_key: [u8; 32],
     pub(crate) endpoint: SocketAddr,
     /// Since the last handshake; none if there was none.
@@ -97,6 +102,7 @@ impl PathState {
     pub(crate) fn change_to(&self, next: &Self) -> Option<PathChange> {
         let networks = |state: &Self| (state.subnets.clone(), state.gateways.clone(), state.ingress);
         let change = PathChange {
+            keys: (self.keys != next.keys).then(|| next.keys.clone()),
             peers: (self.peers != next.peers).then(|| next.peers.clone()),
             addresses: changes(&self.addresses, &next.addresses),
             networks: (networks(self) != networks(next)).then(|| networks(next)),
@@ -107,6 +113,9 @@ impl PathState {
     }
 
     pub(crate) fn apply(&mut self, change: PathChange) {
+        if let Some(keys) = change.keys {
+            self.keys = keys;
+        }
         if let Some(peers) = change.peers {
             self.peers = peers;
         }
@@ -167,7 +176,7 @@ mod tests {
     fn a_change_leads_from_one_state_to_the_next() {
         let peer = |port: u16| PeerConfig {
             node: NodeId::from_u128(1),
-            public_key: [1; 32],
+            keys: vec![[1; 32]],
             endpoint: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
         };
         let before = PathState {

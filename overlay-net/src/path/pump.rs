@@ -20,7 +20,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
 use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, VNET_LEN, VnetHeader, segment};
 use super::message::PeerIndex;
-use super::peers::{Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
+use super::peers::{Addressed, Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
 
 /// What a tunnel adds to a packet: type, receiver, counter, tag.
 pub(crate) const SEAL_LEN: usize = 32;
@@ -56,13 +56,12 @@ pub(crate) struct Pump {
     tap: File,
     socket: UdpSocket,
     state: UdpSocketState,
-    keys: Keys,
     peers: ArcSwap<Peers>,
     pub(crate) drops: Drops,
 }
 
 impl Pump {
-    pub(crate) fn new(tap: File, socket: UdpSocket, private_key: [u8; 32]) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(tap: File, socket: UdpSocket) -> io::Result<Arc<Self>> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         for grown in [
             state.set_recv_buffer_size(UdpSockRef::from(&socket), SOCKET_BUFFER_LEN),
@@ -71,8 +70,7 @@ impl Pump {
             // The host's limit stands; it is slower then, not wrong.
             drop(grown);
         }
-        let keys = Keys::new(private_key);
-        Ok(Arc::new(Self { tap, socket, state, keys, peers: ArcSwap::default(), drops: Drops::default() }))
+        Ok(Arc::new(Self { tap, socket, state, peers: ArcSwap::default(), drops: Drops::default() }))
     }
 
     /// Starts the threads; they run as long as the process.
@@ -95,29 +93,25 @@ impl Pump {
     /// Puts a new set of tunnels in force.
     pub(crate) fn replace_peers(&self, state: &super::message::PathState) {
         let before = self.peers.load();
-        let next = Peers::new(state, &before, &self.keys);
-        for peer in next.iter() {
-            // Said to be elsewhere: the peer's own word comes later, if at all.
-            if before.get(peer.index).is_some_and(|old| Arc::ptr_eq(old, peer))
-                && let Some(config) = state.peers.get(&peer.index)
-                && peer.announced() != config.endpoint
-            {
-                peer.announce(config.endpoint);
-            }
-        }
-        let next = Arc::new(next);
+        let next = Arc::new(Peers::new(state, &before));
         self.peers.store(next.clone());
         let mut scratch = [0; HANDSHAKE_LEN];
-        for peer in next.iter().filter(|peer| before.get(peer.index).is_none_or(|old| !Arc::ptr_eq(old, peer))) {
-            // Whoever spoke with us before this process began would speak on in vain for 15 s.
-            self.greet(peer, &mut scratch);
+        for peer in next.iter() {
+            let known = before.get(peer.index).and_then(|old| old.preferred());
+            let goes_on = known.zip(peer.preferred()).is_some_and(|(old, new)| Arc::ptr_eq(old, new));
+            if !goes_on {
+                // Whoever spoke with us before this process began would speak on in vain for 15 s; and a new
+                // key is used as soon as there is a session of it.
+                self.greet(peer, &mut scratch);
+            }
         }
     }
 
     /// Begins a handshake for what goes to a peer.
     fn greet(&self, peer: &Peer, scratch: &mut [u8]) {
         let endpoint = peer.endpoint();
-        let mut tunnel = peer.tunnel(Direction::Outward);
+        let Some(pair) = peer.preferred() else { return };
+        let mut tunnel = pair.tunnel(Direction::Outward);
         if let TunnResult::WriteToNetwork(message) = tunnel.format_handshake_initiation(scratch, true) {
             self.send(endpoint, message, message.len());
         }
@@ -187,14 +181,15 @@ impl Pump {
         };
         let send = |to, contents: &[u8], size| self.send(to, contents, size);
         batch.turn_to(peer.endpoint(), send);
-        let mut tunnel = peer.tunnel(Direction::Outward);
+        let Some(pair) = peer.in_use() else { return };
+        let mut tunnel = pair.tunnel(Direction::Outward);
         let mut sent = 0;
         segment(header, packet, scratch, |part| {
-            sent += part.len() as u64;
+            sent += part.len();
             batch.seal(&mut tunnel, part, send);
         });
         drop(tunnel);
-        peer.sent.fetch_add(sent, Ordering::Relaxed);
+        peer.count_sent(sent);
     }
 
     fn open_all(&self) {
@@ -229,14 +224,14 @@ impl Pump {
         let Ok(parsed) = Tunn::parse_incoming_packet(datagram) else { return };
         match parsed {
             Packet::PacketData(data) => {
-                if let Some((peer, direction)) = peers.by_receiver(data.receiver_idx) {
-                    self.open_data(&peers, peer, direction, (datagram, from), opener);
+                if let Some(addressed) = peers.by_receiver(data.receiver_idx) {
+                    self.open_data(&peers, addressed, (datagram, from), opener);
                 }
             }
             other => {
                 let begins = matches!(other, Packet::HandshakeInit(_));
-                if let Some((peer, direction)) = self.sender(&peers, &other, (datagram, from), &mut opener.scratch) {
-                    self.take_handshake(peer, direction, (datagram, from), begins, &mut opener.scratch);
+                if let Some(addressed) = self.sender(&peers, &other, (datagram, from), &mut opener.scratch) {
+                    self.take_handshake(addressed, (datagram, from), begins, &mut opener.scratch);
                 }
             }
         }
@@ -246,20 +241,19 @@ impl Pump {
     fn open_data(
         &self,
         peers: &Peers,
-        peer: &Peer,
-        direction: Direction,
+        (peer, pair, direction): Addressed<'_>,
         (datagram, from): (&[u8], SocketAddr),
         opener: &mut Opener,
     ) {
         let place = opener.place(datagram.len(), &self.tap);
-        let opened = match peer.tunnel(direction).decapsulate(Some(from.ip()), datagram, opener.room(place)) {
+        let opened = match pair.tunnel(direction).decapsulate(Some(from.ip()), datagram, opener.room(place)) {
             TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
             // Nothing else follows data; what is none of ours, or came before, is dropped.
             _ => None,
         };
         let Some(len) = opened else { return opener.give_up(place) };
         peer.move_to(from);
-        peer.received.fetch_add(len as u64, Ordering::Relaxed);
+        peer.count_received(len);
         if peers.admits(peer.index, opener.packet(place, len)) {
             opener.take(place, peer.index, len, &self.tap);
         } else {
@@ -270,13 +264,12 @@ impl Pump {
 
     fn take_handshake(
         &self,
-        peer: &Peer,
-        direction: Direction,
+        (peer, pair, direction): Addressed<'_>,
         (datagram, from): (&[u8], SocketAddr),
         begins: bool,
         scratch: &mut [u8],
     ) {
-        let mut tunnel = peer.tunnel(direction);
+        let mut tunnel = pair.tunnel(direction);
         let mut input = datagram;
         while let TunnResult::WriteToNetwork(reply) = tunnel.decapsulate(Some(from.ip()), input, scratch) {
             // Only who has the peer's key gets this far.
@@ -299,21 +292,11 @@ impl Pump {
         message: &Packet<'_>,
         (datagram, from): (&[u8], SocketAddr),
         scratch: &mut [u8],
-    ) -> Option<(&'a Arc<Peer>, Direction)> {
+    ) -> Option<Addressed<'a>> {
         match message {
             Packet::HandshakeInit(_) => {
-                // Costly to look into: senders in great number must prove their address first.
-                match self.keys.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
-                    Ok(Packet::HandshakeInit(init)) => {
-                        let half = parse_handshake_anon(&self.keys.private, &self.keys.public, &init).ok()?;
-                        peers.by_key(&half.peer_static_public).map(|peer| (peer, Direction::Inward))
-                    }
-                    Err(TunnResult::WriteToNetwork(cookie)) => {
-                        self.send(from, cookie, cookie.len());
-                        None
-                    }
-                    _ => None,
-                }
+                // It says whom of us it is for; while our key changes we are two.
+                peers.keys().iter().find_map(|keys| self.initiator(peers, keys, (datagram, from), scratch))
             }
             Packet::HandshakeResponse(response) => peers.by_receiver(response.receiver_idx),
             Packet::PacketCookieReply(reply) => peers.by_receiver(reply.receiver_idx),
@@ -321,15 +304,37 @@ impl Pump {
         }
     }
 
+    /// Who begins a handshake with one of our keys.
+    fn initiator<'a>(
+        &self,
+        peers: &'a Peers,
+        keys: &Keys,
+        (datagram, from): (&[u8], SocketAddr),
+        scratch: &mut [u8],
+    ) -> Option<Addressed<'a>> {
+        // Costly to look into: senders in great number must prove their address first.
+        match keys.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
+            Ok(Packet::HandshakeInit(init)) => {
+                let half = parse_handshake_anon(&keys.private, &keys.public, &init).ok()?;
+                peers.by_keys(keys, &half.peer_static_public)
+            }
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                self.send(from, cookie, cookie.len());
+                None
+            }
+            _ => None,
+        }
+    }
+
     fn keep_time(&self) {
         let mut scratch = vec![0; SCRATCH_LEN];
         loop {
             std::thread::sleep(TIMER_PERIOD);
-            self.keys.limiter.reset_count();
-            for peer in self.peers.load().iter() {
-                for direction in [Direction::Outward, Direction::Inward] {
-                    let endpoint = peer.endpoint();
-                    let mut tunnel = peer.tunnel(direction);
+            let peers = self.peers.load();
+            peers.keys().iter().for_each(|keys| keys.limiter.reset_count());
+            for peer in peers.iter() {
+                let endpoint = peer.endpoint();
+                for mut tunnel in peer.live_tunnels() {
                     if let TunnResult::WriteToNetwork(message) = tunnel.update_timers(&mut scratch) {
                         self.send(endpoint, message, message.len());
                     }
