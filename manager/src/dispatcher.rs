@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use assignments::Assigned;
-use facts::ToldFacts;
+use facts::{ToldFacts, Touched};
 use holders::Holders;
 pub(crate) use statuses::StatusWriter;
 
@@ -182,7 +182,7 @@ impl Dispatcher {
         send(to_worker, manager_message::Kind::Welcome(welcome)).await?;
         let mut told = Told { period, managers: Vec::new(), role: None, facts: ToldFacts::default(), unheld: None };
         let mut assigned = Assigned::default();
-        self.tell_facts(id, session, &mut told, to_worker).await?;
+        self.tell_facts(id, session, &mut told, &Touched::everything(), to_worker).await?;
         self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
         loop {
             let waiting = assigned.waits_until();
@@ -193,18 +193,26 @@ impl Dispatcher {
                     Some(message) => self.handle(id, session, message, &mut told, to_worker).await?,
                 },
                 commit = commits.recv() => {
-                    let (mut tasks, mut facts) = match &commit {
+                    let mut touched = Touched::default();
+                    let mut tasks = false;
+                    let mut next = match commit {
                         Err(broadcast::error::RecvError::Closed) => return Err(Status::unavailable("shutting down")),
-                        Err(broadcast::error::RecvError::Lagged(_)) => (true, true),
-                        Ok(commit) => (assignments::concerns(commit, id), facts::concerns(commit)),
+                        Err(broadcast::error::RecvError::Lagged(_)) => Some(None),
+                        Ok(commit) => Some(Some(commit)),
                     };
                     // Whatever else is there is told in one go.
-                    while let Ok(commit) = commits.try_recv() {
-                        tasks |= assignments::concerns(&commit, id);
-                        facts |= facts::concerns(&commit);
+                    while let Some(commit) = next {
+                        tasks |= commit.as_ref().is_none_or(|commit| assignments::concerns(commit, id));
+                        touched.note(commit.as_deref());
+                        next = match commits.try_recv() {
+                            Ok(commit) => Some(Some(commit)),
+                            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(None),
+                            Err(_) => None,
+                        };
                     }
+                    let facts = !touched.is_empty();
                     if facts {
-                        self.tell_facts(id, session, &mut told, to_worker).await?;
+                        self.tell_facts(id, session, &mut told, &touched, to_worker).await?;
                     }
                     if tasks || facts {
                         self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
@@ -227,16 +235,17 @@ impl Dispatcher {
         id: NodeId,
         session: u64,
         told: &mut Told,
+        touched: &Touched,
         to_worker: &mpsc::Sender<Outgoing>,
     ) -> Result<(), Status> {
         let tables = self.store.view();
-        for part in told.facts.update(&tables, id) {
+        for part in told.facts.update(&tables, id, touched) {
             told.unheld = Some(part.revision);
             send(to_worker, manager_message::Kind::Facts(part)).await?;
         }
         if told.unheld.is_none() {
             // Nothing of all that is new to it.
-            self.holders.hold(id, session, tables.index);
+            self.holders.hold(id, session, told.facts.revision());
         }
         Ok(())
     }

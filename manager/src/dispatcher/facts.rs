@@ -13,81 +13,207 @@ use skep_api::overlay::{
 };
 use skep_api::service::PortConfig;
 use skep_api::{
-    NetworkAttachment, NetworkId, Node, NodeId, NodeState, Object, ObjectKey, Service, Task, TaskState, encoding,
+    Network, NetworkAttachment, NetworkId, Node, NodeId, NodeState, Object, ObjectKey, Service, Task, TaskState,
+    encoding,
 };
-use skep_raft_store::{Commit, Tables};
+use skep_raft_store::{Change, Commit, Tables};
 
 use crate::allocator;
 
 /// A message is closed once it holds about this many bytes.
 const PART_LEN: usize = 512 << 10;
 
-/// Whether a commit may change what nodes are told.
-pub(super) fn concerns(commit: &Commit) -> bool {
-    commit.changes.iter().any(|change| match change.key {
-        ObjectKey::Task(_) => {
-            let joins = |object: &Option<Object>| match object {
-                Some(Object::Task(task)) => !task.networks.is_empty(),
-                _ => false,
-            };
-            joins(&change.before) || joins(&change.after)
+/// What commits may have changed of what nodes are told. To look at that alone costs the same however
+/// much there is besides.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Whatever there is.
+    everything: bool,
+    keys: BTreeSet<FactKey>,
+    /// Nodes that are down now, or back.
+    nodes: BTreeSet<NodeId>,
+    /// The last commit that is in here.
+    index: u64,
+}
+
+impl Touched {
+    pub(super) fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    /// Takes a commit in; `None`: some were missed.
+    pub(super) fn note(&mut self, commit: Option<&Commit>) {
+        let Some(commit) = commit else {
+            self.everything = true;
+            return;
+        };
+        self.index = self.index.max(commit.index);
+        for change in &commit.changes {
+            self.note_change(change);
         }
-        ObjectKey::Node(_) | ObjectKey::Network(_) | ObjectKey::Service(_) | ObjectKey::NetworkAttachment(_) => true,
-        ObjectKey::Cluster(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) => false,
-    })
+    }
+
+    fn note_change(&mut self, change: &Change) {
+        match (change.key, &change.before, &change.after) {
+            (ObjectKey::Task(id), before, after) => {
+                let joins = |object: &Option<Object>| match object {
+                    Some(Object::Task(task)) => !task.networks.is_empty(),
+                    _ => false,
+                };
+                if joins(before) || joins(after) {
+                    self.keys.insert(FactKey::Task(id));
+                }
+            }
+            (ObjectKey::Service(id), ..) => drop(self.keys.insert(FactKey::Service(id))),
+            (ObjectKey::NetworkAttachment(id), ..) => drop(self.keys.insert(FactKey::Attachment(id))),
+            (ObjectKey::Node(id), before, after) => {
+                let is_down = |object: &Option<Object>| match object {
+                    Some(Object::Node(node)) => node.status.state == NodeState::Down,
+                    _ => true,
+                };
+                self.keys.insert(FactKey::Peer(id));
+                if is_down(before) != is_down(after) {
+                    self.nodes.insert(id);
+                }
+            }
+            // With every address that is given out, a hint in its network changes, and nothing else.
+            (ObjectKey::Network(_), Some(Object::Network(before)), Some(Object::Network(after)))
+                if network_fact(before) == network_fact(after) => {}
+            (ObjectKey::Network(_), ..) => self.everything = true,
+            (ObjectKey::Cluster(_) | ObjectKey::Secret(_) | ObjectKey::Config(_), ..) => {}
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.everything && self.keys.is_empty() && self.nodes.is_empty()
+    }
+
+    /// The keys of all that may be different.
+    fn all_keys(&self, tables: &Tables) -> BTreeSet<FactKey> {
+        let of_nodes = self.nodes.iter().flat_map(|&node| {
+            let tasks = tables.tasks_of_node(node).map(|task| FactKey::Task(task.id));
+            let attachments = tables.attachments.iter().filter(move |held| held.node == node);
+            tasks.chain(attachments.map(|held| FactKey::Attachment(held.id)))
+        });
+        self.keys.iter().copied().chain(of_nodes).collect()
+    }
 }
 
 /// What a node was told last.
 #[derive(Debug, Default)]
 pub(super) struct ToldFacts {
     begun: bool,
+    networks: BTreeSet<NetworkId>,
     facts: BTreeMap<FactKey, Fact>,
+    /// Everything up to this commit is in there.
+    revision: u64,
 }
 
 impl ToldFacts {
+    pub(super) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The messages that are missing; empty if nothing is.
-    pub(super) fn update(&mut self, tables: &Tables, node: NodeId) -> Vec<grpc::Facts> {
-        let now = facts_of(tables, node);
+    pub(super) fn update(&mut self, tables: &Tables, node: NodeId, touched: &Touched) -> Vec<grpc::Facts> {
+        let networks = networks_of(tables, node);
+        let ids: BTreeSet<NetworkId> = networks.iter().map(|network| network.id).collect();
         // A node that takes part in nothing needs no complete set of nothing, but after a restart of
         // its manager it may hold what is no longer so.
         let complete = !self.begun;
+        let anew = complete || touched.everything || ids != self.networks;
+        let now: BTreeMap<FactKey, Option<Fact>> = if anew {
+            let facts = all_facts(tables, networks, &ids);
+            let gone = self.facts.keys().filter(|key| !facts.contains_key(key)).map(|&key| (key, None));
+            gone.collect::<Vec<_>>().into_iter().chain(facts.into_iter().map(|(key, fact)| (key, Some(fact)))).collect()
+        } else if ids.is_empty() {
+            BTreeMap::new()
+        } else {
+            touched.all_keys(tables).into_iter().map(|key| (key, fact(tables, key, &ids))).collect()
+        };
         self.begun = true;
-        let empty = || grpc::Facts { complete, revision: tables.index, ..grpc::Facts::default() };
-        let (mut parts, mut open, mut len) = (Vec::new(), empty(), 0);
-        for fact in now.values().filter(|fact| self.facts.get(&fact.key()) != Some(fact)) {
-            let bytes = encoding::encode(fact);
-            if len > 0 && len + bytes.len() > PART_LEN {
-                parts.push(std::mem::replace(&mut open, empty()));
-                len = 0;
+        self.networks = ids;
+        // The tables may be ahead of the commits that were looked at.
+        self.revision = self.revision.max(if anew { tables.index } else { touched.index });
+        let mut parts = Parts::new(complete, self.revision);
+        for (key, fact) in now {
+            match fact {
+                Some(fact) if self.facts.get(&key) != Some(&fact) => {
+                    parts.push(&fact);
+                    self.facts.insert(key, fact);
+                }
+                None if self.facts.remove(&key).is_some() => parts.remove(key),
+                _ => {}
             }
-            len += bytes.len();
-            open.facts.push(bytes);
         }
-        let gone = self.facts.keys().filter(|key| !now.contains_key(key));
-        open.removed.extend(gone.map(encoding::encode));
-        if complete || !open.facts.is_empty() || !open.removed.is_empty() || !parts.is_empty() {
-            open.last = true;
-            parts.push(open);
-        }
-        self.facts = now;
-        parts
+        parts.finish()
     }
 }
 
-/// Everything that `node` should know.
-fn facts_of(tables: &Tables, node: NodeId) -> BTreeMap<FactKey, Fact> {
-    let networks = networks_of(tables, node);
+/// Cuts a set into messages.
+struct Parts {
+    done: Vec<grpc::Facts>,
+    open: grpc::Facts,
+    len: usize,
+}
+
+impl Parts {
+    fn new(complete: bool, revision: u64) -> Self {
+        Self { done: Vec::new(), open: grpc::Facts { complete, revision, ..grpc::Facts::default() }, len: 0 }
+    }
+
+    fn push(&mut self, fact: &Fact) {
+        let bytes = encoding::encode(fact);
+        if self.len > 0 && self.len + bytes.len() > PART_LEN {
+            let (complete, revision) = (self.open.complete, self.open.revision);
+            let next = grpc::Facts { complete, revision, ..grpc::Facts::default() };
+            self.done.push(std::mem::replace(&mut self.open, next));
+            self.len = 0;
+        }
+        self.len += bytes.len();
+        self.open.facts.push(bytes);
+    }
+
+    fn remove(&mut self, key: FactKey) {
+        self.open.removed.push(encoding::encode(&key));
+    }
+
+    fn finish(mut self) -> Vec<grpc::Facts> {
+        let open = &self.open;
+        if open.complete || !open.facts.is_empty() || !open.removed.is_empty() || !self.done.is_empty() {
+            self.open.last = true;
+            self.done.push(self.open);
+        }
+        self.done
+    }
+}
+
+/// Everything that a node in `networks` should know, whose ids are `ids`.
+fn all_facts(tables: &Tables, networks: Vec<OverlayNetwork>, ids: &BTreeSet<NetworkId>) -> BTreeMap<FactKey, Fact> {
     if networks.is_empty() {
         return BTreeMap::new();
     }
-    let ids: BTreeSet<NetworkId> = networks.iter().map(|network| network.id).collect();
-    let peers = tables.nodes.iter().filter_map(|node| peer(node)).map(Fact::Peer);
-    let services = tables.services.iter().filter_map(|service| service_fact(tables, service, &ids)).map(Fact::Service);
-    let tasks = tables.tasks.iter().filter_map(|task| task_fact(tables, task, &ids)).map(Fact::Task);
-    let attachments = tables.attachments.iter().filter(|attachment| ids.contains(&attachment.network));
-    let attachments = attachments.map(|attachment| Fact::Attachment(attachment_fact(tables, attachment)));
-    let networks = networks.into_iter().map(Fact::Network);
-    networks.chain(peers).chain(services).chain(tasks).chain(attachments).map(|fact| (fact.key(), fact)).collect()
+    let peers = tables.nodes.iter().map(|node| FactKey::Peer(node.id));
+    let services = tables.services.iter().map(|service| FactKey::Service(service.id));
+    let tasks = tables.tasks.iter().map(|task| FactKey::Task(task.id));
+    let attachments = tables.attachments.iter().map(|held| FactKey::Attachment(held.id));
+    let others = peers.chain(services).chain(tasks).chain(attachments);
+    let others = others.filter_map(|key| fact(tables, key, ids));
+    networks.into_iter().map(Fact::Network).chain(others).map(|fact| (fact.key(), fact)).collect()
+}
+
+/// What a node in `networks` should know under a key, if anything.
+fn fact(tables: &Tables, key: FactKey, networks: &BTreeSet<NetworkId>) -> Option<Fact> {
+    match key {
+        FactKey::Peer(id) => peer(tables.nodes.get(id)?).map(Fact::Peer),
+        FactKey::Network(id) => tables.networks.get(id).map(|network| Fact::Network(network_fact(network))),
+        FactKey::Service(id) => service_fact(tables, tables.services.get(id)?, networks).map(Fact::Service),
+        FactKey::Task(id) => task_fact(tables, tables.tasks.get(id)?, networks).map(Fact::Task),
+        FactKey::Attachment(id) => {
+            let held = tables.attachments.get(id).filter(|held| networks.contains(&held.network))?;
+            Some(Fact::Attachment(attachment_fact(tables, held)))
+        }
+    }
 }
 
 /// The networks of the node's tasks and single containers, and the ingress network as soon as any port is published.
@@ -99,7 +225,11 @@ fn networks_of(tables: &Tables, node: NodeId) -> Vec<OverlayNetwork> {
     if tables.services.iter().any(opens) {
         ids.extend(allocator::ingress(tables).map(|network| network.id));
     }
-    let fact = |network: &Arc<skep_api::Network>| OverlayNetwork {
+    ids.into_iter().filter_map(|id| tables.networks.get(id)).map(|network| network_fact(network)).collect()
+}
+
+fn network_fact(network: &Network) -> OverlayNetwork {
+    OverlayNetwork {
         id: network.id,
         name: network.spec.name.clone(),
         subnet: network.subnet,
@@ -108,8 +238,7 @@ fn networks_of(tables: &Tables, node: NodeId) -> Vec<OverlayNetwork> {
         internal: network.spec.internal,
         ingress: network.spec.ingress,
         mtu_bytes: network.mtu_bytes(),
-    };
-    ids.into_iter().filter_map(|id| tables.networks.get(id)).map(fact).collect()
+    }
 }
 
 fn peer(node: &Node) -> Option<Peer> {
@@ -162,4 +291,127 @@ fn attachment_fact(tables: &Tables, attachment: &NetworkAttachment) -> OverlayAt
     let NetworkAttachment { id, node, network, address, .. } = *attachment;
     let reached = tables.nodes.get(node).is_some_and(|node| node.status.state != NodeState::Down);
     OverlayAttachment { id, node, network, address, names: if reached { attachment.names.clone() } else { Vec::new() } }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_api::task::{Attachment, Slot};
+    use skep_api::{Meta, NetworkSpec, ServiceId, Subnet, TaskId, TaskStatus, Timestamp};
+    use skep_raft_store::Transaction;
+
+    use super::*;
+
+    /// Applies a change and returns it as it is told to watchers.
+    fn commit(tables: &mut Tables, change: impl FnOnce(&Tables, &mut Transaction)) -> Commit {
+        let mut tx = Transaction::new(Timestamp::NEVER);
+        change(tables, &mut tx);
+        let before = tables.clone();
+        let index = tables.index + 1;
+        let keys: Vec<ObjectKey> = tx
+            .actions
+            .iter()
+            .map(|action| match action {
+                skep_raft_store::Action::Create(object) | skep_raft_store::Action::Update(object) => object.key(),
+                skep_raft_store::Action::Delete(key, _) => *key,
+            })
+            .collect();
+        tables.apply_for_test(index, tx).unwrap();
+        let change = |key: ObjectKey| Change { key, before: before.get(key), after: tables.get(key) };
+        Commit { index, at: Timestamp::NEVER, changes: keys.into_iter().map(change).collect() }
+    }
+
+    fn network(id: u128) -> Network {
+        let subnet: Subnet = format!("10.0.{id}.0/24").parse().unwrap();
+        let spec = NetworkSpec { name: format!("n{id}"), ..NetworkSpec::default() };
+        let (id, gateway) = (NetworkId::from_u128(id), subnet.nth(1).unwrap());
+        Network { id, meta: Meta::default(), spec, subnet, gateway, cursor: 0 }
+    }
+
+    fn task(id: u128, node: u128, network: u128) -> Task {
+        Task {
+            id: TaskId::from_u128(id),
+            service_id: ServiceId::from_u128(1),
+            node_id: Some(NodeId::from_u128(node)),
+            networks: vec![Attachment {
+                network: NetworkId::from_u128(network),
+                address: std::net::Ipv4Addr::new(10, 0, 1, u8::try_from(id).unwrap()),
+            }],
+            status: TaskStatus { state: TaskState::Running, ..TaskStatus::default() },
+            desired_state: TaskState::Running,
+            meta: Meta::default(),
+            labels: BTreeMap::new(),
+            spec: Arc::default(),
+            service_name: "web".into(),
+            ports: Vec::new(),
+            slot: Slot::Replica(1),
+            mesh_ports: Vec::new(),
+            running_since: None,
+        }
+    }
+
+    /// Two followers of the same node: one looks at what was touched, the other at everything.
+    #[derive(Default)]
+    struct Followers {
+        tables: Tables,
+        touching: ToldFacts,
+    }
+
+    impl Followers {
+        fn tell(&mut self, change: impl FnOnce(&Tables, &mut Transaction)) -> (usize, usize) {
+            let commit = commit(&mut self.tables, change);
+            let mut touched = Touched::default();
+            touched.note(Some(&commit));
+            let node = NodeId::from_u128(1);
+            let parts = self.touching.update(&self.tables, node, &touched);
+            let mut whole = ToldFacts::default();
+            whole.update(&self.tables, node, &Touched::everything());
+            assert_eq!(self.touching.facts, whole.facts, "both are told the same");
+            (parts.iter().map(|part| part.facts.len()).sum(), parts.iter().map(|part| part.removed.len()).sum())
+        }
+    }
+
+    #[test]
+    fn what_is_told_after_a_change_is_what_it_changed() {
+        let mut followers = Followers::default();
+        followers.tell(|_, tx| {
+            tx.create(network(1));
+            tx.create(network(2));
+        });
+        assert_eq!(followers.tell(|_, tx| tx.create(task(5, 2, 1))), (0, 0), "it takes part in nothing yet");
+        assert_eq!(followers.tell(|_, tx| tx.create(task(6, 1, 1))), (3, 0), "the network and both tasks");
+        assert_eq!(followers.tell(|_, tx| tx.create(task(7, 2, 1))), (1, 0));
+        assert_eq!(followers.tell(|_, tx| tx.create(task(8, 2, 2))), (0, 0), "another network's");
+        let hint = |tables: &Tables, tx: &mut Transaction| {
+            let network = tables.networks.get(NetworkId::from_u128(1)).unwrap();
+            tx.update(Network { cursor: 9, ..(**network).clone() });
+        };
+        assert_eq!(followers.tell(hint), (0, 0));
+        let ended = |tables: &Tables, tx: &mut Transaction| {
+            let task = tables.tasks.get(TaskId::from_u128(7)).unwrap();
+            let status = TaskStatus { state: TaskState::Failed, ..TaskStatus::default() };
+            tx.update(Task { status, ..(**task).clone() });
+        };
+        assert_eq!(followers.tell(ended), (0, 1));
+        let last = |tables: &Tables, tx: &mut Transaction| {
+            let task = tables.tasks.get(TaskId::from_u128(6)).unwrap();
+            tx.delete(ObjectKey::Task(task.id), task.meta.version);
+        };
+        assert_eq!(followers.tell(last), (0, 3), "nothing is needed any more");
+    }
+
+    #[test]
+    fn a_commit_that_was_not_looked_at_is_not_said_to_be_told() {
+        let mut followers = Followers::default();
+        followers.tell(|_, tx| {
+            tx.create(network(1));
+            tx.create(task(6, 1, 1));
+        });
+        let held = followers.touching.revision();
+        let seen = commit(&mut followers.tables, |_, tx| tx.create(task(7, 2, 1)));
+        commit(&mut followers.tables, |_, tx| tx.create(task(8, 2, 1)));
+        let mut touched = Touched::default();
+        touched.note(Some(&seen));
+        let parts = followers.touching.update(&followers.tables, NodeId::from_u128(1), &touched);
+        assert_eq!((parts[0].revision, parts[0].facts.len()), (held + 1, 1));
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod engine;
+mod mesh;
 mod overlay;
 mod peer;
 mod swarm;
@@ -15,7 +16,7 @@ use skep_chaos_tests::{is_root, program};
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
     println!("binary: {}", program().display());
-    let figures: [(&str, fn()); 11] = [
+    let figures: [(&str, fn()); 12] = [
         ("one-node", swarm::one_node),
         ("leader-killed", swarm::leader_killed),
         ("leader-cut", swarm::leader_cut),
@@ -26,6 +27,7 @@ fn main() {
         ("workers", workers::workers),
         ("rejoin", swarm::rejoin),
         ("overlay", overlay::overlay),
+        ("mesh", mesh::mesh),
         ("engine", engine::engine),
     ];
     let only = std::env::args().nth(1);

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use skep_chaos_tests::{Host, Rig, within_network_of};
 
 /// The hosts' addresses on the wire between them.
-const WIRE: [&str; 2] = ["10.97.0.1", "10.97.0.2"];
+pub(crate) const WIRE: [&str; 2] = ["10.97.0.1", "10.97.0.2"];
 
 /// Two hosts in one swarm, joined by nothing but a pair of veth.
-fn two_hosts() -> Rig {
+pub(crate) fn two_hosts() -> Rig {
     let rig = Rig::new(2);
     let (first, second) = (rig.host(1), rig.host(2));
     let far = second.holder_pid().to_string();
