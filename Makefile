@@ -24,7 +24,7 @@ test: ## Run every test (those on real hosts need root)
 	@scripts/bootstrap test
 	cargo build --locked --package skep
 	cargo test --locked --workspace --exclude skep-chaos-tests
-	SKEP_BENCH_TINY=1 cargo bench --locked --package skep-scheduler
+	SKEP_BENCH_TINY=1 cargo bench --locked --package skep-scheduler --package skep-overlay-net --bench place --bench many_services
 	cargo test --locked --package skep-chaos-tests --no-run
 	@scripts/as-root cargo test --locked --package skep-chaos-tests -- --test-threads=1
 
@@ -34,7 +34,7 @@ lint: ## Check format and lints, warnings as errors
 
 bench: ## Measure; figures stand in docs/PERFORMANCE.md
 	@scripts/bootstrap bench
-	cargo bench --locked --package skep-scheduler
+	cargo bench --locked --package skep-scheduler --package skep-overlay-net --bench place --bench many_services
 	$(MAKE) build
 	cargo build --locked --release --package skep-chaos-tests
 	@SKEP_BIN=$(CURDIR)/target/release/skep scripts/as-root target/release/bench

@@ -9,6 +9,9 @@
 
 mod path;
 
+#[doc(hidden)]
+pub mod measured;
+
 mod conntrack;
 mod diagnosis;
 mod kernel;

@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use skep_api::overlay::{
-    Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, ServiceNetwork,
+    Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork,
 };
 use skep_api::service::{PortConfig, Protocol};
-use skep_api::{NetworkId, NodeId, SecretBytes, ServiceId};
+use skep_api::{AttachmentId, NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
 use skep_name_server::Zone;
 
 use crate::kernel::plain::{self, PlainPeer, PlainState};
@@ -74,29 +74,49 @@ pub(crate) struct Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// The facts from one key to another: each kind's stand together.
+    fn range(&self, first: FactKey, last: FactKey) -> impl Iterator<Item = &Fact> {
+        self.facts.range(first..=last).map(|(_, fact)| fact)
+    }
+
+    /// The other nodes that can be reached.
+    fn peers(&self) -> impl Iterator<Item = (PeerIndex, &Peer, SocketAddr)> {
+        let id = NodeId::from_u128;
+        self.range(FactKey::Peer(id(0)), FactKey::Peer(id(u128::MAX))).filter_map(|fact| match fact {
+            Fact::Peer(peer) if peer.node != self.own => {
+                Some((*self.indexes.get(&peer.node)?, peer, peer.endpoint.parse().ok()?))
+            }
+            _ => None,
+        })
+    }
+
     pub(crate) fn networks(&self) -> impl Iterator<Item = &OverlayNetwork> {
-        self.facts.values().filter_map(|fact| match fact {
+        let id = NetworkId::from_u128;
+        self.range(FactKey::Network(id(0)), FactKey::Network(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Network(network) => Some(network),
             _ => None,
         })
     }
 
     fn services(&self) -> impl Iterator<Item = &OverlayService> {
-        self.facts.values().filter_map(|fact| match fact {
+        let id = ServiceId::from_u128;
+        self.range(FactKey::Service(id(0)), FactKey::Service(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Service(service) => Some(service),
             _ => None,
         })
     }
 
     fn tasks(&self) -> impl Iterator<Item = &OverlayTask> {
-        self.facts.values().filter_map(|fact| match fact {
+        let id = TaskId::from_u128;
+        self.range(FactKey::Task(id(0)), FactKey::Task(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Task(task) => Some(task),
             _ => None,
         })
     }
 
     fn attachments(&self) -> impl Iterator<Item = &OverlayAttachment> {
-        self.facts.values().filter_map(|fact| match fact {
+        let id = AttachmentId::from_u128;
+        self.range(FactKey::Attachment(id(0)), FactKey::Attachment(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Attachment(attachment) => Some(attachment),
             _ => None,
         })
@@ -147,14 +167,9 @@ fn plain_state(scene: &Scene<'_>) -> PlainState {
     if scene.networks().all(|network| network.encrypted) {
         return PlainState::default();
     }
-    let peers = scene.facts.values().filter_map(|fact| match fact {
-        Fact::Peer(peer) if peer.node != scene.own => {
-            let endpoint: SocketAddr = peer.endpoint.parse().ok()?;
-            let index = *scene.indexes.get(&peer.node)?;
-            Some((index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }))
-        }
-        _ => None,
-    });
+    let peers = scene
+        .peers()
+        .map(|(index, peer, endpoint)| (index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }));
     PlainState {
         needed: true,
         port: scene.port + 1,
@@ -165,14 +180,9 @@ fn plain_state(scene: &Scene<'_>) -> PlainState {
 }
 
 fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
-    let peers = scene.facts.values().filter_map(|fact| match fact {
-        Fact::Peer(peer) if peer.node != scene.own => {
-            let endpoint: SocketAddr = peer.endpoint.parse().ok()?;
-            let index = *scene.indexes.get(&peer.node)?;
-            Some((index, PeerConfig { node: peer.node, keys: peer.keys.clone(), endpoint }))
-        }
-        _ => None,
-    });
+    let peers = scene
+        .peers()
+        .map(|(index, peer, endpoint)| (index, PeerConfig { node: peer.node, keys: peer.keys.clone(), endpoint }));
     let tunnelled = || scene.networks().filter(|network| network.encrypted);
     let zones = scene.networks().filter(|network| !network.ingress);
     PathState {
@@ -295,11 +305,11 @@ fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
     for &index in scene.indexes.values() {
         rules.map("peer_of", mac_text(index), index.to_string());
     }
+    let entry = scene.networks().find(|network| network.ingress).map(|network| network.id);
     for service in scene.services() {
         for joined in &service.networks {
             virtual_address(&mut rules, service, joined, backends);
         }
-        let entry = scene.networks().find(|network| network.ingress).map(|network| network.id);
         let tasks = entry.and_then(|entry| backends.get(&(service.id, entry)));
         for port in service.ports.iter().filter(|port| port.published_port != 0) {
             let target = |address: &Ipv4Addr| format!("{address} . {}", port.target_port);
