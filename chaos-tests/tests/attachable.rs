@@ -168,6 +168,11 @@ fn an_attached_container_outlives_daemons_and_leaders() {
     assert!(worker.exec("kill", &["-9", &pid.to_string()]).success);
     worker.start_daemon();
     ask(first, "asks", "stays");
+    // As after a start of the host: its networks come up after the daemon does.
+    worker.ok(&["stop", "-t", "0", "stays"]);
+    worker.stop_daemon();
+    worker.start_daemon();
+    ask(first, "asks", "stays");
     worker.ok(&["rm", "-f", "stays"]);
     wait_until("its name is gone", LIMIT, || {
         let found = first.look_up("asks", "stays");

@@ -111,7 +111,8 @@ impl Engine {
         let delay = if container.stopped_by_hand.load(Ordering::Relaxed) {
             None
         } else {
-            let ran = exit.finished_at.since(exit.started_at);
+            let never_ran = exit.started_at == Timestamp::NEVER;
+            let ran = if never_ran { Duration::ZERO } else { exit.finished_at.since(exit.started_at) };
             let mut backoff = container.backoff.lock().expect("nobody panics while holding it");
             backoff.handle_exit(container.config().restart, code, ran)
         };
@@ -141,15 +142,20 @@ impl Engine {
                 () = tokio::time::sleep(delay) => {}
             }
             container.restarts.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = Box::pin(engine.start_unless_running(&container)).await {
-                tracing::warn!(container = %container.id, %error, "a container could not be started again");
-                let exit = match &*container.state.borrow() {
-                    ContainerState::Exited(exit) => exit.clone(),
-                    ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Running(_) => return,
-                };
-                Box::pin(engine.handle_exit(&container, exit)).await;
-            }
+            engine.start_by_policy(&container).await;
         });
+    }
+
+    /// Starts a container that its policy wants to run; where that fails, the policy says what follows.
+    async fn start_by_policy(self: &Arc<Self>, container: &Arc<Container>) {
+        if let Err(error) = Box::pin(self.start_unless_running(container)).await {
+            tracing::warn!(container = %container.id, %error, "a container could not be started again");
+            let exit = match &*container.state.borrow() {
+                ContainerState::Exited(exit) => exit.clone(),
+                ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Running(_) => return,
+            };
+            Box::pin(self.handle_exit(container, exit)).await;
+        }
     }
 
     /// Removes a container that was to be gone once it has ended, and once those who read its output
@@ -391,11 +397,9 @@ impl Engine {
             ContainerState::Restarting(_) => self.start_after(&container, Duration::ZERO),
             ContainerState::Exited(_) if restart::starts_with_daemon(restart, by_hand) => {
                 let engine = Arc::clone(self);
-                self.tasks.spawn(async move {
-                    if let Err(error) = engine.start_unless_running(&container).await {
-                        tracing::warn!(container = %container.id, %error, "a container was not started");
-                    }
-                });
+                // What it needs may come up after this daemon does, such as networks of the swarm.
+                container.stopped_by_hand.store(false, Ordering::Relaxed);
+                self.tasks.spawn(async move { engine.start_by_policy(&container).await });
             }
             ContainerState::Exited(_) => {
                 // The daemon died between its end and its removal.
