@@ -232,6 +232,9 @@ impl Engine {
 
     /// Calls a running container by its new name in the networks that somebody else keeps.
     pub(super) async fn rename_kept(&self, container: &Container, old: &str) {
+        if container.endpoints().iter().all(|endpoint| endpoint.grant.is_none()) {
+            return;
+        }
         let config = container.config();
         container.change_endpoints(|endpoints| {
             for name in endpoints.iter_mut().flat_map(|endpoint| &mut endpoint.names).filter(|name| *name == old) {
