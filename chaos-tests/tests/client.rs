@@ -72,6 +72,14 @@ fn files_go_both_ways_and_containers_become_images() {
 
     host.ok(&["commit", "-c", "CMD [\"cat\", \"/tmp/other\"]", "web", "made:1"]);
     assert_eq!(host.ok(&["run", "--rm", "made:1"]), "hello");
+    // As docker has it: the host's name, not help.
+    assert_eq!(host.ok(&["run", "--rm", "-h", "named", "box", "cat", "/etc/hostname"]).trim(), "named");
+    let table = host.ok(&["ps", "--format", "table {{.Names}}\\t{{.Image}}"]);
+    assert_eq!(
+        table.lines().map(|line| line.split_whitespace().collect()).collect::<Vec<Vec<_>>>(),
+        [["NAMES", "IMAGE"], ["web", "box"]]
+    );
+    assert_eq!(host.ok(&["inspect", "-f", "{{.Name}}", "web"]).trim(), "/web");
     let archive = host.dir().join("made.tar").display().to_string();
     host.ok(&["save", "-o", &archive, "made:1"]);
     host.ok(&["rmi", "made:1"]);

@@ -26,8 +26,10 @@ const END_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
 #[derive(clap::Subcommand)]
 pub(crate) enum ContainerCommand {
     /// Run a command in a new container of this host
+    #[command(disable_help_flag = true)]
     Run(Box<RunArgs>),
     /// Make a container without starting it
+    #[command(disable_help_flag = true)]
     Create(Box<CreateArgs>),
     /// Run one more command in a container
     Exec(ExecArgs),

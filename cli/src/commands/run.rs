@@ -10,6 +10,9 @@ use crate::client::escape;
 
 #[derive(clap::Args)]
 pub(crate) struct CreateArgs {
+    /// Print help (`-h` is the host's name, as in docker)
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     #[arg(long, default_value = "")]
     name: String,
     /// Hand our input on
@@ -68,7 +71,7 @@ pub(crate) struct CreateArgs {
     ip: String,
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     mac_address: String,
-    #[arg(long, default_value = "")]
+    #[arg(short = 'h', long, default_value = "")]
     hostname: String,
     #[arg(long, default_value = "")]
     domainname: String,
