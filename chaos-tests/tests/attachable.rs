@@ -173,7 +173,18 @@ fn an_attached_container_outlives_daemons_and_leaders() {
     worker.stop_daemon();
     worker.start_daemon();
     ask(first, "asks", "stays");
+    // A host that leaves the swarm can take its containers off what it has left.
+    let network =
+        worker.ok(&["inspect", "-f", "{{.NetworkSettings.Networks.wide.NetworkID}}", "stays"]).trim().to_owned();
+    worker.ok(&["swarm", "leave"]);
+    let told = worker.fails(&["restart", "-t", "0", "stays"]);
+    assert!(told.contains("in no swarm"), "{told}");
+    worker.ok(&["stop", "-t", "0", "stays"]);
+    assert!(worker.fails(&["network", "disconnect", "nothing", "stays"]).contains("network nothing not found"));
+    worker.ok(&["network", "disconnect", &network, "stays"]);
+    worker.ok(&["start", "stays"]);
     worker.ok(&["rm", "-f", "stays"]);
+    first.ok(&["node", "rm", "-f", "n4"]);
     wait_until("its name is gone", LIMIT, || {
         let found = first.look_up("asks", "stays");
         (found.is_empty(), format!("{found:?}"))

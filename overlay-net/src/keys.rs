@@ -47,27 +47,16 @@ impl KeyRing {
                 let why = format!("{} is damaged: remove it", file.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => vec![new_key()],
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let first = vec![new_key()];
+                save(file, &first)?;
+                first
+            }
             Err(error) => return Err(error),
         };
         // Whatever the second is, to let go of it is right: if it was to be the next one, another follows.
         let phase = if keys.len() == 2 { Phase::Replaced } else { Phase::Settled };
-        let ring = Self { file: file.to_owned(), keys, phase };
-        ring.save()?;
-        Ok(ring)
-    }
-
-    fn save(&self) -> io::Result<()> {
-        if let Some(dir) = self.file.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let next = self.file.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        for key in &self.keys {
-            io::Write::write_all(&mut file, key.expose())?;
-        }
-        file.sync_all()?;
-        fs::rename(next, &self.file)
+        Ok(Self { file: file.to_owned(), keys, phase })
     }
 
     pub(crate) fn keys(&self) -> &[SecretBytes] {
@@ -88,24 +77,41 @@ impl KeyRing {
         }
     }
 
-    /// Goes on: tells of a new key, uses it, lets go of the old one.
+    /// Goes on: tells of a new key, uses it, lets go of the old one. What cannot be kept on disk does not
+    /// happen: a key that peers were not told of must not be used.
     pub(crate) fn step(&mut self) -> io::Result<()> {
-        match self.phase {
+        let mut keys = self.keys.clone();
+        let phase = match self.phase {
             Phase::Settled => {
-                self.keys.push(new_key());
-                self.phase = Phase::Announced;
+                keys.push(new_key());
+                Phase::Announced
             }
             Phase::Announced => {
-                self.keys.reverse();
-                self.phase = Phase::Replaced;
+                keys.reverse();
+                Phase::Replaced
             }
             Phase::Replaced => {
-                self.keys.truncate(1);
-                self.phase = Phase::Settled;
+                keys.truncate(1);
+                Phase::Settled
             }
-        }
-        self.save()
+        };
+        save(&self.file, &keys)?;
+        (self.keys, self.phase) = (keys, phase);
+        Ok(())
     }
+}
+
+fn save(file: &Path, keys: &[SecretBytes]) -> io::Result<()> {
+    if let Some(dir) = file.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let next = file.with_extension("new");
+    let mut written = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    for key in keys {
+        io::Write::write_all(&mut written, key.expose())?;
+    }
+    written.sync_all()?;
+    fs::rename(next, file)
 }
 
 fn new_key() -> SecretBytes {
@@ -124,6 +130,23 @@ fn public_key(key: &SecretBytes) -> Option<[u8; KEY_LEN]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_kept_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("swarm");
+        let mut ring = KeyRing::open(&place.join("overlay.key")).unwrap();
+        let before = ring.public();
+        fs::remove_dir_all(&place).unwrap();
+        fs::write(&place, "in the way").unwrap();
+        for _ in 0..3 {
+            assert!(ring.step().is_err());
+            assert_eq!((ring.public(), ring.phase), (before.clone(), Phase::Settled));
+        }
+        fs::remove_file(&place).unwrap();
+        ring.step().unwrap();
+        assert_eq!((ring.public().len(), ring.public()[0]), (2, before[0]));
+    }
 
     #[test]
     fn a_key_is_told_of_before_it_is_used_and_taken_for_a_while_after() {

@@ -210,8 +210,9 @@ impl Engine {
     async fn leave_place(&self, container: &Container, network: &NetworkRef) -> std::io::Result<()> {
         let endpoints = container.endpoints();
         let endpoint = endpoints.iter().find(|endpoint| network.is(&endpoint.network));
-        if let Some(kept) = endpoint.filter(|endpoint| endpoint.grant.is_some()) {
-            self.keeper()?.part(&container.id, &kept.network).await?;
+        // Where this host has left its swarm, nobody keeps the network any more.
+        if let (Some(kept), Some(keeper)) = (endpoint.filter(|held| held.grant.is_some()), self.networks.keeper()) {
+            keeper.part(&container.id, &kept.network).await?;
         }
         self.networks.part(&container.id, endpoint.map_or(&network.id, |endpoint| &endpoint.network)).await?;
         container.change_endpoints(|endpoints| endpoints.retain(|endpoint| !network.is(&endpoint.network)));

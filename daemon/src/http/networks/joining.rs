@@ -126,9 +126,15 @@ struct DisconnectBody {
 
 pub(in crate::http) async fn disconnect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
     let body: DisconnectBody = parse(&body)?;
-    let network = joinable(&state, &name).await?;
-    match state.engine.disconnect_network(&network.reference(), &body.container).await {
-        Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)) if body.force => Ok(()),
-        other => Ok(other?),
+    let (network, unknown) = match joinable(&state, &name).await {
+        Ok(network) => (network.reference(), None),
+        // Such as one of a swarm that this host has left: its containers may still name it.
+        Err(error) if error.is_not_found() => (NetworkRef { id: name.clone(), name, kind: "overlay" }, Some(error)),
+        Err(error) => return Err(error),
+    };
+    match (state.engine.disconnect_network(&network, &body.container).await, unknown) {
+        (Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)), _) if body.force => Ok(()),
+        (Err(EngineError::Forbidden(_)), Some(unknown)) => Err(unknown),
+        (other, _) => Ok(other?),
     }
 }
