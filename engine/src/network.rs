@@ -2,65 +2,34 @@
 //! masquerading to the outside, and published ports, all rules in one nftables table that is replaced
 //! as a whole.
 
+mod keeper;
 pub(crate) mod lease;
+mod links;
 mod ruleset;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use skep_api::{Subnet, Timestamp};
 use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
 use skep_name_server::{NameServers, Served, Zone};
 
+pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
+
 use crate::container::config::PublishedPort;
 use crate::disk;
 use crate::network::lease::{Held, Lease, pick_address, pick_ports, taken_addresses};
+use crate::network::links::{eth, link_suffix, make_bridge, veth_pair};
 use crate::network::ruleset::ruleset;
 
 /// The network that every host has.
 pub const DEFAULT_NETWORK: &str = "bridge";
-
-/// Keeps networks that are not this host's alone; the engine hands it the containers that join them.
-pub trait NetworkKeeper: std::fmt::Debug + Send + Sync + 'static {
-    /// Asks for a place that nobody has planned; it is the container's until it leaves.
-    fn ask<'a>(&'a self, container: &'a str, wanted: &'a WantedPlace, names: Vec<String>) -> KeeperReply<'a, Endpoint>;
-    /// Gives a container its places, or those of them that it has not yet; returns what the host's ports
-    /// for it are to lead through.
-    fn join<'a>(&'a self, container: &'a str, joining: Joining) -> KeeperReply<'a, Ipv4Addr>;
-    /// Takes up a container that has its places from before the daemon's restart.
-    fn adopt(&self, container: &str, joining: Joining);
-    /// Hears of the names in the other networks of a container.
-    fn tell_names(&self, container: &str, neighbours: Zone);
-    /// Takes a running container out of one network.
-    fn part<'a>(&'a self, container: &'a str, network: &'a str) -> KeeperReply<'a, ()>;
-    /// Takes a container out of all; one that is in none is no error.
-    fn leave<'a>(&'a self, container: &'a str) -> KeeperReply<'a, ()>;
-}
-
-/// What a [`NetworkKeeper`] promises.
-pub type KeeperReply<'a, T> = std::pin::Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
-
-/// A container that joins networks.
-#[derive(Clone, Debug)]
-pub struct Joining {
-    pub netns: PathBuf,
-    pub endpoints: Vec<Endpoint>,
-    pub ports: Vec<PublishedPort>,
-    /// Whom to ask for names of others; empty: as the host does.
-    pub resolvers: Vec<String>,
-    /// Whether no network of the host's lets its packets out.
-    pub leads_out: bool,
-    /// The names in its networks of the host's.
-    pub neighbours: Zone,
-}
 
 /// How the default bridge is set up.
 #[derive(Clone, Debug)]
@@ -149,17 +118,6 @@ pub struct Endpoint {
     /// What a [`NetworkKeeper`] said of a place that it was asked for.
     #[serde(default)]
     pub grant: Option<Grant>,
-}
-
-/// What is known of a place in a network that is not this host's alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
-    /// Its keeper's name for it.
-    pub id: String,
-    pub network_name: String,
-    pub prefix_len: u8,
-    /// None: nothing gets out of the network.
-    pub gateway: Option<Ipv4Addr>,
 }
 
 impl Eq for PublishedPort {}
@@ -630,41 +588,4 @@ fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>)
         }
     }
     zones
-}
-
-async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
-    let name = &network.device;
-    if link_index(handle, name).await.is_none() {
-        handle.link().add(LinkBridge::new(name).build()).execute().await?;
-    }
-    let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-    let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
-    add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
-    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-    Ok(index)
-}
-
-/// What a container's link is called inside.
-fn eth(link: u32) -> String {
-    format!("eth{link}")
-}
-
-/// The first link of a container has a short name on the host; further ones say which they are.
-fn link_suffix(link: u32) -> String {
-    if link == 0 { String::new() } else { format!("-{link}") }
-}
-
-/// A pair of links: `host`, up and on `bridge`, and ethN in `namespace`, which cannot be up before the
-/// other is there.
-///
-/// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
-/// every other change of the host's network for some 15 ms.
-fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32) -> LinkMessage {
-    let inside = eth(link);
-    let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd());
-    LinkVeth::new(host, &inside)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-        .controller(bridge)
-        .up()
-        .build()
 }

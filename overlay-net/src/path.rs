@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 mod frame;
+mod merge;
 pub(crate) mod message;
 pub(crate) mod peers;
 pub(crate) mod pump;

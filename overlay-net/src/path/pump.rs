@@ -18,7 +18,8 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
-use super::frame::{ETHERNET_LEN, HEAD_LEN, Merged, PACKET_LEN_MAX, VNET_LEN, VnetHeader, segment};
+use super::frame::{ETHERNET_LEN, HEAD_LEN, PACKET_LEN_MAX, VNET_LEN, VnetHeader, segment};
+use super::merge::Merged;
 use super::message::PeerIndex;
 use super::peers::{Addressed, Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
 

@@ -1,0 +1,46 @@
+//! Bridges, and the pairs of links that lead from them into containers.
+
+use std::os::fd::AsRawFd as _;
+
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
+use skep_host_net::{Netns, add_existing_is_fine, link_index};
+
+use super::LocalNetwork;
+
+pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
+    let name = &network.device;
+    if link_index(handle, name).await.is_none() {
+        handle.link().add(LinkBridge::new(name).build()).execute().await?;
+    }
+    let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
+    add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
+    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+    Ok(index)
+}
+
+/// What a container's link is called inside.
+pub(super) fn eth(link: u32) -> String {
+    format!("eth{link}")
+}
+
+/// The first link of a container has a short name on the host; further ones say which they are.
+pub(super) fn link_suffix(link: u32) -> String {
+    if link == 0 { String::new() } else { format!("-{link}") }
+}
+
+/// A pair of links: `host`, up and on `bridge`, and ethN in `namespace`, which cannot be up before the
+/// other is there.
+///
+/// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
+/// every other change of the host's network for some 15 ms.
+pub(super) fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32) -> LinkMessage {
+    let inside = eth(link);
+    let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd());
+    LinkVeth::new(host, &inside)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
+        .controller(bridge)
+        .up()
+        .build()
+}
