@@ -153,6 +153,13 @@ impl Host {
     }
 
     /// The daemon's own processes (not its shims).
+    /// The daemon that runs here.
+    #[track_caller]
+    #[must_use]
+    pub fn daemon_pid(&self) -> i32 {
+        self.daemon_pids().first().expect("the daemon runs").as_raw()
+    }
+
     fn daemon_pids(&self) -> Vec<Pid> {
         let pids = processes::naming(&self.data());
         let is_daemon = |pid: &Pid| {

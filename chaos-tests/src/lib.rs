@@ -4,6 +4,7 @@
 
 mod api;
 mod host;
+mod image;
 mod processes;
 mod rig;
 mod turn;

@@ -88,7 +88,7 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
     take_turn!();
     let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let host = rig.host(1);
     // Input and output of a container, and of one more process in it.
     assert_eq!(docker_with_input(&rig, &["run", "--rm", "-i", "busybox", "cat"], b"to the end").1, "to the end");
@@ -145,7 +145,7 @@ fn skep_itself_runs_containers() {
     take_turn!();
     let Some(rig) = one_host() else { return };
     let host = rig.host(1);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     assert_eq!(host.ok(&["run", "--rm", "-e", "A=b", "busybox", "sh", "-c", "echo $A"]), "b\n");
     assert!(!host.run(&["run", "--rm", "busybox", "false"]).success);
     assert!(host.fails(&["run", "--rm", "busybox", "nonsense"]).contains("not found"));
@@ -182,7 +182,7 @@ fn restart_policies_act_also_on_what_happened_while_the_daemon_was_away() {
     let Some(rig) = one_host() else { return };
     let host = rig.host(1);
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let restarts = |name: &str| ok(&["inspect", "-f", "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}", name]);
     ok(&["run", "-d", "--name", "failing", "--restart", "on-failure:2", "busybox", "false"]);
     wait_until("it is given up after two more tries", LIMIT, || {
@@ -212,7 +212,7 @@ fn images_are_built_saved_loaded_and_their_files_copied() {
     take_turn!();
     let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let context = tempfile::tempdir().unwrap();
     let dir = context.path();
     for (name, text) in
@@ -276,7 +276,7 @@ fn a_full_disk_loses_no_exit_code_and_leaves_nothing_half_made() {
     assert!(host.exec("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", host.data().to_str().unwrap()]).success);
     host.start_daemon();
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let fill = "dd if=/dev/zero of=/fill bs=1M count=100; exit 7";
     assert_eq!(docker(&rig, &["run", "--name", "filler", "busybox", "sh", "-c", fill]).0, 7);
     let (code, _, stderr) = docker(&rig, &["run", "-d", "--name", "late", "busybox", "sleep", "1000"]);
@@ -302,7 +302,7 @@ fn a_build_that_is_cut_off_leaves_nothing() {
     let Some(rig) = one_host() else { return };
     let host = rig.host(1);
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let context = tempfile::tempdir().unwrap();
     std::fs::write(context.path().join("Dockerfile"), "FROM busybox\nRUN touch /made\nRUN sleep 1000\n").unwrap();
     let mut client = Command::new("docker");
@@ -344,7 +344,7 @@ fn volumes_hold_data_and_what_is_not_possible_is_refused_by_name() {
     take_turn!();
     let Some(rig) = one_host() else { return };
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     ok(&["volume", "create", "--label", "team=a", "data"]);
     ok(&["run", "--rm", "-v", "data:/data", "busybox", "sh", "-c", "echo kept > /data/file"]);
     assert_eq!(ok(&["run", "--rm", "-v", "data:/other:ro", "busybox", "cat", "/other/file"]), "kept\n");
@@ -378,7 +378,7 @@ fn networks_of_one_host_have_names_and_keep_apart() {
     let Some(rig) = one_host() else { return };
     let host = rig.host(1);
     let ok = |args: &[&str]| ok(&rig, args);
-    import_busybox(&rig);
+    rig.host(1).import_busybox();
     let reaches = |from: &str, to: &str| docker(&rig, &["exec", from, "ping", "-c", "1", "-W", "1", to]).0 == 0;
     ok(&["network", "create", "front"]);
     ok(&["network", "create", "--subnet", "10.50.0.0/24", "--gateway", "10.50.0.254", "back"]);
@@ -442,28 +442,6 @@ fn networks_of_one_host_have_names_and_keep_apart() {
     assert_eq!(ok(&["network", "prune", "-f"]).matches('\n').count(), 5, "three networks are gone");
     let links = host.exec("ip", &["-o", "link"]).stdout;
     assert!(!links.contains("br-") && !links.contains("veth"), "{links}");
-}
-
-/// An image to try things with: busybox, and a user beside root.
-fn import_busybox(rig: &Rig) {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    for sub in ["bin", "etc", "tmp", "root"] {
-        std::fs::create_dir(root.join(sub)).unwrap();
-    }
-    let program =
-        ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| std::path::Path::new(path).exists()).unwrap();
-    std::fs::copy(program, root.join("bin/busybox")).unwrap();
-    let applets = String::from_utf8(Command::new(program).arg("--list").output().unwrap().stdout).unwrap();
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n")
-        .unwrap();
-    std::fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1000:\n").unwrap();
-    let tar = Command::new("tar").arg("-C").arg(root).args(["-c", "."]).output().unwrap();
-    let (code, _, stderr) = docker_with_input(rig, &["import", "-", "busybox"], &tar.stdout);
-    assert_eq!(code, 0, "{stderr}");
 }
 
 fn ok(rig: &Rig, args: &[&str]) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use skep_api::units::parse_duration;
-use skep_engine::RegistryConfig;
+use skep_engine::{LogConfig, RegistryConfig};
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -54,6 +54,12 @@ pub struct DaemonArgs {
     /// Whether containers that do not say gain nothing from set-user-id programs [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub no_new_privileges: Option<bool>,
+    /// Log driver of containers that do not say: json-file, local, syslog, journald or none [default: json-file]
+    #[arg(long, value_name = "DRIVER")]
+    pub log_driver: Option<String>,
+    /// Option of that log driver: NAME=VALUE (repeatable)
+    #[arg(long = "log-opt", value_name = "NAME=VALUE")]
+    pub log_opts: Vec<String>,
     /// Address to serve Prometheus metrics on: HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_addr: Option<String>,
@@ -88,6 +94,8 @@ struct ConfigFile {
     live_restore: Option<bool>,
     cgroup_parent: Option<String>,
     no_new_privileges: Option<bool>,
+    log_driver: Option<String>,
+    log_opts: BTreeMap<String, String>,
     metrics_addr: Option<String>,
     overlay_key_period: Option<String>,
     tlsverify: bool,
@@ -132,6 +140,8 @@ pub struct DaemonConfig {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
+    /// Of containers that do not say.
+    pub(crate) log: LogConfig,
     pub(crate) metrics_addr: Option<String>,
     pub(crate) overlay_key_period: Duration,
     /// What it was made from besides the file, to read that again.
@@ -195,6 +205,7 @@ impl DaemonConfig {
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
+            log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
             overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
             args: given,
@@ -225,11 +236,31 @@ impl DaemonConfig {
             ("labels", self.labels != next.labels),
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
+            ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
             ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
+}
+
+fn log(
+    driver: Option<String>,
+    flags: &[String],
+    file: BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+) -> LogConfig {
+    let mut options = file;
+    for text in flags {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => drop(options.insert(key.to_owned(), value.to_owned())),
+            _ => problems.push(format!("log-opt {text:?} cannot be read: write NAME=VALUE")),
+        }
+    }
+    LogConfig::parse(&driver.unwrap_or_default(), &options, &LogConfig::default()).unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        LogConfig::default()
+    })
 }
 
 /// Peers need a moment to hear of a key before it is used.

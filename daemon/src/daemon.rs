@@ -43,7 +43,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     for dir in [&config.data_root, &config.exec_root] {
         std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     }
-    std::fs::set_permissions(&config.data_root, std::fs::Permissions::from_mode(0o711))?;
+    std::fs::set_permissions(&config.data_root, std::fs::Permissions::from_mode(0o710))?;
     let _only_one = lock(&config.data_root)?;
     if let Some(pidfile) = &config.pidfile {
         std::fs::write(pidfile, format!("{}\n", std::process::id()))?;
@@ -55,6 +55,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     );
     engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
     engine_config.no_new_privileges = config.no_new_privileges;
+    engine_config.log = config.log.clone();
     engine_config.set_bridge(config.bridge.0, config.bridge.1);
     engine_config.registries = config.registries();
     let engine = Engine::open(engine_config)?;

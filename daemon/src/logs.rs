@@ -103,12 +103,12 @@ pub(crate) fn stream_frame(source: LogSource, bytes: &[u8]) -> Bytes {
 }
 
 /// Streams one container's output.
-pub(crate) fn container_logs(mut lines: LogStream, params: LogParams) -> Response {
+pub(crate) fn container_logs(mut lines: LogStream, params: LogParams, details: String) -> Response {
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
     let raw = params.raw;
     tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
-            if frames.send(params.frame(&line, "")).await.is_err() {
+            if frames.send(params.frame(&line, &details)).await.is_err() {
                 return;
             }
         }

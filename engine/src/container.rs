@@ -12,4 +12,5 @@ pub(crate) mod shim;
 pub(crate) mod spec;
 pub(crate) mod state;
 pub(crate) mod streams;
+pub(crate) mod targets;
 pub(crate) mod user;

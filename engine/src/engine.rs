@@ -5,6 +5,7 @@ mod change;
 mod container;
 mod exec;
 mod files;
+mod helper;
 mod images;
 mod kept;
 mod launch;
@@ -35,10 +36,13 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::container::config::{ContainerConfig, MountSource};
-use crate::container::logs::{self, LogOptions, LogStream};
+use crate::container::logs::config::{LogConfig, LogConfigError};
+use crate::container::logs::reader::{self, LogOptions, LogStream};
 use crate::container::rootfs::ContainerDirs;
 use crate::container::state::{ContainerState, Exit};
+use crate::container::targets;
 use crate::engine::exec::ExecStore;
+use crate::engine::helper::HelperProgram;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
@@ -58,6 +62,8 @@ pub struct EngineConfig {
     pub cgroup_parent: String,
     /// For containers that do not say: whether set-user-id bits and the like gain nothing.
     pub no_new_privileges: bool,
+    /// For containers that do not say.
+    pub log: LogConfig,
     pub bridge: BridgeConfig,
     pub registries: RegistryConfig,
 }
@@ -72,6 +78,7 @@ impl EngineConfig {
             program,
             cgroup_parent: "/skep".into(),
             no_new_privileges: true,
+            log: LogConfig::default(),
             bridge: BridgeConfig::default(),
             registries: RegistryConfig::default(),
         }
@@ -107,6 +114,8 @@ pub enum EngineError {
     Volume(#[from] VolumeError),
     #[error("No such exec instance: {0}")]
     NoExec(String),
+    #[error("configured logging driver does not support reading: {0} keeps nothing on this host")]
+    LogsNotKept(&'static str),
     #[error("{0}")]
     Conflict(String),
     #[error("{0}")]
@@ -171,6 +180,8 @@ pub struct Engine {
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     images: Arc<ImageStore>,
     puller: Puller,
+    /// What helpers are started from.
+    helper: HelperProgram,
     volumes: VolumeStore,
     networks: Networks,
     execs: ExecStore,
@@ -222,6 +233,7 @@ impl Engine {
             events: broadcast::channel(EVENTS_KEPT).0,
             past_events: Mutex::default(),
             tasks: TaskTracker::new(),
+            helper: HelperProgram::new(&config.program),
             config,
         });
         engine.adopt_all()?;
@@ -296,6 +308,9 @@ impl Engine {
 
     /// Makes a container whose file system is made of `layers`.
     pub(crate) fn create_on(&self, mut config: ContainerConfig, layers: Vec<String>) -> Result<String, EngineError> {
+        for mount in &config.mounts {
+            targets::check(mount).map_err(EngineError::Invalid)?;
+        }
         let id = hex::encode(rand::random::<[u8; 32]>());
         for own in [&mut config.hostname, &mut config.name] {
             if own.is_empty() {
@@ -395,6 +410,9 @@ impl Engine {
     /// Reads a container's output.
     pub fn logs(&self, name: &str, options: LogOptions) -> Result<LogStream, EngineError> {
         let container = self.find(name)?;
+        let Some(format) = container.config().log.kept() else {
+            return Err(EngineError::LogsNotKept(container.config().log.driver.as_str()));
+        };
         let (state, reading) = (container.state.subscribe(), container.readers.clone());
         let ended = move || {
             // As long as this is asked, somebody reads.
@@ -406,7 +424,12 @@ impl Engine {
                 ContainerState::Exited(_) => true,
             }
         };
-        Ok(logs::read(container.dirs.log(), options, ended))
+        Ok(reader::read(container.dirs.log(), format, options, ended))
+    }
+
+    /// A container's log, from what its user asks for and what the daemon has for those who do not.
+    pub fn log_config(&self, driver: &str, options: &BTreeMap<String, String>) -> Result<LogConfig, LogConfigError> {
+        LogConfig::parse(driver, options, &self.config.log)
     }
 
     /// The program that is its own shim.

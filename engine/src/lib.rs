@@ -17,12 +17,14 @@ mod volume;
 pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
-    ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, LogConfig, LogConfigError, LogDriver,
-    MountSource, NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, parse_size,
+    ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, MountSource, NamespaceMode, NetworkMode,
+    Payload, PublishedPort, ResourceLimits, RestartPolicy,
 };
 pub use container::devices::is_device_rule;
 pub use container::health::HealthStatus;
-pub use container::logs::{LogLine, LogOptions, LogStream, Stream as LogSource};
+pub use container::logs::config::{LogConfig, LogConfigError, LogDriver, parse_size};
+pub use container::logs::reader::{LogOptions, LogStream};
+pub use container::logs::{LogLine, Stream as LogSource};
 pub use container::seccomp::seccomp_profile;
 pub use container::shim::{exec_main, shim_main, watch_main};
 pub use container::state::{ContainerState, Exit, Running};

@@ -25,11 +25,14 @@ pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
 use crate::container::config::PublishedPort;
 use crate::disk;
 use crate::network::lease::{Held, Lease, pick_address, pick_ports, taken_addresses};
-use crate::network::links::{eth, link_suffix, make_bridge, veth_pair};
+use crate::network::links::{eth, keep_apart, link_suffix, make_bridge, veth_pair, without_ipv6};
 use crate::network::ruleset::ruleset;
 
 /// The network that every host has.
 pub const DEFAULT_NETWORK: &str = "bridge";
+
+/// The option that says how a network is reached, as Docker calls it.
+pub(crate) const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 
 /// How the default bridge is set up.
 #[derive(Clone, Debug)]
@@ -64,6 +67,9 @@ pub struct LocalNetwork {
     pub internal: bool,
     /// Whether what gets out has the host's address.
     pub masquerade: bool,
+    /// Whether its containers do not reach each other.
+    #[serde(default)]
+    pub apart: bool,
     /// The bridge's name on the host.
     pub device: String,
 }
@@ -84,9 +90,15 @@ impl LocalNetwork {
             reserved: BTreeMap::new(),
             internal: false,
             masquerade: true,
+            apart: false,
             // The kernel takes 15 bytes.
             device: format!("br-{}", &id[..id.len().min(12)]),
         }
+    }
+
+    /// Whether its containers are reached by their own addresses from other hosts, too.
+    fn is_routed(&self) -> bool {
+        self.options.get(GATEWAY_MODE).is_some_and(|mode| mode == "nat-unprotected")
     }
 
     fn has_names(&self) -> bool {
@@ -430,6 +442,10 @@ impl Networks {
                 let _ = outside.handle().link().del(index).execute().await;
             }
             outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
+            without_ipv6(&host);
+            if network.apart {
+                keep_apart(outside.handle(), &host).await.map_err(io::Error::other)?;
+            }
             let index =
                 link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;
             let prefix_len = network.subnet.prefix_len();

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "this is the one place of the crate for it; one operation a block")]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -20,6 +21,27 @@ pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     Ok(openat2(root.as_fd(), path, how)?.into())
+}
+
+/// Opens a program by a view of it that nobody can write through, also not by way of the processes that
+/// run it: what `/proc/PID/exe` leads to is this view.
+pub(crate) fn seal_program(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is a string that ends in NUL and outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is new and ours.
+    let view = unsafe { OwnedFd::from_raw_fd(fd) };
+    let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let (empty, len) = (c"".as_ptr(), size_of::<libc::mount_attr>());
+    // SAFETY: path and attributes outlive the call, and the length is the attributes' own.
+    let result =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, libc::AT_EMPTY_PATH, &raw const read_only, len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(view) }
 }
 
 /// A descriptor that becomes readable when the process ends.
@@ -158,7 +180,7 @@ impl Filter {
 pub fn let_go_of_code() -> io::Result<()> {
     let program = std::fs::read_link("/proc/self/exe")?;
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-    for (start, end) in unwritten(&smaps, &program.to_string_lossy()) {
+    for (start, end) in unwritten(&smaps, &format!(" {}", program.display())) {
         let address = start as *mut libc::c_void;
         // SAFETY: the range is mapped from the program's file, cannot be written, and no page of it
         // was; the advice only says that neighbours of a page need not come with it.
@@ -215,7 +237,7 @@ const fn freed() -> usize {
 #[cfg(not(target_env = "gnu"))]
 const fn give_back() {}
 
-/// The mappings of `program` that cannot be written and never were, as `/proc/self/smaps` tells.
+/// The mappings of `program`, a path with a space in front, that cannot be written and never were, as `/proc/self/smaps` tells.
 fn unwritten(smaps: &str, program: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut current = None;
@@ -264,7 +286,7 @@ mod tests {
             00600000-00700000 r--p 00000000 fe:00 1    /bin/skep\nAnonymous:            12 kB\n\
             00700000-00800000 rw-p 00000000 fe:00 1    /bin/skep\nAnonymous:             0 kB\n\
             00800000-00900000 r-xp 00000000 fe:00 1    /lib/libc.so\nAnonymous:             0 kB\n";
-        assert_eq!(unwritten(smaps, "/bin/skep"), [(0x0040_0000, 0x0050_0000), (0x0050_0000, 0x0060_0000)]);
+        assert_eq!(unwritten(smaps, " /bin/skep"), [(0x0040_0000, 0x0050_0000), (0x0050_0000, 0x0060_0000)]);
         let_go_of_code().unwrap();
         let_go_of_code().unwrap();
     }

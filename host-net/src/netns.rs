@@ -22,6 +22,9 @@ impl Netns {
         let pinned = path.to_owned();
         on_own_thread(move || {
             unshare(CloneFlags::CLONE_NEWNET)?;
+            // No network has IPv6 yet; links have addresses of it unless told otherwise. Not there where
+            // the kernel has none.
+            let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
             File::create(&pinned)?;
             mount(Some("/proc/thread-self/ns/net"), &pinned, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             Ok(())

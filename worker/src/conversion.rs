@@ -9,8 +9,8 @@ use skep_api::task::Attachment;
 use skep_api::units::Nanos;
 use skep_api::{NodeId, Task};
 use skep_engine::{
-    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, JoinedNetwork, LogConfig, LogConfigError, MountSource,
-    NetworkMode, Payload, PublishedPort, ResourceLimits,
+    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, JoinedNetwork, LogConfig, MountSource, NetworkMode,
+    Payload, PublishedPort, ResourceLimits,
 };
 
 /// The label by which a container's task is known.
@@ -22,15 +22,12 @@ pub(crate) fn container_config(
     node: NodeId,
     payloads: Vec<Payload>,
     image: &ImageConfig,
-) -> Result<ContainerConfig, LogConfigError> {
+    log: LogConfig,
+) -> ContainerConfig {
     let spec = &task.spec.container;
     let privileges = spec.privileges.clone().unwrap_or_default();
     let dns = spec.dns.clone().unwrap_or_default();
-    let log = match &task.spec.log_driver {
-        Some(driver) => LogConfig::parse(&driver.name, &driver.options)?,
-        None => LogConfig::default(),
-    };
-    Ok(ContainerConfig {
+    ContainerConfig {
         name: task.name(),
         image: spec.image.clone(),
         image_id: String::new(),
@@ -66,7 +63,7 @@ pub(crate) fn container_config(
         tty: spec.tty,
         open_stdin: spec.open_stdin,
         ..ContainerConfig::default()
-    })
+    }
 }
 
 fn network(task: &Task) -> NetworkMode {

@@ -1,5 +1,6 @@
 //! Drives one task: a step, a report, the next step.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -147,7 +148,11 @@ impl Runner {
         let credentials = Credentials::from_header(spec.registry_auth.expose()).map_err(|error| error.to_string())?;
         let image = self.image(&spec.image, &credentials).await.map_err(|error| with_causes(&error))?;
         let payloads = self.payloads.for_task(&self.task)?;
-        let config = container_config(&self.task, self.node, payloads, &image).map_err(|error| error.to_string())?;
+        let none = BTreeMap::new();
+        let (driver, options) =
+            self.task.spec.log_driver.as_ref().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
+        let log = self.engine.log_config(driver, options).map_err(|error| error.to_string())?;
+        let config = container_config(&self.task, self.node, payloads, &image, log);
         self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
     }
 

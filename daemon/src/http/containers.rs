@@ -203,7 +203,8 @@ pub(super) async fn logs(
     Query(params): Query<LogParams>,
 ) -> Result<Response, ApiError> {
     let query = params.query()?;
-    let tty = state.engine.inspect(&id)?.config.tty;
+    let config = state.engine.inspect(&id)?.config;
+    let details = config.log_attributes().iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
     let lines = state.engine.logs(&id, query.options())?;
-    Ok(logs::container_logs(lines, params.raw(tty)))
+    Ok(logs::container_logs(lines, params.raw(config.tty), details.join(",")))
 }

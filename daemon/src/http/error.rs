@@ -118,6 +118,7 @@ impl From<EngineError> for ApiError {
             | EngineError::Volume(VolumeError::Differs(_))
             | EngineError::ImageInUse { .. } => StatusCode::CONFLICT,
             EngineError::Forbidden(_) => StatusCode::FORBIDDEN,
+            EngineError::LogsNotKept(_) => StatusCode::NOT_IMPLEMENTED,
             EngineError::Volume(VolumeError::Disk(..)) => StatusCode::INTERNAL_SERVER_ERROR,
             EngineError::Signal(_)
             | EngineError::Invalid(_)

@@ -5,7 +5,7 @@ use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::ContainerState;
+use skep_engine::{ContainerState, LogDriver};
 
 use super::{API_VERSION, ApiError, State};
 use crate::VERSION;
@@ -62,8 +62,8 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": paused,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "the data root's"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": ["json-file", "none"]},
-        "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
+        "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,
             "IndexConfigs": {}},

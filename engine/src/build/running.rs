@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::build::builder::{BuildError, Builder, Stage, key, short};
 use crate::build::parse::Instruction;
 use crate::build::stage;
-use crate::container::config::{ContainerConfig, LogConfig, LogDriver, NetworkMode};
+use crate::container::config::{ContainerConfig, NetworkMode};
+use crate::container::logs::config::{LogConfig, LogDriver};
 use crate::engine::{Engine, RemoveOptions};
 
 /// Arguments that need no ARG, and do not count for the cache.
@@ -15,7 +16,7 @@ const PROXY_ARGS: [&str; 8] =
 
 impl Builder<'_> {
     pub(super) async fn run_command(&mut self, stage: &mut Stage, instruction: &Instruction) -> Result<(), BuildError> {
-        if let Some((flag, _)) = instruction.flags.iter().find(|(flag, _)| flag != "network" && flag != "security") {
+        if let Some((flag, _)) = instruction.flags.iter().find(|(flag, _)| flag != "network") {
             return Err(BuildError::Dockerfile(format!(
                 "line {}: the --{flag} option requires BuildKit, which this daemon does not have: leave it out",
                 instruction.line

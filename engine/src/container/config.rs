@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_api::container::Ulimit;
 use skep_api::service::Protocol;
 
+use crate::container::logs::config::LogConfig;
 use crate::network::{DEFAULT_NETWORK, WantedPlace};
 
 /// A container's configuration, with the image's own already merged in.
@@ -196,6 +197,16 @@ pub struct JoinedNetwork {
 }
 
 impl ContainerConfig {
+    /// The labels and variables that the log's options `labels` and `env` ask to be told with each line.
+    #[must_use]
+    pub fn log_attributes(&self) -> BTreeMap<String, String> {
+        let names = |option: &str| self.log.options.get(option).map_or("", String::as_str).split(',');
+        let variable = |name: &str| self.env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
+        let labels = names("labels").filter_map(|name| Some((name, self.labels.get(name)?.as_str())));
+        let variables = names("env").filter_map(|name| Some((name, variable(name)?)));
+        labels.chain(variables).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
     /// The command line: entrypoint, then arguments.
     #[must_use]
     pub fn command(&self) -> Vec<String> {
@@ -318,109 +329,4 @@ pub struct PublishedPort {
 
 fn any_address() -> Ipv4Addr {
     Ipv4Addr::UNSPECIFIED
-}
-
-/// How output is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LogConfig {
-    pub driver: LogDriver,
-    /// A file is closed and the next begun at this many bytes.
-    pub max_size_bytes: u64,
-    pub max_files: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogDriver {
-    JsonFile,
-    None,
-}
-
-impl LogDriver {
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::JsonFile => "json-file",
-            Self::None => "none",
-        }
-    }
-}
-
-impl Default for LogConfig {
-    /// Docker keeps everything for ever, which fills disks: here 5 files of 20 MB are kept.
-    fn default() -> Self {
-        Self { driver: LogDriver::JsonFile, max_size_bytes: 20_000_000, max_files: 5 }
-    }
-}
-
-/// Why log options are refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LogConfigError {
-    #[error("log driver {0:?} is not supported: use json-file, local or none")]
-    Driver(String),
-    #[error("log option {key}={value:?} cannot be read: {rule}")]
-    Option { key: String, value: String, rule: &'static str },
-}
-
-impl LogConfig {
-    /// Reads a driver's name and options as users write them.
-    pub fn parse(driver: &str, options: &BTreeMap<String, String>) -> Result<Self, LogConfigError> {
-        let mut config = Self::default();
-        match driver {
-            "" | "json-file" | "local" => {}
-            "none" => config.driver = LogDriver::None,
-            other => return Err(LogConfigError::Driver(other.to_owned())),
-        }
-        for (key, value) in options {
-            let wrong = |rule| LogConfigError::Option { key: key.clone(), value: value.clone(), rule };
-            match key.as_str() {
-                "max-size" => {
-                    config.max_size_bytes = parse_size(value).ok_or_else(|| wrong("a size such as 10m"))?;
-                }
-                "max-file" => {
-                    config.max_files =
-                        value.parse().ok().filter(|&count| count > 0).ok_or_else(|| wrong("a number from 1 up"))?;
-                }
-                "compress" | "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
-                _ => return Err(wrong("it is unknown; max-size and max-file are known")),
-            }
-        }
-        Ok(config)
-    }
-}
-
-/// Reads `10m`, `512k`, `1g` or plain bytes; `-1` is no limit.
-#[must_use]
-pub fn parse_size(text: &str) -> Option<u64> {
-    if text == "-1" {
-        return Some(u64::MAX);
-    }
-    let lower = text.to_ascii_lowercase();
-    let lower = lower.strip_suffix('b').unwrap_or(&lower);
-    let (number, unit) = match lower.as_bytes().last()? {
-        b'k' => (&lower[..lower.len() - 1], 1 << 10),
-        b'm' => (&lower[..lower.len() - 1], 1 << 20),
-        b'g' => (&lower[..lower.len() - 1], 1 << 30),
-        _ => (lower, 1),
-    };
-    number.parse::<u64>().ok().filter(|&n| n > 0)?.checked_mul(unit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_options_are_read_or_refused() {
-        let parse = |options: &[(&str, &str)]| {
-            LogConfig::parse("json-file", &options.iter().map(|&(k, v)| (k.into(), v.into())).collect())
-        };
-        let config = parse(&[("max-size", "1m"), ("max-file", "2")]).unwrap();
-        assert_eq!((config.max_size_bytes, config.max_files), (1 << 20, 2));
-        assert!(parse(&[("max-size", "big")]).is_err());
-        assert!(parse(&[("max-file", "0")]).is_err());
-        assert!(parse(&[("colour", "red")]).is_err());
-        assert!(LogConfig::parse("splunk", &BTreeMap::new()).is_err());
-    }
 }

@@ -1,18 +1,20 @@
-//! A container's output on disk: JSON lines as Docker writes them, rotated by size; and the reader
-//! that follows them across rotations.
+//! A container's output: cut into lines, kept in files that are rotated by size, handed on where its
+//! log driver says, and read again.
 
-use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+pub(crate) mod config;
+pub(crate) mod file;
+pub(crate) mod forward;
+pub(crate) mod reader;
+
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
-use tokio::sync::mpsc;
 
-use crate::container::config::LogConfig;
+use self::config::LogConfig;
+use self::file::LogFile;
+use self::forward::{Forwarder, LogSubject};
 
 /// Which of a container's outputs a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,51 +33,44 @@ pub struct LogLine {
     pub time: Timestamp,
 }
 
-/// Which lines are wanted.
-#[derive(Clone, Debug)]
-pub struct LogOptions {
-    pub stdout: bool,
-    pub stderr: bool,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
-    /// Only the last so many; all if absent.
-    pub tail: Option<usize>,
-    /// Go on with what comes until the container ends.
-    pub follow: bool,
-}
-
-/// Lines as they are read.
-pub type LogStream = mpsc::Receiver<LogLine>;
-
 /// Longer lines are kept in pieces of this many bytes.
 const LINE_LEN_MAX: usize = 16 << 10;
 
-/// Writes one container's output; lives in its shim.
+/// Takes one container's output; lives in its shim.
 pub(crate) struct LogWriter {
-    path: PathBuf,
-    config: LogConfig,
-    file: File,
-    len: u64,
+    file: Option<LogFile>,
+    forwarder: Option<Forwarder>,
+    /// JSON of what is told beside each line; empty if nothing is.
+    attributes: Vec<u8>,
     partial: [Vec<u8>; 2],
 }
 
 impl LogWriter {
-    pub(crate) fn open(path: &Path, config: LogConfig) -> io::Result<Self> {
-        let file = open_append(path)?;
-        let len = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), config, file, len, partial: [Vec::new(), Vec::new()] })
+    /// None, if output is neither kept nor handed on.
+    pub(crate) fn open(path: &Path, config: &LogConfig, subject: &LogSubject) -> io::Result<Option<Self>> {
+        let file = config.kept().map(|format| LogFile::open(path, format, config)).transpose()?;
+        let forwarder = Forwarder::new(config, subject);
+        if file.is_none() && forwarder.is_none() {
+            return Ok(None);
+        }
+        let attributes = match subject.attributes.is_empty() {
+            true => Vec::new(),
+            false => serde_json::to_vec(&subject.attributes)?,
+        };
+        Ok(Some(Self { file, forwarder, attributes, partial: [Vec::new(), Vec::new()] }))
     }
 
     /// Takes output as it comes; whole lines are written at once.
     pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8], at: Timestamp) -> io::Result<()> {
-        let slot = stream as usize;
         let mut batch = Vec::new();
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
-            self.partial[slot].extend_from_slice(piece);
-            let line = &self.partial[slot];
-            if line.ends_with(b"\n") || line.len() >= LINE_LEN_MAX {
-                encode(&mut batch, stream, line, at);
-                self.partial[slot].clear();
+            let partial = &mut self.partial[stream as usize];
+            partial.extend_from_slice(piece);
+            if partial.ends_with(b"\n") || partial.len() >= LINE_LEN_MAX {
+                let mut line = std::mem::take(partial);
+                self.take(&mut batch, stream, &line, at);
+                line.clear();
+                self.partial[stream as usize] = line;
             }
         }
         self.append(&batch)
@@ -87,192 +82,38 @@ impl LogWriter {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let line = std::mem::take(&mut self.partial[stream as usize]);
             if !line.is_empty() {
-                encode(&mut batch, stream, &line, at);
+                self.take(&mut batch, stream, &line, at);
             }
         }
-        self.append(&batch)
+        let written = self.append(&batch);
+        if let Some(file) = &mut self.file {
+            file.finish();
+        }
+        written
+    }
+
+    fn take(&mut self, batch: &mut Vec<u8>, stream: Stream, line: &[u8], at: Timestamp) {
+        if let Some(file) = &self.file {
+            file.encode(batch, stream, line, at, &self.attributes);
+        }
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.send(stream, line, at);
+        }
     }
 
     fn append(&mut self, batch: &[u8]) -> io::Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        if self.len > 0 && self.len + batch.len() as u64 > self.config.max_size_bytes {
-            self.rotate()?;
-        }
-        self.file.write_all(batch)?;
-        self.len += batch.len() as u64;
-        Ok(())
-    }
-
-    /// `log` becomes `log.1`, that `log.2`, and so on; the last goes.
-    fn rotate(&mut self) -> io::Result<()> {
-        for number in (1..self.config.max_files).rev() {
-            let from = if number == 1 { self.path.clone() } else { numbered(&self.path, number - 1) };
-            match fs::rename(from, numbered(&self.path, number)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        if self.config.max_files == 1 {
-            fs::remove_file(&self.path)?;
-        }
-        self.file = open_append(&self.path)?;
-        self.len = 0;
-        Ok(())
-    }
-}
-
-/// Makes the file, for readers who come before the first word.
-pub(crate) fn ensure(path: &Path) -> io::Result<()> {
-    open_append(path).map(drop)
-}
-
-fn open_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
-}
-
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
-fn encode(batch: &mut Vec<u8>, stream: Stream, line: &[u8], at: Timestamp) {
-    let line = LogLine { text: String::from_utf8_lossy(line).into_owned(), stream, time: at };
-    serde_json::to_writer(&mut *batch, &line).expect("a line is always JSON");
-    batch.push(b'\n');
-}
-
-/// How often a followed file is looked at.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
-const LINES_AHEAD: usize = 256;
-
-/// Reads a container's output. While following, `ended` says when no more will come.
-pub(crate) fn read(path: PathBuf, options: LogOptions, ended: impl Fn() -> bool + Send + 'static) -> LogStream {
-    let (lines, stream) = mpsc::channel(LINES_AHEAD);
-    // Opened before the caller is told: a container that is removed at once is read to its end.
-    let current = File::open(&path).ok();
-    std::thread::Builder::new()
-        .name("log-reader".into())
-        .spawn(move || {
-            if let Err(error) = read_all(&path, current, &options, &ended, &lines) {
-                tracing::warn!(path = %path.display(), %error, "a log cannot be read");
-            }
-        })
-        .expect("a thread can be started");
-    stream
-}
-
-fn read_all(
-    path: &Path,
-    current: Option<File>,
-    options: &LogOptions,
-    ended: &dyn Fn() -> bool,
-    lines: &mpsc::Sender<LogLine>,
-) -> io::Result<()> {
-    let wanted = |line: &LogLine| {
-        (match line.stream {
-            Stream::Stdout => options.stdout,
-            Stream::Stderr => options.stderr,
-        }) && options.since.is_none_or(|since| line.time >= since)
-            && options.until.is_none_or(|until| line.time <= until)
-    };
-    // Oldest first: the numbered files, then the current one.
-    let rotated = (1..).map(|number| numbered(path, number)).take_while(|path| path.exists());
-    let rotated: Vec<_> = rotated.collect();
-    let mut last: VecDeque<LogLine> = VecDeque::new();
-    let mut deliver = |line: LogLine| match options.tail {
-        _ if !wanted(&line) => true,
-        None => lines.blocking_send(line).is_ok(),
-        Some(tail) => {
-            last.push_back(line);
-            if last.len() > tail {
-                last.pop_front();
-            }
-            true
-        }
-    };
-    for path in rotated.iter().rev() {
-        if let Ok(file) = File::open(path) {
-            drain(&mut BufReader::new(file), &mut deliver)?;
-        }
-    }
-    let current = current.or_else(|| open_when_there(path, options, ended, lines));
-    let Some(file) = current else { return Ok(()) };
-    let mut reader = BufReader::new(file);
-    drain(&mut reader, &mut deliver)?;
-    for line in last {
-        if lines.blocking_send(line).is_err() {
-            return Ok(());
-        }
-    }
-    while options.follow && !lines.is_closed() {
-        // Looked at before the last read, so that nothing written before the end is missed.
-        let over = ended();
-        let mut open = true;
-        drain(&mut reader, &mut |line| {
-            open = !wanted(&line) || lines.blocking_send(line).is_ok();
-            open
-        })?;
-        if over || !open {
-            break;
-        }
-        if rotated_away(path, reader.get_ref())? {
-            reader = BufReader::new(File::open(path)?);
-        } else {
-            std::thread::sleep(FOLLOW_PAUSE);
-        }
-    }
-    Ok(())
-}
-
-/// Opens the current file; a container that is followed from before its start has none yet.
-fn open_when_there(
-    path: &Path,
-    options: &LogOptions,
-    ended: &dyn Fn() -> bool,
-    lines: &mpsc::Sender<LogLine>,
-) -> Option<File> {
-    loop {
-        let over = ended();
-        match File::open(path) {
-            Ok(file) => return Some(file),
-            Err(_) if options.follow && !over && !lines.is_closed() => std::thread::sleep(FOLLOW_PAUSE),
-            Err(_) => return None,
-        }
-    }
-}
-
-/// Hands on every whole line there is; what is half written stays for the next time.
-fn drain(reader: &mut BufReader<File>, deliver: &mut dyn FnMut(LogLine) -> bool) -> io::Result<()> {
-    let mut text = Vec::new();
-    loop {
-        text.clear();
-        let len = reader.read_until(b'\n', &mut text)?;
-        if !text.ends_with(b"\n") {
-            reader.seek(SeekFrom::Current(-i64::try_from(len).map_err(io::Error::other)?))?;
-            return Ok(());
-        }
-        // A torn line, as after a full disk, is passed over.
-        if let Ok(line) = serde_json::from_slice(&text)
-            && !deliver(line)
-        {
-            return Ok(());
-        }
-    }
-}
-
-fn rotated_away(path: &Path, open: &File) -> io::Result<bool> {
-    match fs::metadata(path) {
-        Ok(now) => Ok(now.ino() != open.metadata()?.ino()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+        self.file.as_mut().map_or(Ok(()), |file| file.append(batch))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::time::Duration;
+
+    use super::config::{FileFormat, LogDriver, Syslog, SyslogAddress, SyslogFormat};
+    use super::file::{compressed, numbered};
+    use super::reader::{LogOptions, LogStream, read};
     use super::*;
 
     fn options(tail: Option<usize>) -> LogOptions {
@@ -283,24 +124,78 @@ mod tests {
         std::iter::from_fn(|| stream.blocking_recv()).map(|line| line.text).collect()
     }
 
-    #[test]
-    fn output_is_rotated_and_read_in_order() {
+    fn writer(path: &Path, config: &LogConfig) -> LogWriter {
+        LogWriter::open(path, config, &LogSubject::default()).unwrap().unwrap()
+    }
+
+    fn check_rotation(driver: LogDriver, max_size_bytes: u64, compress: bool) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let config = LogConfig { max_size_bytes: 250, max_files: 3, ..LogConfig::default() };
-        let mut writer = LogWriter::open(&path, config).unwrap();
+        let config = LogConfig { driver, max_size_bytes, max_files: 3, compress, ..LogConfig::default() };
+        let format = config.kept().unwrap();
+        let mut writer = writer(&path, &config);
         for number in 0..12 {
             writer.write(Stream::Stdout, format!("line {number}\n").as_bytes(), Timestamp::from_nanos(number)).unwrap();
         }
         writer.write(Stream::Stderr, b"half", Timestamp::from_nanos(99)).unwrap();
         writer.finish(Timestamp::from_nanos(100)).unwrap();
-        assert!(numbered(&path, 2).exists() && !numbered(&path, 3).exists());
-        assert_eq!(text(read(path.clone(), options(Some(3)), || true)), "line 10\nline 11\nhalf");
-        let all = text(read(path.clone(), options(None), || true));
+        let closed = |number| numbered(&path, number);
+        assert_eq!((closed(2).exists(), compressed(&closed(2)).exists()), (!compress, compress));
+        assert!(!closed(3).exists() && !compressed(&closed(3)).exists());
+        assert_eq!(text(read(path.clone(), format, options(Some(3)), || true)), "line 10\nline 11\nhalf");
+        let all = text(read(path.clone(), format, options(None), || true));
         assert!(all.ends_with("line 11\nhalf") && !all.contains("line 0\n"), "{all}");
         let mut since = options(None);
         since.since = Some(Timestamp::from_nanos(11));
         since.stderr = false;
-        assert_eq!(text(read(path, since, || true)), "line 11\n");
+        assert_eq!(text(read(path, format, since, || true)), "line 11\n");
+    }
+
+    #[test]
+    fn output_is_rotated_and_read_in_order() {
+        check_rotation(LogDriver::JsonFile, 250, false);
+        check_rotation(LogDriver::JsonFile, 250, true);
+        check_rotation(LogDriver::Local, 70, true);
+    }
+
+    #[test]
+    fn what_is_torn_hides_nothing_of_what_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let config = LogConfig { driver: LogDriver::Local, ..LogConfig::default() };
+        let line = |text: &str| writer(&path, &config).write(Stream::Stdout, text.as_bytes(), Timestamp::from_nanos(1));
+        line("one\n").unwrap();
+        line("two\n").unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 2).unwrap();
+        line("three\n").unwrap();
+        assert_eq!(text(read(path, FileFormat::Binary, options(None), || true)), "one\nthree\n");
+    }
+
+    #[test]
+    fn lines_reach_a_syslog_server_also_after_it_was_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("syslog");
+        let syslog =
+            Syslog { address: SyslogAddress::Unix(socket.clone()), facility: 1, format: SyslogFormat::Rfc5424 };
+        let config = LogConfig { driver: LogDriver::Syslog(syslog), ..LogConfig::default() };
+        let mut writer = writer(&dir.path().join("log"), &config);
+        let mut say = |text: &str| writer.write(Stream::Stdout, text.as_bytes(), Timestamp::from_nanos(1)).unwrap();
+        let receive = |server: &UnixDatagram| {
+            let mut buffer = [0; 256];
+            server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let len = server.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..len]).into_owned()
+        };
+        let server = UnixDatagram::bind(&socket).unwrap();
+        say("one\n");
+        assert!(receive(&server).ends_with("- one\n"));
+        drop(server);
+        std::fs::remove_file(&socket).unwrap();
+        let server = UnixDatagram::bind(&socket).unwrap();
+        say("two\n");
+        assert!(receive(&server).ends_with("- two\n"));
+        let kept = text(read(dir.path().join("log"), FileFormat::Binary, options(None), || true));
+        assert_eq!(kept, "one\ntwo\n");
     }
 }

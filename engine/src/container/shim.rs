@@ -21,8 +21,9 @@ use nix::unistd::{Pid, pipe2, setsid};
 use serde::{Deserialize, Serialize};
 use skep_api::with_causes;
 
-use crate::container::config::{LogConfig, LogDriver};
 use crate::container::logs::LogWriter;
+use crate::container::logs::config::LogConfig;
+use crate::container::logs::forward::LogSubject;
 use crate::container::seccomp::FilteredExecutor;
 use crate::container::state::ExitRecord;
 use crate::container::streams::{Endpoints, Streams, now};
@@ -38,6 +39,8 @@ pub(crate) struct ShimConfig {
     pub(crate) bundle: PathBuf,
     pub(crate) log: LogConfig,
     pub(crate) log_path: PathBuf,
+    #[serde(default)]
+    pub(crate) log_subject: LogSubject,
     /// What does not outlive a start of the host.
     #[serde(default)]
     pub(crate) run_dir: PathBuf,
@@ -218,10 +221,7 @@ pub fn watch_main(dir: &Path, pid: i32, fds: [i32; 3]) -> i32 {
 
 fn watch(dir: &Path, pid: Pid, outputs: [Option<OwnedFd>; 2], input: Option<OwnedFd>) -> io::Result<()> {
     let config: ShimConfig = read_json(&dir.join("shim.json")).map_err(io::Error::other)?;
-    let writer = match config.log.driver {
-        LogDriver::JsonFile => Some(LogWriter::open(&config.log_path, config.log)?),
-        LogDriver::None => None,
-    };
+    let writer = LogWriter::open(&config.log_path, &config.log, &config.log_subject)?;
     let ended = sys::pidfd_open(pid.as_raw())?;
     let endpoints = Endpoints { outputs, input, terminal: config.stdio == Stdio::Terminal };
     let mut streams = Streams::new(endpoints, Some(sys::inherited_fd(0).into()), writer)?;

@@ -286,7 +286,7 @@ fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<St
     } else {
         (
             existing(config.masked_paths.clone().unwrap_or_else(usual_masked)),
-            existing(config.read_only_paths.clone().unwrap_or_else(usual_read_only)),
+            existing([cgroup_mounts(), config.read_only_paths.clone().unwrap_or_else(usual_read_only)].concat()),
         )
     };
     let mut linux = json!({
@@ -329,6 +329,19 @@ fn namespaces(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
         namespaces.push(json!({"type": "network", "path": netns}));
     }
     namespaces
+}
+
+/// Where a container sees cgroups. Who can write its own lifts its limits and, by version 1, takes any
+/// device: libcontainer mounts them writable, whatever it is told.
+fn cgroup_mounts() -> Vec<String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut mounts = vec![root.display().to_string()];
+    if !root.join("cgroup.controllers").exists() {
+        let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+        let hierarchies = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        mounts.extend(hierarchies.map(|entry| entry.path().display().to_string()));
+    }
+    mounts
 }
 
 /// Each CPU's throttling counters leak what others do.

@@ -8,6 +8,9 @@ use crate::sys;
 /// Files larger than this are not read: an image may hold anything.
 const FILE_LEN_MAX: u64 = 1 << 20;
 
+/// The kernel keeps the last of all for "nobody in particular"; Docker takes half of them.
+const ID_MAX: u32 = i32::MAX.cast_unsigned();
+
 /// A user in numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ResolvedUser {
@@ -20,9 +23,9 @@ pub(crate) struct ResolvedUser {
 /// Why a user cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    #[error("user {0:?} is not in the image's /etc/passwd: name one that is, or use a number")]
+    #[error("user {0:?} is not in the image's /etc/passwd: name one that is, or use a number up to 2147483647")]
     UnknownUser(String),
-    #[error("group {0:?} is not in the image's /etc/group: name one that is, or use a number")]
+    #[error("group {0:?} is not in the image's /etc/group: name one that is, or use a number up to 2147483647")]
     UnknownGroup(String),
 }
 
@@ -46,7 +49,7 @@ fn resolve_in(passwd: &str, group: &str, spec: &str, more: &[String]) -> Result<
     let row = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
         fields.len() >= 6 && (fields[0] == user || user.parse::<u32>().is_ok_and(|uid| fields[2] == uid.to_string()))
     });
-    let number = |text: &str| text.parse::<u32>().ok();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|&id| id <= ID_MAX);
     let (uid, own_gid, name, home) = match &row {
         Some(fields) => (number(fields[2]), number(fields[3]), fields[0], fields[5]),
         None => (number(user), Some(0), "", "/"),
@@ -101,6 +104,8 @@ mod tests {
         check("web:tape", Ok((1000, 26, &[], "/home/web")));
         check("4711", Ok((4711, 0, &[], "/")));
         check("0123", Ok((123, 0, &[], "/")));
+        check("4294967295", Err(UserError::UnknownUser("4294967295".into())));
+        check("0:2147483648", Err(UserError::UnknownGroup("2147483648".into())));
         check("nobody", Err(UserError::UnknownUser("nobody".into())));
         check("web:none", Err(UserError::UnknownGroup("none".into())));
     }

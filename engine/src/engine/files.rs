@@ -207,7 +207,7 @@ impl Engine {
     }
 
     fn archiver(&self, command: &str, root: &Path, inside: &Path) -> Command {
-        let mut archiver = Command::new(&self.config.program);
+        let mut archiver = self.helper.command();
         archiver.arg(command).arg(root).arg(inside).stderr(Stdio::piped()).kill_on_drop(true).current_dir("/");
         archiver
     }

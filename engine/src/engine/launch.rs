@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::kept::planned;
 use super::lifecycle::start_ticks;
@@ -21,12 +21,13 @@ use super::networks::{member, places};
 use super::{Container, Engine, now};
 use crate::container::config::{ContainerConfig, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort};
 use crate::container::health::HealthStatus;
-use crate::container::logs;
+use crate::container::logs::file;
+use crate::container::logs::forward::{self, LogSubject};
 use crate::container::seccomp::Profile;
 use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::state::{ContainerState, Running};
-use crate::container::user;
+use crate::container::{targets, user};
 use crate::network::Endpoint;
 use crate::{disk, sys, volume};
 
@@ -126,6 +127,7 @@ impl Engine {
             bundle: container.dirs.data.clone(),
             log: container.config().log.clone(),
             log_path: container.dirs.log(),
+            log_subject: log_subject(container),
             run_dir: container.dirs.run.clone(),
             stdio: stdio(&container.config()),
             filter: self.filter(&container.config())?,
@@ -185,7 +187,8 @@ impl Engine {
 
     /// One of the program's own helpers, with `listener` as its standard input.
     pub(super) fn shim(&self, command: &str, dir: &Path, listener: OwnedFd) -> io::Result<Child> {
-        Command::new(&self.config.program)
+        self.helper
+            .command()
             .arg(command)
             .arg(dir)
             .stdin(Stdio::from(listener))
@@ -208,6 +211,18 @@ pub(super) async fn read_answer(shim: &mut Child) -> io::Result<i32> {
         Ok(ShimAnswer::Started { pid }) => Ok(pid),
         Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(reason)),
         Err(_) => Err(io::Error::other("the shim ended without an answer")),
+    }
+}
+
+fn log_subject(container: &Container) -> LogSubject {
+    let config = container.config();
+    LogSubject {
+        id: container.id.clone(),
+        name: config.name.clone(),
+        image: config.image.clone(),
+        image_id: config.image_id.clone(),
+        command: config.command().join(" "),
+        attributes: config.log_attributes(),
     }
 }
 
@@ -266,6 +281,7 @@ fn prepare(
     fs::create_dir_all(&dirs.run)?;
     fs::set_permissions(&dirs.data, fs::Permissions::from_mode(0o710))?;
     dirs.mount_root(layers)?;
+    targets::check_in_root(&config.mounts, &dirs.rootfs())?;
     if outside.first {
         populate_volumes(config, &dirs.rootfs(), &outside.volumes)?;
     }
@@ -287,7 +303,8 @@ fn prepare(
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));
     }
-    logs::ensure(&dirs.log())?;
+    file::ensure(&dirs.log())?;
+    forward::check_reachable(&config.log)?;
     let spec = spec::build(config, &place);
     disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
     disk::write_passing(&dirs.data.join("shim.json"), &outside.shim)?;

@@ -9,7 +9,7 @@ use skep_api::{Subnet, with_causes};
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::state::ContainerState;
-use crate::network::{DEFAULT_NETWORK, Endpoint, LocalNetwork, Member, WantedPlace};
+use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, LocalNetwork, Member, WantedPlace};
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
@@ -28,10 +28,13 @@ pub struct LocalNetworkSpec {
 /// Options of the bridge driver that are known.
 const DEVICE: &str = "com.docker.network.bridge.name";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-/// Whether neighbours reach each other; they always do here.
+/// Whether neighbours reach each other.
 const NEIGHBOURS: &str = "com.docker.network.bridge.enable_icc";
 /// What clients say that asks for nothing.
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+
+/// What a network's gateway can be asked for.
+const GATEWAY_MODES: [&str; 2] = ["nat", "nat-unprotected"];
 
 /// Where subnets are picked, and how large: as dockerd does.
 const POOLS: [(Ipv4Addr, u8, u8); 3] = [
@@ -316,13 +319,16 @@ pub(super) fn member<'a>(container: &'a Container, config: &'a ContainerConfig) 
 fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
     for key in spec.options.keys() {
-        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE].contains(&key.as_str());
+        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE, GATEWAY_MODE].contains(&key.as_str());
         if !known && key.starts_with("com.docker.network.") {
             return invalid(format!("network option {key} is not supported yet"));
         }
     }
-    if spec.options.get(NEIGHBOURS).is_some_and(|value| value == "false") {
-        return invalid(format!("network option {}=false is not supported yet", NEIGHBOURS));
+    if let Some(mode) = spec.options.get(GATEWAY_MODE).filter(|mode| !GATEWAY_MODES.contains(&mode.as_str())) {
+        return invalid(format!(
+            "network option {GATEWAY_MODE}={mode:?} is unknown: use {}",
+            GATEWAY_MODES.join(" or ")
+        ));
     }
     if subnet.prefix_len() > 30 {
         return invalid(format!("subnet {subnet} has no room for containers: use /30 or larger"));
@@ -350,6 +356,7 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
         created: now(),
         labels: spec.labels,
         masquerade: spec.options.get(MASQUERADE).is_none_or(|value| value != "false"),
+        apart: spec.options.get(NEIGHBOURS).is_some_and(|value| value == "false"),
         options: spec.options,
         range: spec.range,
         reserved: spec.reserved,

@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
 use skep_host_net::{Netns, add_existing_is_fine, link_index};
 
 use super::LocalNetwork;
@@ -16,8 +16,21 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
     let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
     let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
     add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
+    without_ipv6(name);
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     Ok(index)
+}
+
+/// Takes IPv6 off a link of the host's: a container's router advertisements are heard by nobody.
+pub(super) fn without_ipv6(link: &str) {
+    // Not there where the kernel has no IPv6.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
+}
+
+/// Has a bridge hand on nothing between this link and others that are kept apart.
+pub(super) async fn keep_apart(handle: &Handle, link: &str) -> Result<(), rtnetlink::Error> {
+    let index = link_index(handle, link).await.ok_or(rtnetlink::Error::RequestFailed)?;
+    handle.link().set(LinkBridgePort::new(index).isolated(true).build()).execute().await
 }
 
 /// What a container's link is called inside.

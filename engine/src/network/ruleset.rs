@@ -9,11 +9,16 @@ use crate::network::lease::Lease;
 /// The whole table.
 pub(crate) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
     let dnat = published(networks, leases);
-    let (mut masquerade, mut forward) = (String::new(), String::new());
+    let (mut masquerade, mut forward, mut direct) = (String::new(), String::new(), String::new());
     for network in networks.values() {
         let (device, subnet) = (&network.device, network.subnet);
         if network.masquerade && !network.internal {
             masquerade += &format!("    ip saddr {subnet} oifname != \"{device}\" masquerade\n");
+        }
+        // Containers are reached by their published ports; what comes for their own addresses from
+        // elsewhere is refused before any port is led in.
+        if !network.is_routed() {
+            direct += &format!("    ip daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
         }
         masquerade += &format!("    ip saddr 127.0.0.0/8 oifname \"{device}\" masquerade\n");
         masquerade += &format!("    ip saddr {subnet} ip daddr {subnet} ct status dnat masquerade\n");
@@ -36,6 +41,7 @@ pub(crate) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeM
     format!(
         "table ip skep {{}}\ndelete table ip skep\ntable ip skep {{\n\
          \x20 chain publish {{\n{dnat}  }}\n\
+         \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
          \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\
          \x20 chain output {{\n    type nat hook output priority -100\n\
@@ -71,6 +77,7 @@ mod tests {
 
     use super::*;
     use crate::container::config::PublishedPort;
+    use crate::network::GATEWAY_MODE;
     use crate::network::lease::Held;
 
     #[test]
@@ -89,8 +96,11 @@ mod tests {
         let rules = ruleset(&networks, &leases);
         assert!(rules.contains("ip daddr 127.0.0.1 tcp dport 8080 dnat to 10.1.0.2:80"), "{rules}");
         assert!(rules.contains("iifname \"br-one\" oifname { \"br-two\" } drop"), "{rules}");
+        assert!(rules.contains("ip daddr 10.1.0.0/16 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
         networks.get_mut("one").unwrap().internal = true;
+        networks.get_mut("two").unwrap().options.insert(GATEWAY_MODE.into(), "nat-unprotected".into());
         let rules = ruleset(&networks, &leases);
+        assert!(!rules.contains("ip daddr 10.2.0.0/16 iifname"), "{rules}");
         assert!(!rules.contains("dport 8080"), "nothing leads into an internal network");
         assert!(rules.contains("iifname \"br-one\" oifname != \"br-one\" drop"), "{rules}");
         assert!(!rules.contains("ip saddr 10.1.0.0/16 oifname != \"br-one\" masquerade"), "{rules}");

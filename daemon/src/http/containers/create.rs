@@ -221,7 +221,9 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     let image = engine.image(&body.image)?;
     let from = volumes_from(engine, &body.host_config.volumes_from).map_err(ApiError::blame_request)?;
     let modes = Modes::read(state, &body).await.map_err(ApiError::blame_request)?;
-    let mut config = body.config(name, image.config.healthcheck.as_ref())?;
+    let log = &body.host_config.log_config;
+    let log = state.engine.log_config(&log.driver, &log.config).map_err(ApiError::bad_request)?;
+    let mut config = body.config(name, image.config.healthcheck.as_ref(), log)?;
     for mount in from {
         if !config.mounts.iter().any(|own| own.target == mount.target) {
             config.mounts.push(mount);
@@ -299,9 +301,13 @@ async fn local_networks(state: &State, mode: &str, described: &NetworkingConfig)
 }
 
 impl CreateBody {
-    fn config(self, name: &str, image_check: Option<&HealthConfig>) -> Result<ContainerConfig, ApiError> {
+    fn config(
+        self,
+        name: &str,
+        image_check: Option<&HealthConfig>,
+        log: LogConfig,
+    ) -> Result<ContainerConfig, ApiError> {
         let host = self.host_config;
-        let log = LogConfig::parse(&host.log_config.driver, &host.log_config.config).map_err(ApiError::bad_request)?;
         let restart = restart_policy(&host.restart_policy)?;
         if host.auto_remove && restart != RestartPolicy::No {
             return Err(ApiError::bad_request(
@@ -507,7 +513,7 @@ mod tests {
     fn check(body: &str, want: &str) {
         let value: Value = serde_json::from_str(body).unwrap();
         let made = refuse_unsupported(&value).and_then(|()| {
-            serde_json::from_value::<CreateBody>(value).unwrap().config("c", None).map(|config| {
+            serde_json::from_value::<CreateBody>(value).unwrap().config("c", None, LogConfig::default()).map(|config| {
                 let mounts: Vec<_> = config.mounts.iter().map(|mount| &mount.target).collect();
                 format!("{:?} {mounts:?} {:?} {:?} {:?}", config.restart, config.ports, config.hosts, config.args)
             })

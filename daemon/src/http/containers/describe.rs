@@ -201,8 +201,7 @@ fn host_config(container: &Inspection) -> Value {
         "BlkioWeight": limits.blkio_weight, "AutoRemove": config.auto_remove,
         "RestartPolicy": {"Name": config.restart.as_str(), "MaximumRetryCount": config.restart.retries_max()},
         "ShmSize": if config.shm_size_bytes > 0 { config.shm_size_bytes } else { 64 << 20 },
-        "LogConfig": {"Type": config.log.driver.as_str(),
-            "Config": config.request.pointer("/HostConfig/LogConfig/Config").cloned().unwrap_or_else(|| json!({}))},
+        "LogConfig": {"Type": config.log.driver.as_str(), "Config": config.log.options},
     });
     if let (Some(all), Value::Object(in_force)) = (value.as_object_mut(), in_force) {
         all.extend(in_force);

@@ -1,0 +1,361 @@
+//! Where a container's output goes: log drivers and their options, as users write them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How output is kept, and where else it goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    pub driver: LogDriver,
+    /// A file is closed and the next begun at this many bytes.
+    pub max_size_bytes: u64,
+    pub max_files: u32,
+    /// Whether closed files are compressed.
+    pub compress: bool,
+    /// Whether nothing is kept here of what goes elsewhere.
+    pub cache_disabled: bool,
+    /// As they were given.
+    pub options: BTreeMap<String, String>,
+}
+
+/// The driver, with what only that one has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogDriver {
+    /// JSON lines, as other programs read them.
+    JsonFile,
+    /// Shorter records, compressed once a file is closed.
+    Local,
+    /// A syslog server; kept here as well.
+    Syslog(Syslog),
+    /// The host's journal; kept here as well.
+    Journald,
+    None,
+}
+
+/// How a syslog server is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Syslog {
+    pub address: SyslogAddress,
+    /// RFC 5424 §6.2.1.
+    pub facility: u8,
+    pub format: SyslogFormat,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyslogAddress {
+    Unix(PathBuf),
+    Udp(String),
+    Tcp(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyslogFormat {
+    /// What a host's own programs send: RFC 3164 without a host name.
+    Local,
+    Rfc3164,
+    Rfc5424,
+    /// With microseconds.
+    Rfc5424Micro,
+}
+
+impl fmt::Display for SyslogAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(out, "unix://{}", path.display()),
+            Self::Udp(address) => write!(out, "udp://{address}"),
+            Self::Tcp(address) => write!(out, "tcp://{address}"),
+        }
+    }
+}
+
+impl LogDriver {
+    /// Every driver's name.
+    pub const NAMES: [&str; 5] = ["journald", "json-file", "local", "none", "syslog"];
+
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::JsonFile => "json-file",
+            Self::Local => "local",
+            Self::Syslog(_) => "syslog",
+            Self::Journald => "journald",
+            Self::None => "none",
+        }
+    }
+}
+
+impl Default for LogConfig {
+    /// Docker keeps everything for ever, which fills disks: here 5 files of 20 MB are kept.
+    fn default() -> Self {
+        Self {
+            driver: LogDriver::JsonFile,
+            max_size_bytes: 20_000_000,
+            max_files: 5,
+            compress: false,
+            cache_disabled: false,
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why log options are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogConfigError {
+    #[error("log driver {0:?} is not supported: use json-file, local, syslog, journald or none")]
+    Driver(String),
+    #[error("log option {key}={value:?} cannot be used: {rule}")]
+    Option { key: String, value: String, rule: &'static str },
+}
+
+/// Options that say what is told beside each line, and those of the ways to hand it on.
+const SHARED_OPTIONS: [&str; 5] = ["labels", "env", "tag", "mode", "max-buffer-size"];
+const CACHE_OPTIONS: [&str; 4] = ["cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"];
+const FILE_OPTIONS: [&str; 3] = ["max-size", "max-file", "compress"];
+const SYSLOG_OPTIONS: [&str; 3] = ["syslog-address", "syslog-facility", "syslog-format"];
+
+impl LogConfig {
+    /// Reads a driver's name and options; what is not said is as in `usual`.
+    pub fn parse(driver: &str, options: &BTreeMap<String, String>, usual: &Self) -> Result<Self, LogConfigError> {
+        let driver = if driver.is_empty() { usual.driver.as_str() } else { driver };
+        let mut options = options.clone();
+        if driver == usual.driver.as_str() {
+            for (key, value) in &usual.options {
+                options.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        let mut config = Self::new(driver, &options)?;
+        for (key, value) in &options {
+            let wrong = |rule| LogConfigError::Option { key: key.clone(), value: value.clone(), rule };
+            if !config.driver.takes(key) {
+                return Err(wrong(config.driver.rule()));
+            }
+            config.set(key, value).map_err(wrong)?;
+        }
+        config.options = options;
+        Ok(config)
+    }
+
+    fn new(driver: &str, options: &BTreeMap<String, String>) -> Result<Self, LogConfigError> {
+        let driver = match driver {
+            "json-file" => LogDriver::JsonFile,
+            "local" => LogDriver::Local,
+            "syslog" => LogDriver::Syslog(Syslog::parse(options)?),
+            "journald" => LogDriver::Journald,
+            "none" => LogDriver::None,
+            other => return Err(LogConfigError::Driver(other.to_owned())),
+        };
+        let compress = !matches!(driver, LogDriver::JsonFile | LogDriver::None);
+        Ok(Self { driver, compress, ..Self::default() })
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
+        let truth = || value.parse::<bool>().map_err(|_| "write true or false");
+        match key {
+            "max-size" | "cache-max-size" => {
+                self.max_size_bytes = parse_size(value).ok_or("write a size such as 10m")?;
+            }
+            "max-file" | "cache-max-file" => {
+                self.max_files = value.parse().ok().filter(|&count| count > 0).ok_or("write a number from 1 up")?;
+            }
+            "compress" | "cache-compress" => self.compress = truth()?,
+            "cache-disabled" => self.cache_disabled = truth()?,
+            // A line is on the disk here before it goes elsewhere, and nothing elsewhere holds it up:
+            // both modes lose the same, nothing.
+            "mode" if value != "blocking" && value != "non-blocking" => return Err("write blocking or non-blocking"),
+            "max-buffer-size" if parse_size(value).is_none() => return Err("write a size such as 4m"),
+            "tag" if !is_template(value) => return Err("it is no template such as {{.Name}}/{{.ID}}"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What is kept on this host, if anything.
+    pub(crate) fn kept(&self) -> Option<FileFormat> {
+        match self.driver {
+            LogDriver::JsonFile => Some(FileFormat::Json),
+            LogDriver::Local => Some(FileFormat::Binary),
+            LogDriver::Syslog(_) | LogDriver::Journald => (!self.cache_disabled).then_some(FileFormat::Binary),
+            LogDriver::None => None,
+        }
+    }
+}
+
+/// How lines lie in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileFormat {
+    Json,
+    Binary,
+}
+
+impl LogDriver {
+    fn takes(&self, key: &str) -> bool {
+        let own: &[&str] = match self {
+            Self::JsonFile | Self::Local => &FILE_OPTIONS,
+            Self::Syslog(_) => &SYSLOG_OPTIONS,
+            Self::Journald => &[],
+            Self::None => return true,
+        };
+        let cached = matches!(self, Self::Syslog(_) | Self::Journald);
+        own.contains(&key) || SHARED_OPTIONS.contains(&key) || (cached && CACHE_OPTIONS.contains(&key))
+    }
+
+    const fn rule(&self) -> &'static str {
+        match self {
+            Self::JsonFile | Self::Local => {
+                "it is unknown; max-size, max-file, compress, labels, env and tag are known"
+            }
+            Self::Syslog(_) => {
+                "it is unknown; syslog-address, syslog-facility, syslog-format, labels, env, tag and cache-* are known"
+            }
+            Self::Journald => "it is unknown; labels, env, tag and cache-* are known",
+            Self::None => "it is unknown",
+        }
+    }
+}
+
+/// By their codes (RFC 5424 table 1), as syslog.h calls them.
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "", "", "",
+    "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+];
+const DAEMON_FACILITY: u8 = 3;
+const LOCAL_SOCKET: &str = "/dev/log";
+
+impl Syslog {
+    fn parse(options: &BTreeMap<String, String>) -> Result<Self, LogConfigError> {
+        let read = |key: &str| options.get(key).map_or("", String::as_str);
+        let wrong = |key: &str, rule| LogConfigError::Option { key: key.into(), value: read(key).into(), rule };
+        let address = SyslogAddress::parse(read("syslog-address")).map_err(|rule| wrong("syslog-address", rule))?;
+        let format = match read("syslog-format") {
+            "" => SyslogFormat::Local,
+            "rfc3164" => SyslogFormat::Rfc3164,
+            "rfc5424" => SyslogFormat::Rfc5424,
+            "rfc5424micro" => SyslogFormat::Rfc5424Micro,
+            _ => return Err(wrong("syslog-format", "write rfc3164, rfc5424 or rfc5424micro")),
+        };
+        let facility = match read("syslog-facility") {
+            "" => Some(DAEMON_FACILITY),
+            text => facility(text),
+        };
+        let facility = facility.ok_or_else(|| wrong("syslog-facility", "write a name such as daemon, or 0 to 23"))?;
+        Ok(Self { address, facility, format })
+    }
+}
+
+fn facility(text: &str) -> Option<u8> {
+    let named = FACILITIES.iter().position(|&name| name == text).and_then(|code| u8::try_from(code).ok());
+    named.or_else(|| text.parse().ok().filter(|&code| usize::from(code) < FACILITIES.len()))
+}
+
+impl SyslogAddress {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        const SYSLOG_PORT: &str = "514";
+        let with_port = |rest: &str| match rest.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
+            None if !rest.is_empty() => Ok(format!("{rest}:{SYSLOG_PORT}")),
+            _ => Err("write HOST or HOST:PORT after the scheme"),
+        };
+        match text.split_once("://") {
+            None if text.is_empty() => Ok(Self::Unix(LOCAL_SOCKET.into())),
+            Some(("unix" | "unixgram", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(("udp", rest)) => with_port(rest).map(Self::Udp),
+            Some(("tcp", rest)) => with_port(rest).map(Self::Tcp),
+            Some(("tcp+tls", _)) => Err("TLS is not supported yet: send to a relay on this host, which speaks it"),
+            _ => Err("write unix:///PATH, udp://HOST:PORT or tcp://HOST:PORT"),
+        }
+    }
+}
+
+/// The fields that a tag may name.
+pub(super) const TAG_FIELDS: [&str; 8] =
+    ["ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName", "Command"];
+
+/// Whether every `{{.Field}}` of a tag is one we know.
+fn is_template(text: &str) -> bool {
+    let mut rest = text;
+    while let Some((_, tail)) = rest.split_once("{{") {
+        let Some((field, after)) = tail.split_once("}}") else { return false };
+        if !field.trim().strip_prefix('.').is_some_and(|name| TAG_FIELDS.contains(&name)) {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
+/// Reads `10m`, `512k`, `1g` or plain bytes; `-1` is no limit.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    if text == "-1" {
+        return Some(u64::MAX);
+    }
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let (number, unit) = match lower.as_bytes().last()? {
+        b'k' => (&lower[..lower.len() - 1], 1 << 10),
+        b'm' => (&lower[..lower.len() - 1], 1 << 20),
+        b'g' => (&lower[..lower.len() - 1], 1 << 30),
+        _ => (lower, 1),
+    };
+    number.parse::<u64>().ok().filter(|&n| n > 0)?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(driver: &str, options: &[(&str, &str)]) -> Result<LogConfig, LogConfigError> {
+        let options = options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+        LogConfig::parse(driver, &options, &LogConfig::default())
+    }
+
+    #[test]
+    fn log_options_are_read_or_refused() {
+        let config = parse("json-file", &[("max-size", "1m"), ("max-file", "2")]).unwrap();
+        assert_eq!((config.max_size_bytes, config.max_files, config.compress), (1 << 20, 2, false));
+        for (driver, key, value) in [
+            ("json-file", "max-size", "big"),
+            ("json-file", "max-file", "0"),
+            ("json-file", "colour", "red"),
+            ("local", "syslog-address", "udp://127.0.0.1"),
+            ("journald", "max-size", "1m"),
+            ("syslog", "syslog-address", "tcp+tls://h:1"),
+            ("syslog", "syslog-address", "udp://"),
+            ("syslog", "syslog-format", "cef"),
+            ("syslog", "syslog-facility", "24"),
+            ("syslog", "tag", "{{.Colour}}"),
+            ("local", "compress", "maybe"),
+            ("local", "mode", "fast"),
+        ] {
+            let error = parse(driver, &[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(value), "{error}");
+        }
+        assert!(parse("splunk", &[]).is_err());
+    }
+
+    #[test]
+    fn a_syslog_server_is_named_in_full_or_in_part() {
+        let options = [("syslog-address", "udp://logs.example"), ("syslog-facility", "local3")];
+        let LogDriver::Syslog(syslog) = parse("syslog", &options).unwrap().driver else { panic!("another driver") };
+        assert_eq!((syslog.address, syslog.facility), (SyslogAddress::Udp("logs.example:514".into()), 19));
+        let LogDriver::Syslog(syslog) = parse("syslog", &[]).unwrap().driver else { panic!("another driver") };
+        assert_eq!(syslog.address, SyslogAddress::Unix("/dev/log".into()));
+    }
+
+    #[test]
+    fn a_container_takes_what_the_daemon_has_where_it_says_nothing() {
+        let usual = parse("local", &[("max-size", "3m"), ("max-file", "7")]).unwrap();
+        let options = BTreeMap::from([("max-file".to_owned(), "2".to_owned())]);
+        let config = LogConfig::parse("", &options, &usual).unwrap();
+        assert_eq!((config.driver.as_str(), config.max_size_bytes, config.max_files), ("local", 3 << 20, 2));
+        let other = LogConfig::parse("json-file", &BTreeMap::new(), &usual).unwrap();
+        assert_eq!(other.max_size_bytes, LogConfig::default().max_size_bytes);
+    }
+}
