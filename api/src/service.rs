@@ -101,8 +101,14 @@ pub struct UpdateConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<Nanos>,
     /// Failures beyond this share of the slots are too many.
+    #[serde(serialize_with = "as_written")]
     pub max_failure_ratio: f32,
     pub order: UpdateOrder,
+}
+
+/// In as few digits as tell it from its neighbours, which a detour over 64 bits would add to.
+fn as_written<S: serde::Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(number.to_string().parse().unwrap_or_default())
 }
 
 impl Default for UpdateConfig {
@@ -319,6 +325,22 @@ pub enum ServiceSpecError {
 }
 
 impl ServiceSpec {
+    /// What is taken, and yet is most likely a mistake.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let preferences = self.task_template.placement.preferences.iter();
+        let descriptors = preferences.map(|preference| preference.spread.spread_descriptor.as_str());
+        let is_label = |descriptor: &&str| {
+            ["node.labels.", "engine.labels."]
+                .iter()
+                .any(|prefix| descriptor.strip_prefix(prefix).is_some_and(|label| !label.is_empty()))
+        };
+        let warning = |descriptor: &str| {
+            format!("spread over {descriptor:?} changes nothing: name a label as node.labels.KEY or engine.labels.KEY")
+        };
+        descriptors.filter(|descriptor| !is_label(descriptor)).map(warning).collect()
+    }
+
     /// Checks all that can be known without the swarm's other objects.
     pub fn validate(&self) -> Result<(), ServiceSpecError> {
         check_service_name(&self.name)?;
@@ -333,9 +355,6 @@ impl ServiceSpec {
         }
         for text in &self.task_template.placement.constraints {
             text.parse::<Constraint>()?;
-        }
-        for preference in &self.task_template.placement.preferences {
-            check_spread(&preference.spread.spread_descriptor)?;
         }
         self.validate_resources()?;
         self.validate_restart()?;
@@ -438,16 +457,6 @@ fn check_memory(field: &'static str, bytes: i64) -> Result<(), ServiceSpecError>
         return Err(out_of_range(field, format!("{bytes} bytes"), "at least 4 MiB are needed"));
     }
     Ok(())
-}
-
-fn check_spread(descriptor: &str) -> Result<(), ServiceSpecError> {
-    let label = ["node.labels.", "engine.labels."].iter().find_map(|prefix| descriptor.strip_prefix(prefix));
-    if label.is_some_and(|label| !label.is_empty()) {
-        return Ok(());
-    }
-    Err(ServiceSpecError::Invalid(format!(
-        "spread over {descriptor:?} is not possible: name a label as node.labels.KEY or engine.labels.KEY"
-    )))
 }
 
 fn check_update_config(config: &UpdateConfig) -> Result<(), ServiceSpecError> {

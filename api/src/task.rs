@@ -175,7 +175,7 @@ pub struct Limits {
     #[serde(rename = "MemoryBytes", skip_serializing_if = "ByteSize::is_zero")]
     pub memory_bytes: ByteSize,
     /// Processes; none if zero.
-    #[serde(rename = "Pids")]
+    #[serde(rename = "Pids", skip_serializing_if = "is_zero")]
     pub pids: i64,
 }
 
@@ -221,9 +221,8 @@ pub struct Placement {
     pub platforms: Vec<Platform>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_zero(value: &u64) -> bool {
-    *value == 0
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]

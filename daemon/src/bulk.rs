@@ -4,7 +4,7 @@
 //! A request is one bidirectional stream: a length-prefixed request, then length-prefixed frames
 //! in whichever direction the request has.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(3);
 /// Streams one peer may have open at a time.
 const STREAMS_MAX: u32 = 256;
 const LINES_AHEAD: usize = 256;
+/// How long peers have to take note that this node stops.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a peer asks for.
 #[derive(Debug, Encode, Decode)]
@@ -96,8 +98,15 @@ impl Bulk {
         *self.store.lock().expect("nobody panics while holding it") = store;
     }
 
-    pub(crate) fn close(&self) {
+    /// Ends all connections and lets go of the port, whoever still holds the endpoint.
+    pub(crate) async fn close(&self) {
         self.endpoint.close(0u32.into(), b"the node stops");
+        // Those who do not answer learn of it by their own limits.
+        drop(tokio::time::timeout(CLOSE_LIMIT, self.endpoint.wait_idle()).await);
+        let elsewhere = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| self.endpoint.rebind(socket));
+        if let Err(error) = elsewhere {
+            tracing::warn!(%error, "the port of bulk traffic is not let go of yet");
+        }
     }
 
     async fn accept(self) {

@@ -34,6 +34,20 @@ pub(crate) struct Daemon {
     pub(crate) stop: CancellationToken,
 }
 
+fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
+    let mut engine = EngineConfig::new(
+        config.data_root.clone(),
+        config.exec_root.clone(),
+        std::env::current_exe().context("the daemon's own program is not found")?,
+    );
+    engine.cgroup_parent.clone_from(&config.cgroup_parent);
+    engine.no_new_privileges = config.no_new_privileges;
+    engine.log = config.log.clone();
+    engine.set_bridge(config.bridge.0, config.bridge.1);
+    engine.registries = config.registries();
+    Ok(engine)
+}
+
 /// Runs the daemon until SIGTERM or SIGINT. SIGHUP has it read its file again; `set_log_level` is told
 /// what the log's level is from then on.
 pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::Result<()> {
@@ -48,17 +62,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     if let Some(pidfile) = &config.pidfile {
         std::fs::write(pidfile, format!("{}\n", std::process::id()))?;
     }
-    let mut engine_config = EngineConfig::new(
-        config.data_root.clone(),
-        config.exec_root.clone(),
-        std::env::current_exe().context("the daemon's own program is not found")?,
-    );
-    engine_config.cgroup_parent.clone_from(&config.cgroup_parent);
-    engine_config.no_new_privileges = config.no_new_privileges;
-    engine_config.log = config.log.clone();
-    engine_config.set_bridge(config.bridge.0, config.bridge.1);
-    engine_config.registries = config.registries();
-    let engine = Engine::open(engine_config)?;
+    let engine = Engine::open(engine_config(&config)?)?;
     let (dir, run_dir) = (config.data_root.join("swarm"), config.exec_root.clone());
     let swarm = Swarm::resume(
         SwarmConfig { dir, run_dir, labels: config.labels.clone(), key_period: config.overlay_key_period },

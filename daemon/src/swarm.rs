@@ -222,6 +222,7 @@ impl Swarm {
             return Err(error.into());
         }
         node.start_agent();
+        node.await_ready(&manager).await;
         *self.active.write().await = Some(node);
         Ok(())
     }

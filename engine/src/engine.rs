@@ -490,8 +490,8 @@ fn merge_image(config: &mut ContainerConfig, image: &Image) {
     let name_of = |var: &String| var.split('=').next().unwrap_or_default().to_owned();
     let set: BTreeSet<_> = config.env.iter().map(name_of).collect();
     let inherited = own.env.iter().filter(|var| !set.contains(&name_of(var)));
-    // A name alone takes the image's variable away.
-    config.env = inherited.chain(config.env.iter().filter(|var| var.contains('='))).cloned().collect();
+    // A name alone takes the image's variable away; it stays to be seen.
+    config.env = inherited.chain(&config.env).cloned().collect();
     config.exposed_ports.extend(own.exposed_ports.keys().cloned());
     config.exposed_ports.sort();
     config.exposed_ports.dedup();

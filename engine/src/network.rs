@@ -5,6 +5,7 @@
 mod keeper;
 pub(crate) mod lease;
 mod links;
+mod place;
 mod ruleset;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_i
 use skep_name_server::{NameServers, Served, Zone};
 
 pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
+pub use place::{Endpoint, MacAddress, WantedPlace};
 
 use crate::container::config::PublishedPort;
 use crate::disk;
@@ -33,6 +35,9 @@ pub const DEFAULT_NETWORK: &str = "bridge";
 
 /// The option that says how a network is reached, as Docker calls it.
 pub(crate) const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+
+/// RFC 3927.
+const LINK_LOCAL_PREFIX_LEN: u8 = 16;
 
 /// How the default bridge is set up.
 #[derive(Clone, Debug)]
@@ -104,32 +109,6 @@ impl LocalNetwork {
     fn has_names(&self) -> bool {
         self.id != DEFAULT_NETWORK
     }
-}
-
-/// A place in a network that is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WantedPlace {
-    /// The network's id; what its keeper finds it by, if it has one.
-    pub network: String,
-    /// What neighbours call it beside its name.
-    pub aliases: Vec<String>,
-    pub address: Option<Ipv4Addr>,
-    /// Whether the network is not this host's alone, but a [`NetworkKeeper`]'s.
-    #[serde(default)]
-    pub kept: bool,
-}
-
-/// A place in a network that a running container has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    pub network: String,
-    pub address: Ipv4Addr,
-    /// The number of its link inside: eth0 is 0.
-    pub link: u32,
-    pub names: Vec<String>,
-    /// What a [`NetworkKeeper`] said of a place that it was asked for.
-    #[serde(default)]
-    pub grant: Option<Grant>,
 }
 
 impl Eq for PublishedPort {}
@@ -432,9 +411,10 @@ impl Networks {
             lease.places.push(held.clone());
             held
         };
+        let mac = place.mac.unwrap_or_else(|| MacAddress::of(held.address));
         let made = async {
             let host = format!("veth{}{}", &member.id[..member.id.len().min(8)], link_suffix(held.link));
-            let pair = veth_pair(&host, bridge, netns, held.link);
+            let pair = veth_pair(&host, bridge, netns, held.link, mac);
             let outside = Netlink::open()?;
             if let Some(index) = link_index(outside.handle(), &host).await {
                 // Of the container's last run: the kernel takes a namespace and its links down in its own
@@ -449,7 +429,10 @@ impl Networks {
             let index =
                 link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;
             let prefix_len = network.subnet.prefix_len();
-            inside.address().add(index, held.address.into(), prefix_len).execute().await.map_err(io::Error::other)?;
+            let beside = place.link_local.iter().map(|&address| (address, LINK_LOCAL_PREFIX_LEN));
+            for (address, len) in std::iter::once((held.address, prefix_len)).chain(beside) {
+                inside.address().add(index, address.into(), len).execute().await.map_err(io::Error::other)?;
+            }
             let up = LinkUnspec::new_with_index(index).up().build();
             inside.link().set(up).execute().await.map_err(io::Error::other)?;
             self.route_out(member.id, inside).await
@@ -461,7 +444,7 @@ impl Networks {
             return Err(error);
         }
         let Held { network, address, names, link } = held;
-        Ok(Endpoint { network, address, link, names, grant: None })
+        Ok(Endpoint { network, address, link, names, mac: Some(mac), grant: None })
     }
 
     /// Leads what goes out through the first network that lets it.

@@ -53,6 +53,7 @@ impl NetworkKeeper for SwarmNetworks {
                 address: grant.address,
                 link: 0,
                 names,
+                mac: None,
                 grant: Some(Grant {
                     id: grant.id.to_string(),
                     network_name: grant.network_name,

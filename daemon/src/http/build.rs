@@ -1,11 +1,11 @@
 //! Building images: the context comes as an archive, the progress goes as lines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::{Query, Request};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE;
@@ -15,6 +15,7 @@ use skep_api::{SecretBytes, with_causes};
 use skep_engine::{BuildError, BuildOptions, BuildOutput, Credentials, NetworkMode, ResourceLimits};
 use tokio::sync::mpsc;
 
+use super::networks::joining::joinable;
 use super::stream::{json_error, json_lines, read_body};
 use super::swarm::is_on;
 use super::{ApiError, State};
@@ -33,7 +34,7 @@ pub(super) struct BuildQuery {
     labels: String,
     target: String,
     networkmode: String,
-    extrahosts: String,
+    cachefrom: String,
     memory: i64,
     memswap: i64,
     cpushares: u64,
@@ -47,7 +48,7 @@ pub(super) struct BuildQuery {
 }
 
 impl BuildQuery {
-    fn options(&self, tags: Vec<String>, headers: &HeaderMap) -> Result<BuildOptions, ApiError> {
+    fn options(&self, headers: &HeaderMap) -> Result<BuildOptions, ApiError> {
         if self.version == "2" {
             return Err(ApiError::unsupported(
                 "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
@@ -60,21 +61,15 @@ impl BuildQuery {
         }
         Ok(BuildOptions {
             dockerfile: self.dockerfile.clone(),
-            tags,
+            tags: Vec::new(),
+            cache_from: map::<Option<Vec<String>>>("cachefrom", &self.cachefrom)?.unwrap_or_default(),
             build_args: map("buildargs", &self.buildargs)?,
             labels: map("labels", &self.labels)?,
             target: self.target.clone(),
             no_cache: is_on(&self.nocache),
             pull: is_on(&self.pull),
-            network: match self.networkmode.as_str() {
-                "" | "default" | "bridge" => NetworkMode::Bridge,
-                "host" => NetworkMode::Host,
-                "none" => NetworkMode::None,
-                other => {
-                    return Err(ApiError::unsupported(format!("network {other:?} is not supported yet for builds")));
-                }
-            },
-            hosts: hosts(&self.extrahosts)?,
+            network: NetworkMode::Bridge,
+            hosts: Vec::new(),
             limits: ResourceLimits {
                 memory_bytes: self.memory,
                 memory_swap_bytes: self.memswap,
@@ -97,6 +92,40 @@ fn map<T: serde::de::DeserializeOwned + Default>(name: &str, text: &str) -> Resu
     serde_json::from_str(text).map_err(|error| ApiError::bad_request(format!("{name} cannot be read: {error}")))
 }
 
+/// Reads a query; of what is there twice, the first.
+fn read_query<T: serde::de::DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    let mut seen = BTreeSet::new();
+    let pairs = uri.query().unwrap_or_default().split('&');
+    let first: Vec<_> = pairs.filter(|pair| seen.insert(pair.split('=').next())).collect();
+    let uri: Uri = format!("/?{}", first.join("&")).parse().map_err(ApiError::bad_request)?;
+    Query::try_from_uri(&uri).map(|Query(query)| query).map_err(ApiError::bad_request)
+}
+
+/// What may be there several times: tags, and lines of /etc/hosts.
+fn lists(uri: &Uri) -> Result<(Vec<String>, Vec<String>), ApiError> {
+    let pairs: Vec<(String, String)> =
+        Query::try_from_uri(uri).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
+    let all = |name: &str| {
+        let named = pairs.iter().filter(|(key, value)| key == name && !value.is_empty());
+        named.map(|(_, value)| value.clone()).collect::<Vec<_>>()
+    };
+    let lines = all("extrahosts").iter().map(|text| hosts(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok((all("t"), lines.concat()))
+}
+
+/// The network that commands of a build are in.
+async fn network(state: &State, mode: &str) -> Result<NetworkMode, ApiError> {
+    match mode {
+        "" | "default" | "bridge" => Ok(NetworkMode::Bridge),
+        "host" => Ok(NetworkMode::Host),
+        "none" => Ok(NetworkMode::None),
+        named => match named.strip_prefix("container:") {
+            Some(name) => Ok(NetworkMode::Container(state.engine.inspect(name)?.id)),
+            None => Ok(NetworkMode::Local(vec![joinable(state, named).await?.any_place()])),
+        },
+    }
+}
+
 /// `["name:ip"]`, or the same in one string.
 fn hosts(text: &str) -> Result<Vec<String>, ApiError> {
     let list: Vec<String> = if text.starts_with('[') {
@@ -108,7 +137,7 @@ fn hosts(text: &str) -> Result<Vec<String>, ApiError> {
         let (name, ip) = host
             .split_once([':', '='])
             .ok_or_else(|| ApiError::bad_request(format!("extra host {host:?} cannot be read: write NAME:IP")))?;
-        Ok(format!("{ip} {name}"))
+        Ok(format!("{ip}\t{name}"))
     };
     list.iter().map(line).collect()
 }
@@ -145,12 +174,10 @@ impl Drop for Context {
 }
 
 pub(super) async fn build(state: State, request: Request) -> Result<Response, ApiError> {
-    let Query(query): Query<BuildQuery> = Query::try_from_uri(request.uri()).map_err(ApiError::bad_request)?;
-    let pairs: Vec<(String, String)> =
-        Query::try_from_uri(request.uri()).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
-    let tags =
-        pairs.into_iter().filter(|(key, value)| key == "t" && !value.is_empty()).map(|(_, value)| value).collect();
-    let mut options = query.options(tags, request.headers())?;
+    let query: BuildQuery = read_query(request.uri())?;
+    let mut options = query.options(request.headers())?;
+    options.network = network(&state, &query.networkmode).await?;
+    (options.tags, options.hosts) = lists(request.uri())?;
     if let Some(wrong) = options.tags.iter().find(|tag| skep_engine::normalize(tag).is_none()) {
         return Err(ApiError::bad_request(format!("invalid reference format: {wrong:?}")));
     }

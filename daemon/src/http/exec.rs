@@ -41,15 +41,15 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
-    if parse_detach_keys(&body.detach_keys).is_none() {
-        return Err(ApiError::bad_request(format!("invalid detach keys {:?}", body.detach_keys)));
-    }
+    let detach_keys = parse_detach_keys(&body.detach_keys)
+        .ok_or_else(|| ApiError::bad_request(format!("invalid detach keys {:?}", body.detach_keys)))?;
     let spec = ExecSpec {
         command: body.cmd,
         env: body.env,
         working_dir: body.working_dir,
         user: body.user,
         tty: body.tty,
+        detach_keys,
         open_stdin: body.attach_stdin,
         privileged: body.privileged,
     };
@@ -80,14 +80,15 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
     // What is wrong with the request is told as an error; what is wrong with the program, where its
     // output would be.
     state.engine.require_startable(&exec)?;
-    let tty = exec.spec.tty;
+    // A client that did not say that it has a terminal wants frames.
+    let tty = body.tty;
     let streams = Streams {
         tty,
         stdin: exec.spec.open_stdin,
         stdout: true,
         stderr: true,
         stdin_ends: true,
-        detach_keys: if tty { parse_detach_keys("").unwrap_or_default() } else { Vec::new() },
+        detach_keys: if exec.spec.tty { exec.spec.detach_keys.clone() } else { Vec::new() },
         before: Vec::new(),
     };
     let (engine, exec_id, size) = (state.engine.clone(), exec.id.clone(), body.console_size.filter(|_| tty));

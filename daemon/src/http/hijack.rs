@@ -24,6 +24,8 @@ use crate::logs::stream_frame;
 const EMPTY_FRAME: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 /// How long nothing is written to a client before it is asked whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client is given to listen.
+const LISTENING_PAUSE: Duration = Duration::from_millis(20);
 const INPUT_LEN: usize = 4096;
 const FRAMES_AHEAD: usize = 16;
 /// What output is called: of several streams in one, or as it is.
@@ -94,6 +96,8 @@ impl Streams {
                     end = self.pump(&mut client, attachment) => end,
                 },
                 Attached::Instead(told) => {
+                    // What comes with the answer's headers is lost on some clients.
+                    tokio::time::sleep(LISTENING_PAUSE).await;
                     // A client that is gone need not hear it.
                     drop(client.write_all(&told).await);
                     End::Output

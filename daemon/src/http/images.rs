@@ -127,6 +127,9 @@ fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
             config[key] = missing;
         }
     }
+    if config.get("OnBuild").is_none() {
+        config["OnBuild"] = Value::Null;
+    }
     let (author, comment) = state.engine.image_notes(&image);
     Ok(json!({
         "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": "", "Comment": comment,

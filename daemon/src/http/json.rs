@@ -1,9 +1,12 @@
 //! Request bodies: `null` means absent, as Go's clients mean it; what is not supported is refused.
 
+mod any_case;
+
 use axum::body::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::any_case::AnyCase;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
@@ -81,7 +84,8 @@ pub(super) fn read(body: &Bytes) -> Result<Value, ApiError> {
 }
 
 pub(super) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
-    serde_json::from_value(value).map_err(|error| ApiError::bad_request(format!("the request cannot be read: {error}")))
+    T::deserialize(AnyCase(value))
+        .map_err(|error| ApiError::bad_request(format!("the request cannot be read: {error}")))
 }
 
 fn drop_nulls(value: &mut Value) {

@@ -85,8 +85,14 @@ pub(super) async fn create(
 ) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
     let mut spec = parse_service(&body)?;
     set_registry_auth(&mut spec, registry_auth(&headers)?);
+    let warnings = warnings(&spec);
     let outcome = state.swarm.manager().await?.execute(Command::CreateService { spec }).await?;
-    Ok((axum::http::StatusCode::CREATED, Json(json!({"ID": created(outcome), "Warnings": null}))))
+    Ok((axum::http::StatusCode::CREATED, Json(json!({"ID": created(outcome), "Warnings": warnings}))))
+}
+
+/// As clients expect it: none is `null`.
+fn warnings(spec: &ServiceSpec) -> Option<Vec<String>> {
+    Some(spec.warnings()).filter(|warnings| !warnings.is_empty())
 }
 
 pub(super) fn created(outcome: Outcome) -> String {
@@ -181,6 +187,7 @@ pub(super) async fn update(
     let tables = manager.read().await?;
     let before = find(&tables, &id)?;
     let id = before.id;
+    let mut told = None;
     let change = match query.rollback.as_str() {
         "" => {
             let mut spec = parse_service(&body)?;
@@ -199,13 +206,14 @@ pub(super) async fn update(
             };
             let auth = if brought.is_empty() { kept.task_template.container.registry_auth.clone() } else { brought };
             set_registry_auth(&mut spec, auth);
+            told = warnings(&spec);
             ServiceChange::Spec(Box::new(spec))
         }
         "previous" => ServiceChange::RollBack,
         other => return Err(ApiError::bad_request(format!("rollback={other} is unknown: use previous"))),
     };
     manager.execute(Command::UpdateService { id, version: version.version, change }).await?;
-    Ok(Json(json!({"Warnings": null})))
+    Ok(Json(json!({"Warnings": told})))
 }
 
 pub(super) async fn logs(

@@ -26,6 +26,8 @@ use crate::bulk::Bulk;
 const EVENTS_AHEAD: usize = 16;
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
 const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
+const READY_LIMIT: Duration = Duration::from_secs(5);
+const READY_PAUSE: Duration = Duration::from_millis(10);
 const RENEW_RETRY: Duration = Duration::from_secs(30);
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 const LOG_ENTRIES_KEPT: u64 = 500;
@@ -43,6 +45,8 @@ pub(crate) struct ActiveNode {
     bulk: Bulk,
     overlay: Arc<Overlay>,
     refused: Mutex<Option<String>>,
+    /// Held while the role changes; no new one is taken once the node stops.
+    role: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -88,6 +92,7 @@ impl ActiveNode {
             bulk,
             overlay,
             refused: Mutex::default(),
+            role: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
         }))
     }
@@ -160,12 +165,15 @@ impl ActiveNode {
         if before.in_raft {
             return Ok(());
         }
-        if let Err(error) = manager.join(&before.managers, &before.advertise, JOIN_LIMIT).await {
+        let joined = tokio::select! {
+            joined = manager.join(&before.managers, &before.advertise, JOIN_LIMIT) => joined.map_err(Into::into),
+            () = self.stop.cancelled() => Err(anyhow::anyhow!("the node stops")),
+        };
+        if joined.is_err() {
             self.stop_manager().await;
             self.change_state(|state| state.in_raft = false);
-            return Err(error.into());
         }
-        Ok(())
+        joined
     }
 
     async fn stop_manager(&self) {
@@ -244,6 +252,10 @@ impl ActiveNode {
 
     /// Renews the certificate for a new role, and starts or stops the manager with it.
     async fn take_role(&self, role: NodeRole) -> anyhow::Result<()> {
+        let _one = self.role.lock().await;
+        if self.stop.is_cancelled() {
+            return Ok(());
+        }
         if self.tls.peer().role() != role {
             self.renew().await?;
             tracing::info!(role = role.as_str(), "the node has a certificate for its new role");
@@ -294,6 +306,23 @@ impl ActiveNode {
         }
     }
 
+    /// Waits until the swarm counts on this node, the first of all: what is read of it from then on stays.
+    pub(super) async fn await_ready(&self, manager: &Manager) {
+        let ready = async {
+            loop {
+                let state =
+                    manager.read().await.ok().and_then(|tables| Some(tables.nodes.get(self.id())?.status.state));
+                if state.is_some_and(|state| state == skep_api::NodeState::Ready) {
+                    return;
+                }
+                tokio::time::sleep(READY_PAUSE).await;
+            }
+        };
+        if tokio::time::timeout(READY_LIMIT, ready).await.is_err() {
+            tracing::warn!("the swarm is made, but this node's agent has not reported to it yet");
+        }
+    }
+
     /// Lets this manager out of consensus in good order before it leaves, if that can be.
     pub(super) async fn demote_self(&self, manager: &Manager) {
         if manager.store().members().len() < 2 {
@@ -333,7 +362,8 @@ impl ActiveNode {
     /// Stops agent and manager; containers go on.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
+        let _one = self.role.lock().await;
         self.stop_manager().await;
-        self.bulk.close();
+        self.bulk.close().await;
     }
 }

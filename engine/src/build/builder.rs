@@ -36,6 +36,8 @@ pub struct BuildOptions {
     /// The stage to build; empty: the last.
     pub target: String,
     pub no_cache: bool,
+    /// Images whose layers alone count as cached; empty: all layers do.
+    pub cache_from: Vec<String>,
     /// Whether base images are asked for in their registries though they are here.
     pub pull: bool,
     pub network: NetworkMode,
@@ -94,6 +96,8 @@ pub(super) struct Builder<'a> {
     pub(super) engine: &'a Arc<Engine>,
     pub(super) options: &'a BuildOptions,
     pub(super) context: Sources,
+    /// The layers that count as cached; none: all.
+    counted: Option<BTreeSet<String>>,
     output: &'a mpsc::Sender<BuildOutput>,
     pub(super) escape: char,
     /// ARGs before the first FROM.
@@ -128,14 +132,21 @@ impl Engine {
         let mut builder = Builder::new(self, options, context, output, file)?;
         let stage = builder.run().await?;
         let image = builder.keep(stage, tags.clone())?;
+        output.send(BuildOutput::Image(image.id.clone())).await.map_err(|_| BuildError::GivenUp)?;
         builder.tell(format!("Successfully built {}\n", short(&image.id))).await?;
         for tag in &tags {
             builder.tell(format!("Successfully tagged {}\n", familiar(tag))).await?;
         }
-        output.send(BuildOutput::Image(image.id.clone())).await.map_err(|_| BuildError::GivenUp)?;
         self.tell_image("build", &image.id, tags.iter().next().map_or("", String::as_str));
         Ok(image)
     }
+}
+
+/// What a step says that was done before.
+pub(super) const USING_CACHE: &str = " ---> Using cache\n";
+
+fn layers_of(engine: &Engine, images: &[String]) -> BTreeSet<String> {
+    images.iter().filter_map(|name| engine.image(name).ok()).flat_map(|image| image.layers).collect()
 }
 
 /// Says what is wrong with a Dockerfile before anything is built.
@@ -172,6 +183,7 @@ impl<'a> Builder<'a> {
             engine,
             options,
             context,
+            counted: (!options.cache_from.is_empty()).then(|| layers_of(engine, &options.cache_from)),
             output,
             escape: file.escape,
             globals: BTreeMap::new(),
@@ -368,6 +380,11 @@ impl<'a> Builder<'a> {
             applied.map_err(BuildError::Dockerfile)?;
             let state = serde_json::to_string(&stage.draft.config).unwrap_or_default();
             stage.key = key(&[&before.key, &instruction.name, &state]);
+            if self.cached(&stage.key).is_some() {
+                self.tell(USING_CACHE.into()).await?;
+            } else {
+                self.remember(&stage.key, "")?;
+            }
             Self::note(stage, instruction, true);
             return Ok(());
         }
@@ -380,7 +397,7 @@ impl<'a> Builder<'a> {
             }
             "WORKDIR" => {
                 let wanted = expand(&instruction.rest)?;
-                self.workdir(stage, instruction, &wanted)
+                self.workdir(stage, instruction, &wanted).await
             }
             "RUN" => self.run_command(stage, instruction).await,
             "COPY" | "ADD" => {
@@ -416,7 +433,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn workdir(&self, stage: &mut Stage, instruction: &Instruction, wanted: &str) -> Result<(), BuildError> {
+    async fn workdir(&self, stage: &mut Stage, instruction: &Instruction, wanted: &str) -> Result<(), BuildError> {
         let current = if stage.draft.config.working_dir.is_empty() { "/" } else { &stage.draft.config.working_dir };
         let dir = format!("/{}", clean(&absolute(current, wanted)).display());
         stage.draft.config.working_dir.clone_from(&dir);
@@ -424,6 +441,7 @@ impl<'a> Builder<'a> {
         let failed = |error: io::Error| BuildError::Step { step: format!("WORKDIR {dir}"), reason: error.to_string() };
         let store = self.engine.image_store();
         if let Some(layer) = self.cached(&stage.key) {
+            self.tell(USING_CACHE.into()).await?;
             stage.layers.extend(layer.filter(|layer| !layer.is_empty()));
             Self::note(stage, instruction, true);
             return Ok(());
@@ -468,9 +486,10 @@ impl<'a> Builder<'a> {
         }
         let layer = fs::read_to_string(self.cache_path(key)).ok()?;
         if layer.is_empty() {
-            return Some(None);
+            return self.counted.as_ref().is_none_or(|counted| !counted.is_empty()).then_some(None);
         }
-        self.engine.image_store().has_layer(&layer).then_some(Some(layer))
+        let counts = self.counted.as_ref().is_none_or(|counted| counted.contains(&layer));
+        (counts && self.engine.image_store().has_layer(&layer)).then_some(Some(layer))
     }
 
     pub(super) fn remember(&self, key: &str, layer: &str) -> Result<(), BuildError> {

@@ -35,7 +35,7 @@ impl Sources {
         }
         let mut ignored = Vec::new();
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern, true));
+            let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern.trim(), true));
             ignored.push((glob(&clean(pattern).to_string_lossy())?, again));
         }
         Ok(Self { root: root.to_owned(), has_owners: false, ignored })

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::build::builder::{BuildError, Builder, Stage, key, short};
+use crate::build::builder::{BuildError, Builder, Stage, USING_CACHE, key, short};
 use crate::build::parse::Instruction;
 use crate::build::stage;
 use crate::container::config::{ContainerConfig, NetworkMode};
+use crate::container::logs::Stream;
 use crate::container::logs::config::{LogConfig, LogDriver};
 use crate::engine::{Engine, RemoveOptions};
 
@@ -32,7 +33,7 @@ impl Builder<'_> {
         let counted: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !is_proxy(arg)).collect();
         stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
         if let Some(Some(layer)) = self.cached(&stage.key) {
-            self.tell(" ---> Using cache\n".into()).await?;
+            self.tell(USING_CACHE.into()).await?;
             stage.layers.push(layer);
             Self::note(stage, instruction, false);
             return Ok(());
@@ -81,8 +82,11 @@ impl Builder<'_> {
         let attachment = self.engine.attach(&id)?;
         self.engine.start(&id).await?;
         if let Ok(mut attachment) = attachment.await {
-            while let Some((_, bytes)) = attachment.output.next().await {
-                self.tell(String::from_utf8_lossy(&bytes).into_owned()).await?;
+            while let Some((stream, bytes)) = attachment.output.next().await {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                // Red, as Docker's builder has it.
+                let text = if stream == Stream::Stderr { format!("\x1b[91m{text}\x1b[0m") } else { text };
+                self.tell(text).await?;
             }
         }
         let exit = self.engine.wait(&id).await?;

@@ -1,6 +1,7 @@
 //! A container's file system: overlayfs over the image's layers, the files it is given, payloads
 //! on tmpfs. All of it can be taken down twice and half-made.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -57,8 +58,8 @@ impl ContainerDirs {
         if is_mount_point(&root)? {
             return Ok(());
         }
-        let lower: Vec<_> = layers.iter().rev().map(|dir| dir.display().to_string()).collect();
-        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+        let lower = lower_dirs(layers);
+        let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
         if options.len() > OPTIONS_LEN_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -134,6 +135,14 @@ impl ContainerDirs {
     }
 }
 
+/// Layers as overlayfs takes them, the uppermost first. It refuses one that is there twice, as steps of a
+/// build that change nothing make them; the upper one hides whatever the lower would show.
+fn lower_dirs(layers: &[PathBuf]) -> String {
+    let mut seen = BTreeSet::new();
+    let uppermost = layers.iter().rev().filter(|dir| seen.insert(*dir));
+    uppermost.map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":")
+}
+
 fn unmount(path: &Path) -> io::Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
         // Not mounted, or not there.
@@ -178,4 +187,15 @@ fn resolv_conf(config: &ContainerConfig) -> String {
         text += &format!("options {}\n", options.join(" "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_there_twice_is_mounted_once_where_it_is_uppermost() {
+        let layers = ["/a", "/b", "/a", "/c"].map(PathBuf::from);
+        assert_eq!(lower_dirs(&layers), "/c:/a:/b");
+    }
 }

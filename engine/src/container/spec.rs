@@ -179,7 +179,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
 }
 
 fn environment(config: &ContainerConfig, user: &ResolvedUser) -> Vec<String> {
-    let mut env = config.env.clone();
+    let mut env: Vec<String> = config.env.iter().filter(|var| var.contains('=')).cloned().collect();
     let has = |env: &[String], name: &str| env.iter().any(|var| var.split('=').next() == Some(name));
     for (name, value) in [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),

@@ -79,7 +79,7 @@ fn resolved(rootfs: &Path, path: &Path) -> PathBuf {
         let Ok(found) = sys::open_in_root(rootfs, inside) else { continue };
         let Ok(found) = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())) else { continue };
         let found = found.strip_prefix(rootfs).unwrap_or(&found).to_owned();
-        return Path::new("/").join(found).join(wanted.strip_prefix(there).unwrap_or(Path::new("")));
+        return Path::new("/").join(found).join(wanted.strip_prefix(there).unwrap_or_else(|_| Path::new("")));
     }
     wanted
 }

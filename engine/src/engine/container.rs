@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
 use tokio::sync::{oneshot, watch};
 
+use super::lifecycle::start_ticks;
 use super::{Attachment, Inspection};
 use crate::container::config::{ContainerConfig, RestartPolicy};
 use crate::container::restart::RestartBackoff;
@@ -121,6 +122,11 @@ impl Container {
             restarts: self.restarts.load(Ordering::Relaxed),
         };
         Ok(serde_json::to_vec_pretty(&record)?)
+    }
+
+    /// Whether its first process is there; the state may not tell yet that it is gone.
+    pub(super) fn is_alive(&self) -> bool {
+        matches!(&*self.state.borrow(), ContainerState::Running(running) if start_ticks(running.pid).is_some())
     }
 
     pub(super) fn is_paused(&self) -> bool {

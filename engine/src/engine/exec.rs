@@ -36,6 +36,8 @@ pub struct ExecSpec {
     /// `user[:group]`; empty: the container's.
     pub user: String,
     pub tty: bool,
+    /// What ends a client's connection but not the process, as bytes; for terminals.
+    pub detach_keys: Vec<u8>,
     pub open_stdin: bool,
     pub privileged: bool,
 }

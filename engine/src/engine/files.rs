@@ -223,6 +223,19 @@ impl Engine {
         Ok(changes)
     }
 
+    /// Holds a container's processes; says whether there were any left.
+    fn try_hold(&self, container: &Container) -> Result<bool, EngineError> {
+        let held = self.pause(&container.id, true);
+        // It may end at this very moment.
+        if held.is_err() && !container.is_alive() { Ok(false) } else { held.map(|()| true) }
+    }
+
+    fn let_go(&self, container: &Container) -> Result<(), EngineError> {
+        let let_go = self.pause(&container.id, false);
+        // What has ended meanwhile has nothing left to be let go of.
+        if container.is_alive() { let_go } else { Ok(()) }
+    }
+
     /// Keeps a container as an image. Its processes are held meanwhile: one that changed its files as
     /// they are read could make us follow a link of its own out of its root.
     pub async fn commit(&self, name: &str, options: CommitOptions) -> Result<Image, EngineError> {
@@ -237,7 +250,7 @@ impl Engine {
         let base = self.images.find(&config.image_id);
         let mut image_config = ImageConfig {
             user: config.user.clone(),
-            env: config.env.clone(),
+            env: config.env.iter().filter(|var| var.contains('=')).cloned().collect(),
             entrypoint: config.entrypoint.clone(),
             cmd: config.args.clone(),
             working_dir: config.working_dir.clone(),
@@ -251,13 +264,11 @@ impl Engine {
         }
         let image_config = instruction::apply_changes(image_config, &options.changes).map_err(EngineError::Invalid)?;
         let holds = container.require_running().is_ok() && !container.is_paused();
-        if holds {
-            self.pause(&container.id, true)?;
-        }
+        let holds = holds && self.try_hold(&container)?;
         let (store, upper) = (self.images.clone(), container.dirs.upper());
         let sealed = tokio::task::spawn_blocking(move || layer::seal_copy(&store, &upper)).await;
         if holds {
-            self.pause(&container.id, false)?;
+            self.let_go(&container)?;
         }
         let doing = || disk_error(format!("keeping container {} as an image", container.id));
         let diff_id = sealed.map_err(io::Error::other).flatten().map_err(doing())?;

@@ -17,6 +17,7 @@ pub(super) fn planned(networks: &[JoinedNetwork]) -> Vec<Endpoint> {
         address: joined.address,
         link,
         names: Vec::new(),
+        mac: None,
         grant: None,
     };
     (0..).zip(networks).map(endpoint).collect()

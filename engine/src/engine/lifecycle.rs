@@ -335,7 +335,11 @@ impl Engine {
         if !matches!(*container.state.borrow(), ContainerState::Created | ContainerState::Exited(_)) {
             if !options.force {
                 let found = container.state.borrow().as_str();
-                return Err(EngineError::WrongState { id: container.id.clone(), found, wanted: "stopped" });
+                return Err(EngineError::Conflict(format!(
+                    "cannot remove container {:?}: container is {found}: stop the container before removing or force \
+                     remove",
+                    container.name()
+                )));
             }
             drop(self.stop_with(&container.id, Some("SIGKILL"), Some(KILL_LIMIT)).await);
         }
@@ -425,7 +429,14 @@ impl Engine {
 fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
     if running.endpoints.is_empty() && config.network == NetworkMode::Bridge {
         let network = DEFAULT_NETWORK.to_owned();
-        return vec![Endpoint { network, address: running.address, link: 0, names: Vec::new(), grant: None }];
+        return vec![Endpoint {
+            network,
+            address: running.address,
+            link: 0,
+            names: Vec::new(),
+            mac: None,
+            grant: None,
+        }];
     }
     running.endpoints.clone()
 }

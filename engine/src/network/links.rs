@@ -6,7 +6,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
 use skep_host_net::{Netns, add_existing_is_fine, link_index};
 
-use super::LocalNetwork;
+use super::{LocalNetwork, MacAddress};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
@@ -48,9 +48,9 @@ pub(super) fn link_suffix(link: u32) -> String {
 ///
 /// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
 /// every other change of the host's network for some 15 ms.
-pub(super) fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32) -> LinkMessage {
+pub(super) fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
     let inside = eth(link);
-    let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd());
+    let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd()).address(mac.bytes().to_vec());
     LinkVeth::new(host, &inside)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
         .controller(bridge)

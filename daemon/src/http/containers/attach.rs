@@ -179,8 +179,12 @@ async fn await_end(
     };
     match condition {
         Condition::NotRunning => {
-            let found = state.wait_for(is_at_rest).await.ok()?;
-            return exit_of(&found);
+            if is_at_rest(&state.borrow()) {
+                return exit_of(&state.borrow());
+            }
+            // One that is to be started again has ended, too; one that waits for it ends once more.
+            state.wait_for(|state| !matches!(state, ContainerState::Restarting(_))).await.ok()?;
+            return state.wait_for(|state| exit_of(state).is_some()).await.ok().and_then(|state| exit_of(&state));
         }
         Condition::NextExit => {
             state.wait_for(|state| exit_of(state).is_none()).await.ok()?;

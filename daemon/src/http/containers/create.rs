@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy,
+    ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, MountSource, NamespaceMode, NetworkMode, ResourceLimits,
+    RestartPolicy,
 };
 use skep_worker::health_check;
 
@@ -20,7 +21,7 @@ use super::mounts::{mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::http::json::read;
-use crate::http::networks::joining::{EndpointBody, joinable};
+use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
@@ -38,6 +39,7 @@ struct CreateBody {
     entrypoint: Vec<String>,
     working_dir: String,
     labels: BTreeMap<String, String>,
+    mac_address: String,
     stop_signal: String,
     stop_timeout: Option<i64>,
     healthcheck: Option<HealthConfig>,
@@ -155,12 +157,11 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 15] = [
+const UNSUPPORTED: [(&str, &[&str], &str); 13] = [
     ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
     ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
     ("/HostConfig/UsernsMode", &["host"], "--userns"),
-    ("/HostConfig/Runtime", &["skep"], "--runtime: leave it out for the built-in one, since another"),
-    ("/HostConfig/VolumeDriver", &["local"], "--volume-driver: use local, since another"),
+    ("/HostConfig/Runtime", &["skep", "runc"], "--runtime: leave it out for the built-in one, since another"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
     ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
@@ -169,7 +170,6 @@ const UNSUPPORTED: [(&str, &[&str], &str); 15] = [
     ("/HostConfig/BlkioDeviceWriteBps", &[], "--device-write-bps"),
     ("/HostConfig/BlkioDeviceReadIOps", &[], "--device-read-iops"),
     ("/HostConfig/BlkioDeviceWriteIOps", &[], "--device-write-iops"),
-    ("/MacAddress", &[], "--mac-address"),
     ("/HostConfig/Isolation", &["default"], "--isolation"),
 ];
 
@@ -229,6 +229,11 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
             config.mounts.push(mount);
         }
     }
+    let driver = request.pointer("/HostConfig/VolumeDriver").and_then(Value::as_str).unwrap_or_default();
+    let has_volume = config.mounts.iter().any(|mount| matches!(mount.source, MountSource::Volume { .. }));
+    if has_volume && !matches!(driver, "" | "local") {
+        return Err(ApiError::unsupported(format!("volume driver {driver:?} is not supported yet: use local")));
+    }
     let publish_all = request.pointer("/HostConfig/PublishAllPorts") == Some(&Value::Bool(true));
     if publish_all {
         let all = config.exposed_ports.iter().chain(image.config.exposed_ports.keys());
@@ -266,7 +271,7 @@ impl Modes {
             "none" => NetworkMode::None,
             other => match other.strip_prefix("container:") {
                 Some(name) => NetworkMode::Container(peer(name)?),
-                None => local_networks(state, other, &body.networking_config).await?,
+                None => local_networks(state, other, &body.networking_config, &body.mac_address).await?,
             },
         };
         Ok(Self {
@@ -278,8 +283,14 @@ impl Modes {
     }
 }
 
-/// Places in networks: in the one that is named first, then in all that are described.
-async fn local_networks(state: &State, mode: &str, described: &NetworkingConfig) -> Result<NetworkMode, ApiError> {
+/// Places in networks: in the one that is named first, where `mac` is meant for, then in all that are
+/// described.
+async fn local_networks(
+    state: &State,
+    mode: &str,
+    described: &NetworkingConfig,
+    mac: &str,
+) -> Result<NetworkMode, ApiError> {
     let mode = if matches!(mode, "" | "default") { DEFAULT_NETWORK } else { mode };
     let first = joinable(state, mode).await?;
     let mut places = vec![first.any_place()];
@@ -293,7 +304,10 @@ async fn local_networks(state: &State, mode: &str, described: &NetworkingConfig)
             None => places.push(place),
         }
     }
-    Ok(if places.len() == 1 && first.id() == DEFAULT_NETWORK {
+    if let Some(mac) = mac_address(mac)? {
+        places[0].mac.get_or_insert(mac);
+    }
+    Ok(if places == [first.any_place()] && first.id() == DEFAULT_NETWORK {
         NetworkMode::Bridge
     } else {
         NetworkMode::Local(places)

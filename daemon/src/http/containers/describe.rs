@@ -286,8 +286,14 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         if !place.aliases.is_empty() {
             value["Aliases"] = json!(place.aliases);
         }
-        if let Some(address) = place.address {
-            value["IPAMConfig"] = json!({"IPv4Address": address});
+        if place.address.is_some() || !place.link_local.is_empty() {
+            value["IPAMConfig"] = ipam_config(place);
+        }
+        if !place.driver_options.is_empty() {
+            value["DriverOpts"] = json!(place.driver_options);
+        }
+        if let Some(mac) = held.and_then(|held| held.mac).or(place.mac) {
+            value["MacAddress"] = json!(mac);
         }
         if let Some(held) = held {
             value["IPAddress"] = json!(held.address);
@@ -305,6 +311,17 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         (name.unwrap_or(&place.network).clone(), value)
     };
     Value::Object(places.iter().map(place).collect())
+}
+
+fn ipam_config(place: &WantedPlace) -> Value {
+    let mut config = json!({});
+    if let Some(address) = place.address {
+        config["IPv4Address"] = json!(address);
+    }
+    if !place.link_local.is_empty() {
+        config["LinkLocalIPs"] = json!(place.link_local);
+    }
+    config
 }
 
 /// Names a container's place in a network.

@@ -1,9 +1,12 @@
 //! Single containers that join and leave networks: this host's, and the swarm's that are attachable.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
 use axum::body::Bytes;
 use axum::extract::Path;
 use serde::Deserialize;
-use skep_engine::{DEFAULT_NETWORK, EngineError, LocalNetwork, NetworkRef, WantedPlace};
+use skep_engine::{DEFAULT_NETWORK, EngineError, LocalNetwork, MacAddress, NetworkRef, WantedPlace};
 
 use super::{Known, find};
 use crate::http::{ApiError, State, json::parse};
@@ -23,6 +26,8 @@ pub(in crate::http) struct EndpointBody {
     ipam_config: EndpointIpamBody,
     aliases: Vec<String>,
     links: Vec<String>,
+    pub(in crate::http) mac_address: String,
+    driver_opts: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -32,6 +37,8 @@ struct EndpointIpamBody {
     ipv4_address: String,
     #[serde(rename = "IPv6Address")]
     ipv6_address: String,
+    #[serde(rename = "LinkLocalIPs")]
+    link_local: Vec<String>,
 }
 
 /// A network that a single container may join.
@@ -82,8 +89,27 @@ impl EndpointBody {
                 "user specified IP address and network-scoped aliases are supported on user-defined networks only",
             ));
         }
-        Ok(WantedPlace { aliases: self.aliases.clone(), address, ..network.any_place() })
+        let mac = mac_address(&self.mac_address)?;
+        if mac.is_some() && matches!(network, Joinable::Swarm(_)) {
+            return Err(ApiError::unsupported("MAC addresses in networks of the swarm are not supported yet"));
+        }
+        let link_local = self.ipam_config.link_local.iter().map(|text| link_local(text)).collect::<Result<_, _>>()?;
+        let driver_options = self.driver_opts.clone();
+        let aliases = self.aliases.clone();
+        Ok(WantedPlace { aliases, address, mac, link_local, driver_options, ..network.any_place() })
     }
+}
+
+/// Reads a link's address; none if nothing is said.
+pub(in crate::http) fn mac_address(text: &str) -> Result<Option<MacAddress>, ApiError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(ApiError::bad_request) }
+}
+
+fn link_local(text: &str) -> Result<Ipv4Addr, ApiError> {
+    let address: Option<Ipv4Addr> = text.parse().ok();
+    address.filter(Ipv4Addr::is_link_local).ok_or_else(|| {
+        ApiError::bad_request(format!("invalid link-local address {text:?}: it is an IPv4 address of 169.254.0.0/16"))
+    })
 }
 
 /// A network that a single container may join.
@@ -133,7 +159,7 @@ pub(in crate::http) async fn disconnect(state: State, Path(name): Path<String>, 
         Err(error) => return Err(error),
     };
     match (state.engine.disconnect_network(&network, &body.container).await, unknown) {
-        (Err(EngineError::NoContainer(_) | EngineError::Forbidden(_)), _) if body.force => Ok(()),
+        (Err(EngineError::NoContainer(_)), _) if body.force => Ok(()),
         (Err(EngineError::Forbidden(_)), Some(unknown)) => Err(unknown),
         (other, _) => Ok(other?),
     }

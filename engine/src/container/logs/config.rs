@@ -108,7 +108,8 @@ impl Default for LogConfig {
 /// Why log options are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogConfigError {
-    #[error("log driver {0:?} is not supported: use json-file, local, syslog, journald or none")]
+    /// In the words that clients look for.
+    #[error("logger: no log driver named '{0}' is registered")]
     Driver(String),
     #[error("log option {key}={value:?} cannot be used: {rule}")]
     Option { key: String, value: String, rule: &'static str },
