@@ -365,38 +365,45 @@ fn copying_runs_nothing_of_the_container() {
     host.ok(&["rm", "-f", "box"]);
 }
 
-/// An archive that tries every way out of the directory it is unpacked in.
-fn hostile_archive(outside: &str) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let up = format!("../../../../../../../../..{outside}");
-    let mut add = |kind: tar::EntryType, name: &str, link: &str, text: &str| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(0o755);
-        header.set_size(text.len() as u64);
-        // Not by `set_path`, which refuses what is wanted here.
-        let field = &mut header.as_old_mut().name;
-        field[..name.len()].copy_from_slice(name.as_bytes());
-        let field = &mut header.as_old_mut().linkname;
-        field[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_cksum();
-        archive.append(&header, text.as_bytes()).unwrap();
-    };
+/// Archives that try every way out of the directory they are unpacked in, each its own.
+fn hostile_archives(outside: &str) -> Vec<Vec<u8>> {
     use tar::EntryType as Kind;
-    add(Kind::Symlink, "soft", &up, "");
-    add(Kind::Regular, "soft/by-soft", "", "evil");
-    add(Kind::Symlink, "absolute", outside, "");
-    add(Kind::Regular, "absolute/by-absolute", "", "evil");
-    add(Kind::Link, "hard", &format!("{up}/secret"), "");
-    add(Kind::Regular, "hard", "", "evil");
-    add(Kind::Symlink, "chain", "soft", "");
-    add(Kind::Link, "hard-by-chain", "chain/secret", "");
-    add(Kind::Regular, "hard-by-chain", "", "evil");
-    add(Kind::Directory, "soft/made", "", "");
-    add(Kind::Regular, &format!("{up}/by-name"), "", "evil");
-    add(Kind::Regular, &format!("{outside}/by-root"), "", "evil");
-    add(Kind::Regular, "soft/.wh.secret", "", "");
-    add(Kind::Regular, "soft/.wh..wh..opq", "", "");
+    let up = format!("../../../../../../../../..{outside}");
+    let (by_name, by_root) = (format!("{up}/by-name"), format!("{outside}/by-root"));
+    let secret = format!("{up}/secret");
+    let ways: [&[(Kind, &str, &str)]; 10] = [
+        &[(Kind::Symlink, "soft", &up), (Kind::Regular, "soft/by-soft", "")],
+        &[(Kind::Symlink, "soft", &up), (Kind::Directory, "soft/made", "")],
+        &[(Kind::Symlink, "soft", &up), (Kind::Regular, "soft/.wh.secret", "")],
+        &[(Kind::Symlink, "soft", &up), (Kind::Regular, "soft/.wh..wh..opq", "")],
+        &[(Kind::Symlink, "absolute", outside), (Kind::Regular, "absolute/by-absolute", "")],
+        &[(Kind::Link, "hard", &secret), (Kind::Regular, "hard", "")],
+        &[(Kind::Symlink, "soft", &up), (Kind::Link, "hard", "soft/secret"), (Kind::Regular, "hard", "")],
+        &[(Kind::Symlink, "a", "b"), (Kind::Symlink, "b", &up), (Kind::Regular, "a/by-chain", "")],
+        &[(Kind::Regular, &by_name, "")],
+        &[(Kind::Regular, &by_root, "")],
+    ];
+    ways.iter().map(|entries| archive_of(entries)).collect()
+}
+
+fn archive_of(entries: &[(tar::EntryType, &str, &str)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (kind, name, link) in entries {
+        let mut header = tar::Header::new_gnu();
+        let content: &[u8] = if *kind == tar::EntryType::Regular { b"evil" } else { b"" };
+        header.set_entry_type(*kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        // Not by `set_path`, which refuses what is wanted here.
+        let old = header.as_old_mut();
+        old.name[..name.len()].copy_from_slice(name.as_bytes());
+        old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        archive.append(&header, content).unwrap();
+    }
     archive.into_inner().unwrap()
 }
 
@@ -406,17 +413,13 @@ fn archives_write_nothing_outside_of_what_they_are_unpacked_in() {
     take_turn!();
     let scene = Scene::new();
     let host = scene.host();
-    let hostile = hostile_archive(&scene.path());
     let path = host.dir().join("hostile.tar");
     let file = path.to_str().unwrap();
-    fs::write(&path, &hostile).unwrap();
     host.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "1000"]);
     let context = host.dir().join("context");
     fs::create_dir(&context).unwrap();
     fs::write(context.join("Dockerfile"), "FROM busybox\nADD hostile.tar /x/\nCOPY hostile.tar /y/\n").unwrap();
-    fs::write(context.join("hostile.tar"), &hostile).unwrap();
     let saved = host.dir().join("saved.tar");
-    fs::write(&saved, image_of_layer(&hostile)).unwrap();
     let socket = host.socket();
     let socket = socket.trim_start_matches("unix://");
     let post = |url: &str, method: &str| {
@@ -446,15 +449,21 @@ fn archives_write_nothing_outside_of_what_they_are_unpacked_in() {
         ("cp", &|| post("http://skep/v1.41/containers/box/archive?path=/tmp", "PUT")),
         ("a build's context", &|| post("http://skep/v1.41/build?t=evil", "POST")),
     ];
-    for (what, run) in ways {
-        run();
-        let entries: Vec<_> = fs::read_dir(&scene.outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(entries, ["secret"], "{what}");
-        scene.assert_intact();
-    }
-    for image in ["evil", "loaded"] {
-        drop(host.run(&["run", "--rm", image, "true"]));
-        scene.assert_intact();
+    for hostile in hostile_archives(&scene.path()) {
+        fs::write(&path, &hostile).unwrap();
+        fs::write(context.join("hostile.tar"), &hostile).unwrap();
+        fs::write(&saved, image_of_layer(&hostile)).unwrap();
+        for (what, run) in ways {
+            run();
+            let entries = fs::read_dir(&scene.outside).unwrap();
+            let entries: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(entries, ["secret"], "{what}");
+            scene.assert_intact();
+        }
+        for image in ["evil", "loaded"] {
+            drop(host.run(&["run", "--rm", image, "true"]));
+            scene.assert_intact();
+        }
     }
     host.ok(&["rm", "-f", "box"]);
 }

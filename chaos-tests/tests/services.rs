@@ -488,3 +488,31 @@ fn push_busybox(host: &Host, tag: &str) {
     let ran = host.exec("sh", &["-c", &script]);
     assert!(ran.success, "{ran:?}");
 }
+
+#[test]
+fn a_task_whose_container_was_removed_by_hand_is_replaced() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&["service", "create", "-d", "--name", "web", "--restart-delay", "0s", "skep/whoami"]);
+    host.await_replicas("web", "1/1");
+    let first = host.ok(&["ps", "-q", "--no-trunc"]);
+    host.ok(&["rm", "-f", first.trim()]);
+    wait_until("the slot has another task", LIMIT, || {
+        let tasks = host.ok(&["service", "ps", "--no-trunc", "web"]);
+        let now = host.ok(&["ps", "-q", "--no-trunc"]);
+        (!now.is_empty() && now != first, tasks)
+    });
+    // A daemon that has nothing to do does nothing, and stops when it is asked to.
+    host.ok(&["swarm", "leave", "--force"]);
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.daemon_pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let spent = ticks() - before;
+    assert!(spent < 50, "{spent} ticks of 10 ms in 2 s");
+    host.stop_daemon();
+}

@@ -35,7 +35,9 @@ pub use engine::{
     Probe, RemoveOptions, Usage,
 };
 pub use image::builtin::WHOAMI;
-pub use image::pull::{Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved};
+pub use image::pull::{
+    Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved, decode_header,
+};
 pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;

@@ -38,6 +38,10 @@ impl Runner {
     pub(crate) async fn run(mut self) {
         self.adopt().await;
         loop {
+            // The agent stops: what runs goes on without us.
+            if self.desired.has_changed().is_err() {
+                return;
+            }
             let desired = *self.desired.borrow_and_update();
             let observed = self.task.status.state;
             let Some(step) = next_step(observed, desired) else { return };
@@ -174,13 +178,13 @@ impl Runner {
         }
         // A container with a health check counts as running once it is healthy.
         match self.await_state(|state| !is_starting(state)).await {
-            Some(ContainerState::Running(running)) => {
+            Awaited::State(ContainerState::Running(running)) => {
                 self.await_listening(running.pid).await;
                 self.report(TaskState::Running, "started");
             }
-            Some(state) => self.report_end(&state).await,
-            // Another wish came first.
-            None => {}
+            Awaited::State(state) => self.report_end(&state).await,
+            Awaited::Gone => self.report_gone("starting"),
+            Awaited::OtherWish => {}
         }
     }
 
@@ -212,19 +216,28 @@ impl Runner {
     }
 
     async fn watch(&mut self) {
-        if let Some(state) = self.await_state(has_ended).await {
-            self.report_end(&state).await;
+        match self.await_state(has_ended).await {
+            Awaited::State(state) => self.report_end(&state).await,
+            Awaited::Gone => self.report_gone("started"),
+            Awaited::OtherWish => {}
         }
     }
 
-    /// Waits for a state of the container; `None` if the task is not wanted any more before that.
-    async fn await_state(&self, wanted: fn(&ContainerState) -> bool) -> Option<ContainerState> {
-        let mut state = self.engine.watch(&self.name()).ok()?;
+    /// Waits for a state of the container.
+    async fn await_state(&self, wanted: fn(&ContainerState) -> bool) -> Awaited {
+        let Ok(mut state) = self.engine.watch(&self.name()) else { return Awaited::Gone };
         let mut desired = self.desired.clone();
         tokio::select! {
-            found = state.wait_for(wanted) => found.ok().map(|state| state.clone()),
-            _ = desired.wait_for(|&desired| desired > TaskState::Running) => None,
+            found = state.wait_for(wanted) => {
+                found.map_or(Awaited::Gone, |state| Awaited::State(state.clone()))
+            }
+            _ = desired.wait_for(|&desired| desired > TaskState::Running) => Awaited::OtherWish,
         }
+    }
+
+    fn report_gone(&mut self, message: &str) {
+        let error = format!("No such container: {}: somebody removed it", self.name());
+        self.report_error(TaskState::Failed, message, error);
     }
 
     async fn report_end(&mut self, state: &ContainerState) {
@@ -261,6 +274,15 @@ impl Runner {
             Err(error) => self.report_error(TaskState::Failed, "shutting down", with_causes(&error)),
         }
     }
+}
+
+/// What waiting for a container's state came to.
+enum Awaited {
+    State(ContainerState),
+    /// The task is not wanted any more, or nobody says what is.
+    OtherWish,
+    /// There is no such container.
+    Gone,
 }
 
 fn is_starting(state: &ContainerState) -> bool {

@@ -7,8 +7,6 @@ use axum::Json;
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, with_causes};
@@ -147,19 +145,20 @@ fn registry_config(headers: &HeaderMap) -> Result<BTreeMap<String, Credentials>,
     #[derive(Deserialize, Default)]
     #[serde(default)]
     struct Entry {
-        username: String,
-        password: String,
+        username: Option<String>,
+        password: Option<String>,
     }
     let Some(header) = headers.get("x-registry-config") else { return Ok(BTreeMap::new()) };
     let wrong =
         || ApiError::bad_request("X-Registry-Config cannot be read: it is JSON by registry, in base 64 for URLs");
-    let bytes = BASE64_URL_SAFE.decode(header.as_bytes()).map_err(|_| wrong())?;
-    let entries: BTreeMap<String, Entry> = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
+    let bytes = skep_engine::decode_header(header.as_bytes()).map_err(|_| wrong())?;
+    let entries: Option<BTreeMap<String, Entry>> = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
     let entry = |(registry, entry): (String, Entry)| {
-        let password = SecretBytes::new(entry.password.into_bytes());
-        (registry, Credentials::Basic { username: entry.username, password })
+        let username = entry.username.filter(|name| !name.is_empty())?;
+        let password = SecretBytes::new(entry.password.unwrap_or_default().into_bytes());
+        Some((registry, Credentials::Basic { username, password }))
     };
-    Ok(entries.into_iter().filter(|(_, entry)| !entry.username.is_empty()).map(entry).collect())
+    Ok(entries.unwrap_or_default().into_iter().filter_map(entry).collect())
 }
 
 /// A build's context on disk, gone with the build.

@@ -125,7 +125,9 @@ impl From<EngineError> for ApiError {
             | EngineError::Volume(_)
             | EngineError::Start { .. }
             | EngineError::Pull(PullError::Name(_)) => StatusCode::BAD_REQUEST,
-            EngineError::Pull(PullError::Registry { .. } | PullError::Platform { .. }) => StatusCode::NOT_FOUND,
+            EngineError::Pull(PullError::Registry { .. } | PullError::Push { .. } | PullError::Platform { .. }) => {
+                StatusCode::NOT_FOUND
+            }
             EngineError::Pull(_) | EngineError::Disk { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, skep_api::with_causes(&error))

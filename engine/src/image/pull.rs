@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{DecodeError, Engine as _};
 use futures::TryStreamExt as _;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
@@ -49,12 +50,23 @@ pub enum Credentials {
 #[error("X-Registry-Auth cannot be read: it is JSON with username and password, in base 64 for URLs")]
 pub struct CredentialsError;
 
+/// Some clients leave the padding out.
+const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Reads what a header holds in base 64 for URLs.
+pub fn decode_header(header: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    ANY_PADDING.decode(header)
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RegistryAuthHeader {
-    username: String,
-    password: String,
-    identitytoken: String,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 impl Credentials {
@@ -63,15 +75,13 @@ impl Credentials {
         if header.is_empty() {
             return Ok(Self::Anonymous);
         }
-        let bytes = BASE64_URL_SAFE.decode(header).map_err(|_| CredentialsError)?;
+        let bytes = decode_header(header).map_err(|_| CredentialsError)?;
         let auth: RegistryAuthHeader = serde_json::from_slice(&bytes).map_err(|_| CredentialsError)?;
-        if !auth.identitytoken.is_empty() {
-            return Ok(Self::Token(SecretBytes::new(auth.identitytoken.into_bytes())));
+        if let Some(token) = auth.identitytoken.filter(|token| !token.is_empty()) {
+            return Ok(Self::Token(SecretBytes::new(token.into_bytes())));
         }
-        if auth.username.is_empty() {
-            return Ok(Self::Anonymous);
-        }
-        Ok(Self::Basic { username: auth.username, password: SecretBytes::new(auth.password.into_bytes()) })
+        let Some(username) = auth.username.filter(|name| !name.is_empty()) else { return Ok(Self::Anonymous) };
+        Ok(Self::Basic { username, password: SecretBytes::new(auth.password.unwrap_or_default().into_bytes()) })
     }
 
     pub(crate) fn to_auth(&self) -> RegistryAuth {
@@ -92,6 +102,8 @@ pub enum PullError {
     Name(String),
     #[error("image {image} cannot be pulled: {reason}")]
     Registry { image: String, reason: String },
+    #[error("image {image} cannot be pushed: {reason}")]
+    Push { image: String, reason: String },
     #[error("login attempt to {registry} failed: {reason}")]
     Login { registry: String, reason: String },
     #[error("image {image} has no variant for {platform}; it has {variants}")]
@@ -376,7 +388,8 @@ mod tests {
 
     #[test]
     fn credentials_are_read_from_the_header() {
-        let read = |json: &str| Credentials::from_header(BASE64_URL_SAFE.encode(json).as_bytes());
+        let read =
+            |json: &str| Credentials::from_header(base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(json).as_bytes());
         assert!(matches!(Credentials::from_header(b""), Ok(Credentials::Anonymous)));
         assert!(matches!(read("{}"), Ok(Credentials::Anonymous)));
         let basic = read(r#"{"username":"me","password":"secret","serveraddress":"x"}"#).unwrap();

@@ -46,7 +46,7 @@ impl Puller {
         progress: &mpsc::Sender<PullProgress>,
     ) -> Result<Pushed, PullError> {
         let reference: Reference = name.parse().map_err(|_| PullError::Name(name.to_owned()))?;
-        let failed = |error: oci_client::errors::OciDistributionError| PullError::Registry {
+        let failed = |error: oci_client::errors::OciDistributionError| PullError::Push {
             image: name.to_owned(),
             reason: with_causes(&error),
         };
@@ -66,7 +66,7 @@ impl Puller {
             .buffered(LAYERS_AT_ONCE)
             .try_collect()
             .await
-            .map_err(|reason| PullError::Registry { image: name.to_owned(), reason })?;
+            .map_err(|reason| PullError::Push { image: name.to_owned(), reason })?;
         let config_len = config.len();
         if !client.blob_exists(&reference, &image.id).await.map_err(failed)? {
             client.push_blob(&reference, config, &image.id).await.map_err(failed)?;

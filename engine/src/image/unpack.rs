@@ -3,7 +3,7 @@
 //! Nothing lands outside the directory, whatever the archive says: `tar` refuses names with `..`
 //! and links that lead out. Whiteouts become what overlayfs understands.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Chain, Cursor, Read};
 use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -35,12 +35,7 @@ pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, Un
 
 /// Unpacks an archive that holds files as they are: no name says that another is hidden.
 pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
-    let mut tar = tar::Archive::new(decompress(archive)?);
-    tar.set_preserve_permissions(true);
-    tar.set_preserve_ownerships(true);
-    tar.set_preserve_mtime(true);
-    tar.set_unpack_xattrs(true);
-    tar.set_overwrite(true);
+    let mut tar = open(decompress(archive)?)?;
     for entry in tar.entries()? {
         let mut entry = entry?;
         if !entry.unpack_in(dir)? {
@@ -58,20 +53,14 @@ fn unpack_plain(archive: impl Read, dir: &Path, diff_id: &str) -> Result<(u64, S
     let io_error = |cause| UnpackError::Io(diff_id.to_owned(), cause);
     let mut plain = Counted { inner: decompress(archive).map_err(io_error)?, hash: Sha256::new(), len: 0 };
     {
-        let mut tar = tar::Archive::new(&mut plain);
-        tar.set_preserve_permissions(true);
-        tar.set_preserve_ownerships(true);
-        tar.set_preserve_mtime(true);
-        tar.set_unpack_xattrs(true);
-        tar.set_overwrite(true);
+        let mut tar = open(&mut plain).map_err(io_error)?;
         for entry in tar.entries().map_err(io_error)? {
             unpack_entry(&mut entry.map_err(io_error)?, dir, diff_id)?;
         }
     }
     // What follows the archive's end belongs to the digest too.
     io::copy(&mut plain, &mut io::sink()).map_err(io_error)?;
-    let got = format!("sha256:{}", hex::encode(plain.hash.finalize()));
-    Ok((plain.len, got))
+    Ok((plain.len, format!("sha256:{}", hex::encode(plain.hash.finalize()))))
 }
 
 fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str) -> Result<(), UnpackError> {
@@ -96,6 +85,33 @@ fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str)
         Err(error) if error.to_string().contains("outside") => Err(escape()),
         Err(error) => Err(io_error(error)),
     }
+}
+
+/// Opens an archive to unpack it with all that it says of its files. Some programs leave owners and times
+/// blank, in all entries or in none: root is meant, and now.
+fn open<R: Read>(mut archive: R) -> io::Result<tar::Archive<Chain<Cursor<Vec<u8>>, R>>> {
+    let mut first = Vec::with_capacity(HEADER_LEN);
+    archive.by_ref().take(HEADER_LEN as u64).read_to_end(&mut first)?;
+    let (owners, times) = match first.first_chunk::<HEADER_LEN>() {
+        Some(first) => {
+            let old = tar::Header::from_byte_slice(first).as_old();
+            (!is_blank(&old.uid) && !is_blank(&old.gid), !is_blank(&old.mtime))
+        }
+        None => (true, true),
+    };
+    let mut archive = tar::Archive::new(Cursor::new(first).chain(archive));
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(owners);
+    archive.set_preserve_mtime(times);
+    archive.set_unpack_xattrs(true);
+    archive.set_overwrite(true);
+    Ok(archive)
+}
+
+const HEADER_LEN: usize = 512;
+
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
 /// The directory of `path` within `dir`, made if need be; `None` if it leads out.
@@ -132,7 +148,7 @@ fn whiteout(parent: &Path, hidden: &str) -> io::Result<()> {
 
 pub(crate) fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut archive = BufReader::with_capacity(1 << 18, archive);
-    let magic = io::BufRead::fill_buf(&mut archive)?;
+    let magic = archive.fill_buf()?;
     Ok(match magic {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(archive)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(archive)?),
@@ -188,6 +204,20 @@ mod tests {
         let bytes = tar.into_inner().unwrap();
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
         (bytes, digest)
+    }
+
+    #[test]
+    fn blank_owners_and_times_are_root_and_now() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("file").unwrap();
+        header.set_mode(0o640);
+        header.set_size(1);
+        header.set_cksum();
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append(&header, b"x".as_slice()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        unpack_files(tar.into_inner().unwrap().as_slice(), dir.path()).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"x");
     }
 
     #[test]

@@ -116,7 +116,9 @@ pub(in crate::http) async fn changes(state: State, Path(id): Path<String>) -> Re
         };
         json!({"Path": path, "Kind": kind})
     };
-    Ok(Json(Value::Array(changes.iter().map(value).collect())))
+    // As clients expect it.
+    let none = changes.is_empty();
+    Ok(Json(if none { Value::Null } else { changes.iter().map(value).collect() }))
 }
 
 /// Keeps a container as an image.
