@@ -221,3 +221,145 @@ fn credentials_of_the_docker_client_and_of_helpers_are_used() {
     assert!(broken.stderr.contains("docker-credential-drawer does not run"), "{broken:?}");
     wait_until("the daemon is well", LIMIT, || (host.run(&["version"]).success, host.log()));
 }
+
+/// Files of a CA, of a daemon at `addr`, and of a client: ca.pem, server-*.pem, cert.pem, key.pem.
+fn make_certificates(dir: &Path, addr: &str) {
+    std::fs::create_dir(dir).unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_key = key();
+    write("ca.pem", params.self_signed(&ca_key).unwrap().pem());
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    for (names, cert_file, key_file) in
+        [(vec![addr.to_owned()], "server-cert.pem", "server-key.pem"), (Vec::new(), "cert.pem", "key.pem")]
+    {
+        let own = key();
+        let params = rcgen::CertificateParams::new(names).unwrap();
+        write(cert_file, params.signed_by(&own, &issuer).unwrap().pem());
+        write(key_file, own.serialize_pem());
+    }
+}
+
+#[test]
+fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
+    take_turn!();
+    let rig = Rig::new(2);
+    let (host, other) = (rig.host(1), rig.host(2));
+    let (certs, wrong) = (host.dir().join("certs"), host.dir().join("wrong"));
+    make_certificates(&certs, host.addr());
+    make_certificates(&wrong, host.addr());
+    let address = format!("tcp://{}:2376", host.addr());
+    let file = |dir: &Path, name: &str| dir.join(name).display().to_string();
+    let of_daemon = |name: &str| file(&certs, name);
+    host.start_daemon_with(&[
+        "-H",
+        &address,
+        "--tlsverify",
+        "--tlscacert",
+        &of_daemon("ca.pem"),
+        "--tlscert",
+        &of_daemon("server-cert.pem"),
+        "--tlskey",
+        &of_daemon("server-key.pem"),
+    ]);
+    host.import_busybox();
+    let config = other.dir().join("config");
+    let path = format!("PATH={}:/usr/bin:/bin", other.dir().join("bin").display());
+    let config_dir = format!("DOCKER_CONFIG={}", config.display());
+    let program = skep_chaos_tests::program();
+    let skep = |args: &[&str]| other.exec("env", &[&[&config_dir, &path, program.to_str().unwrap()], args].concat());
+    let says = |args: &[&str], what: &str| {
+        let ran = skep(args);
+        assert!(!ran.success && ran.stderr.contains(what), "{args:?}: {ran:?}");
+    };
+
+    // Who shows no certificate, or one of another CA, is not heard; nor is a daemon of another CA believed.
+    let tls = |ca: &Path, own: &Path| {
+        let files = [file(ca, "ca.pem"), file(own, "cert.pem"), file(own, "key.pem")];
+        let flags = ["--tlsverify", "--tlscacert", &files[0], "--tlscert", &files[1], "--tlskey", &files[2]];
+        flags.iter().map(|&flag| flag.to_owned()).chain(["-H".into(), address.clone(), "ps".into()]).collect::<Vec<_>>()
+    };
+    let by = |flags: &[String]| skep(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(by(&tls(&certs, &certs)).success);
+    assert!(!by(&tls(&certs, &wrong)).success);
+    let unbelieved = by(&tls(&wrong, &certs));
+    assert!(!unbelieved.success && unbelieved.stderr.contains("certificate"), "{unbelieved:?}");
+    says(&["-H", &address, "ps"], "not reached");
+    says(&["--tls", "-H", &address, "ps"], "not reached");
+
+    // Under a name, for both clients; streams go both ways.
+    let endpoint = format!(
+        "host={address},ca={},cert={},key={}",
+        of_daemon("ca.pem"),
+        of_daemon("cert.pem"),
+        of_daemon("key.pem")
+    );
+    assert!(skep(&["context", "create", "hive", "--description", "bees", "--docker", &endpoint]).success);
+    assert_eq!(skep(&["-c", "hive", "run", "--rm", "busybox", "echo", "hum"]).stdout, "hum\n");
+    assert!(skep(&["context", "use", "hive"]).success);
+    assert_eq!(skep(&["info", "-f", "{{.Name}}"]).stdout.trim(), host.name());
+    assert!(skep(&["context", "ls"]).stdout.lines().any(|line| line.starts_with("hive *") && line.contains(&address)));
+    if skep_chaos_tests::has_docker() {
+        let docker = other.exec("env", &[&config_dir, "docker", "info", "-f", "{{.Name}}"]);
+        assert_eq!(docker.stdout.trim(), host.name(), "{docker:?}");
+    }
+    says(&["context", "create", "hive", "--docker", &endpoint], "already exists");
+    says(&["context", "rm", "hive"], "in use");
+    says(&["-c", "comb", "ps"], "comb");
+    says(&["-c", "hive", "-H", &address, "ps"], "conflicting");
+
+    serve_ssh(&rig);
+    let ssh = format!("host=ssh://root@{}:2222", host.addr());
+    assert!(skep(&["context", "create", "far", "--docker", &ssh]).success);
+    wait_until("the daemon is reached by SSH", LIMIT, || {
+        let ran = skep(&["-c", "far", "run", "--rm", "busybox", "echo", "from afar"]);
+        (ran.stdout == "from afar\n", format!("{ran:?}"))
+    });
+    assert!(skep(&["context", "rm", "--force", "hive", "far"]).success);
+    assert_eq!(skep(&["context", "show"]).stdout, "default\n");
+}
+
+/// Has host 1 serve SSH, with our client on its path; host 2's ssh has a key for it.
+fn serve_ssh(rig: &Rig) {
+    let (host, other) = (rig.host(1), rig.host(2));
+    let (dir, bin) = (host.dir().join("ssh"), other.dir().join("bin"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let at = |name: &str| dir.join(name).display().to_string();
+    for key in ["host", "client"] {
+        assert!(host.exec("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).success);
+    }
+    std::os::unix::fs::symlink(skep_chaos_tests::program(), dir.join("skep")).unwrap();
+    // One option sets all: the first wins.
+    let environment = format!("SetEnv=PATH={}:/usr/bin:/bin SKEP_HOST={}", dir.display(), host.socket());
+    let keys = format!("AuthorizedKeysFile={}", at("client.pub"));
+    assert!(host.exec("mkdir", &["-p", "/run/sshd"]).success);
+    let listen = format!("ListenAddress={}:2222", host.addr());
+    host.spawn(
+        "/usr/sbin/sshd",
+        &[
+            "-D",
+            "-f",
+            "/dev/null",
+            "-h",
+            &at("host"),
+            "-o",
+            &listen,
+            "-o",
+            &keys,
+            "-o",
+            &environment,
+            "-o",
+            "StrictModes=no",
+        ],
+    );
+    let ssh = format!(
+        "#!/bin/sh\nexec /usr/bin/ssh -i {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -q \"$@\"\n",
+        at("client")
+    );
+    std::fs::write(bin.join("ssh"), ssh).unwrap();
+    std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+}

@@ -1,5 +1,7 @@
 //! A client of the Engine API.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -9,24 +11,105 @@ use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::{TcpStream, UnixStream};
 
-const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
+use crate::context::{self, ContextStore};
+use crate::credentials::Config;
+use crate::endpoint::{Endpoint, Stream, TlsFiles};
+
+pub(crate) const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
 const API: &str = "/v1.50";
 
-/// Where the daemon is.
+/// Which daemon to talk to. What is said here comes before what the environment says.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// Daemon to talk to: unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST [env: SKEP_HOST, DOCKER_HOST]
+    #[arg(short = 'H', long, value_name = "SOCKET")]
+    pub(crate) host: Option<String>,
+    /// Named daemon to talk to: see 'skep context' [env: SKEP_CONTEXT, DOCKER_CONTEXT]
+    #[arg(short, long, value_name = "NAME")]
+    context: Option<String>,
+    /// Speak TLS on TCP, with any daemon
+    #[arg(long)]
+    tls: bool,
+    /// Speak TLS on TCP, with a daemon of our CA's alone [env: DOCKER_TLS_VERIFY, DOCKER_CERT_PATH]
+    #[arg(long)]
+    tlsverify: bool,
+    /// Certificate of the CA that the daemon's is from [default: ~/.docker/ca.pem]
+    #[arg(long, value_name = "FILE")]
+    tlscacert: Option<PathBuf>,
+    /// Our own certificate [default: ~/.docker/cert.pem]
+    #[arg(long, value_name = "FILE")]
+    tlscert: Option<PathBuf>,
+    /// Its key [default: ~/.docker/key.pem]
+    #[arg(long, value_name = "FILE")]
+    tlskey: Option<PathBuf>,
+}
+
+/// What the environment says of the daemon's place.
+pub(crate) fn host_from_environment() -> Option<String> {
+    from_environment(&["SKEP_HOST", "DOCKER_HOST"])
+}
+
+fn from_environment(names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.is_empty())
+}
+
+impl Target {
+    /// The name of the context in force.
+    pub(crate) fn context(&self) -> anyhow::Result<String> {
+        match (&self.context, &self.host) {
+            (Some(_), Some(_)) => bail!("conflicting options: --host and --context both say where the daemon is"),
+            (Some(context), None) => return Ok(context.clone()),
+            (None, Some(_)) => return Ok(context::DEFAULT.to_owned()),
+            (None, None) => {}
+        }
+        if host_from_environment().is_some() {
+            return Ok(context::DEFAULT.to_owned());
+        }
+        let configured = || Config::load().ok()?.context().map(str::to_owned);
+        let named = from_environment(&["SKEP_CONTEXT", "DOCKER_CONTEXT"]).or_else(configured);
+        Ok(named.unwrap_or_else(|| context::DEFAULT.to_owned()))
+    }
+
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let name = self.context()?;
+        if name != context::DEFAULT {
+            let context = ContextStore::open()?.find(&name)?;
+            return Endpoint::parse(&context.host, context.tls().as_ref());
+        }
+        let host = self.host.clone().or_else(host_from_environment).unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        Endpoint::parse(&host, self.tls()?.as_ref())
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<TlsFiles>> {
+        let verify = self.tlsverify || from_environment(&["DOCKER_TLS_VERIFY"]).is_some();
+        if !verify && !self.tls {
+            return Ok(None);
+        }
+        let dir = from_environment(&["DOCKER_CERT_PATH"]).map(PathBuf::from);
+        let usual = TlsFiles::in_dir(&dir.map_or_else(Config::dir, Ok)?);
+        Ok(Some(TlsFiles {
+            ca: self.tlscacert.clone().or(usual.ca),
+            cert: self.tlscert.clone().or(usual.cert),
+            key: self.tlskey.clone().or(usual.key),
+            skip_verify: !verify,
+        }))
+    }
+}
+
+/// A connection to the daemon, made anew for each request.
 pub(crate) struct Client {
-    host: String,
+    endpoint: Endpoint,
 }
 
 impl Client {
-    pub(crate) fn new(host: Option<String>) -> anyhow::Result<Self> {
-        let from_env = || ["SKEP_HOST", "DOCKER_HOST"].iter().find_map(|name| std::env::var(name).ok());
-        let host = host.or_else(from_env).unwrap_or_else(|| DEFAULT_HOST.to_owned());
-        if !host.starts_with("unix://") && !host.starts_with("tcp://") {
-            bail!("host {host:?} cannot be read: write unix://PATH or tcp://HOST:PORT");
-        }
-        Ok(Self { host })
+    pub(crate) fn new(target: &Target) -> anyhow::Result<Self> {
+        Ok(Self { endpoint: target.endpoint()? })
+    }
+
+    /// Bytes to and from the daemon, as they are.
+    pub(crate) async fn dial(&self) -> anyhow::Result<Box<dyn Stream>> {
+        self.endpoint.connect().await
     }
 
     /// Sends a request; an error answer becomes an error.
@@ -81,18 +164,11 @@ impl Client {
 
     async fn try_send(&self, request: Builder, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
         let request = request.uri(format!("{API}{path}")).header("host", "skep").body(Full::new(body))?;
-        let exchanged = async {
-            if let Some(socket) = self.host.strip_prefix("unix://") {
-                exchange(TokioIo::new(UnixStream::connect(socket).await?), request).await
-            } else {
-                let addr = self.host.trim_start_matches("tcp://");
-                exchange(TokioIo::new(TcpStream::connect(addr).await?), request).await
-            }
-        };
+        let exchanged = async { exchange(TokioIo::new(self.endpoint.connect().await?), request).await };
         exchanged.await.with_context(|| {
             format!(
                 "the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?",
-                self.host
+                self.endpoint.host()
             )
         })
     }

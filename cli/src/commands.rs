@@ -1,6 +1,7 @@
 //! The client's commands.
 
 pub(crate) mod container;
+pub(crate) mod context;
 pub(crate) mod files;
 pub(crate) mod image;
 pub(crate) mod network;

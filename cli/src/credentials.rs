@@ -25,10 +25,31 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    pub(crate) fn load() -> anyhow::Result<Self> {
+    /// Where docker's client keeps what is its user's.
+    pub(crate) fn dir() -> anyhow::Result<PathBuf> {
         let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
         let dir = dir.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
-        let path = dir.context("neither DOCKER_CONFIG nor HOME says where credentials are kept")?.join("config.json");
+        dir.context("neither DOCKER_CONFIG nor HOME says where the client's configuration is kept")
+    }
+
+    /// The context that is used where nothing else is said.
+    pub(crate) fn context(&self) -> Option<&str> {
+        self.content["currentContext"].as_str().filter(|name| !name.is_empty())
+    }
+
+    /// Has another context used from now on.
+    pub(crate) fn set_context(&mut self, name: &str) -> anyhow::Result<()> {
+        if let Some(members) = self.content.as_object_mut() {
+            members.remove("currentContext");
+            if name != crate::context::DEFAULT {
+                members.insert("currentContext".into(), name.into());
+            }
+        }
+        self.write()
+    }
+
+    pub(crate) fn load() -> anyhow::Result<Self> {
+        let path = Self::dir()?.join("config.json");
         let content = match std::fs::read(&path) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?

@@ -3,8 +3,10 @@
 
 mod client;
 mod commands;
+mod context;
 mod converge;
 mod credentials;
+mod endpoint;
 mod output;
 mod streams;
 
@@ -20,9 +22,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 #[derive(Parser)]
 #[command(name = "skep", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
-    /// Daemon to talk to: unix://PATH or tcp://HOST:PORT [env: SKEP_HOST, DOCKER_HOST]
-    #[arg(short = 'H', long, value_name = "SOCKET")]
-    host: Option<String>,
+    #[command(flatten)]
+    target: client::Target,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,6 +63,9 @@ enum Command {
     /// Look at and change images of this host
     #[command(subcommand)]
     Image(commands::image::ImageGroup),
+    /// Give daemons names
+    #[command(subcommand)]
+    Context(commands::context::ContextCommand),
     /// Look at and tidy up this host
     #[command(subcommand)]
     System(commands::system::SystemCommand),
@@ -105,8 +109,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     let result = match cli.command {
         // The daemon's own --host says where it listens.
-        Command::Daemon(args) => run_daemon(*args, cli.host),
-        command => run_client(cli.host, command),
+        Command::Daemon(args) => run_daemon(*args, cli.target.host),
+        Command::Context(command) => cli
+            .target
+            .context()
+            .and_then(|current| commands::context::run(command, &current))
+            .map(|()| ExitCode::SUCCESS),
+        command => run_client(&cli.target, command),
     };
     match result {
         Ok(code) => code,
@@ -160,8 +169,8 @@ fn log_filter(level: &str) -> anyhow::Result<tracing_subscriber::filter::Targets
     Ok(ours.iter().fold(others.to_owned(), |all, ours| format!("{all},{ours}={level}")).parse()?)
 }
 
-fn run_client(host: Option<String>, command: Command) -> anyhow::Result<ExitCode> {
-    let client = client::Client::new(host)?;
+fn run_client(target: &client::Target, command: Command) -> anyhow::Result<ExitCode> {
+    let client = client::Client::new(target)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(dispatch(&client, command));
     // Somebody may still be asked for input that nobody needs any more.
@@ -175,7 +184,7 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         // Those that have an exit code of their own to tell.
         Command::OfContainers(command) => return container::run(client, command).await,
         Command::Container(command) => return container::run_group(client, command).await,
-        Command::Daemon(_) => unreachable!("handled before"),
+        Command::Daemon(_) | Command::Context(_) => unreachable!("handled before"),
         Command::Swarm(command) => commands::swarm::run(client, command).await,
         Command::Node(command) => commands::node::run(client, command).await,
         Command::Service(command) => commands::service::run(client, command).await,

@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use super::prune::PruneSystemArgs;
 use super::stats::bytes;
@@ -27,6 +28,9 @@ pub(crate) enum SystemCommand {
     },
     /// Remove what nobody uses
     Prune(PruneSystemArgs),
+    /// Carry bytes between the daemon and whoever runs this, such as a client that came by SSH
+    #[command(hide = true)]
+    DialStdio,
 }
 
 #[derive(clap::Args)]
@@ -212,7 +216,22 @@ pub(crate) async fn run(client: &Client, command: SystemCommand) -> anyhow::Resu
         SystemCommand::Events(args) => events(client, &args).await,
         SystemCommand::Df { format } => df(client, &format).await,
         SystemCommand::Prune(args) => super::prune::run_system(client, &args).await,
+        SystemCommand::DialStdio => dial_stdio(client).await,
     }
+}
+
+/// Ends with what the daemon has to say, which may come long after the other side has said all.
+async fn dial_stdio(client: &Client) -> anyhow::Result<()> {
+    let (mut from_daemon, mut to_daemon) = tokio::io::split(client.dial().await?);
+    let asking = tokio::spawn(async move {
+        drop(tokio::io::copy(&mut tokio::io::stdin(), &mut to_daemon).await);
+        drop(to_daemon.shutdown().await);
+    });
+    let mut out = tokio::io::stdout();
+    tokio::io::copy(&mut from_daemon, &mut out).await?;
+    out.flush().await?;
+    asking.abort();
+    Ok(())
 }
 
 pub(crate) async fn events(client: &Client, args: &EventsArgs) -> anyhow::Result<()> {

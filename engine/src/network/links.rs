@@ -30,7 +30,7 @@ pub(super) fn without_ipv6(link: &str) {
 /// Has a bridge hand on nothing between this link and others that are kept apart.
 pub(super) async fn keep_apart(handle: &Handle, link: &str) -> Result<(), rtnetlink::Error> {
     let index = link_index(handle, link).await.ok_or(rtnetlink::Error::RequestFailed)?;
-    handle.link().set(LinkBridgePort::new(index).isolated(true).build()).execute().await
+    handle.link().set_port(LinkBridgePort::new(index).isolated(true).build()).execute().await
 }
 
 /// What a container's link is called inside.
