@@ -7,6 +7,7 @@ mod host;
 mod image;
 mod processes;
 mod rig;
+mod scene;
 mod turn;
 mod wait;
 
@@ -14,5 +15,6 @@ pub use api::{Answer, Api};
 pub use host::{Host, within_network_of};
 pub use processes::has_docker;
 pub use rig::{Rig, is_root, program};
+pub use scene::{SECRET, Scene};
 pub use turn::turn;
 pub use wait::{LIMIT, wait_for, wait_until};

@@ -363,3 +363,30 @@ fn serve_ssh(rig: &Rig) {
     std::fs::write(bin.join("ssh"), ssh).unwrap();
     std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
+
+#[test]
+fn an_audit_names_what_stands_against_a_host() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&["run", "-d", "--name", "open", "--privileged", "-p", "80:8000", "-v", "/etc:/host", "skep/whoami"]);
+    let findings = || -> serde_json::Value { serde_json::from_str(&host.ok(&["audit", "--json"])).unwrap() };
+    let result = |id: &str| {
+        let all = findings();
+        let found = all.as_array().unwrap().iter().find(|finding| finding["ID"] == id).unwrap().clone();
+        (found["Result"].as_str().unwrap().to_owned(), found["Detail"].as_str().unwrap().to_owned())
+    };
+    for id in ["5.4", "5.5", "5.7", "5.13", "5.29"] {
+        let (found, detail) = result(id);
+        assert!(found == "WARN" && detail.starts_with("open: "), "{id}: {found} {detail}");
+    }
+    for id in ["2.5", "2.14", "2.15", "3.16", "5.9", "5.21", "7.1", "7.3", "7.7"] {
+        let wanted = if id == "2.5" { "WARN" } else { "PASS" };
+        assert_eq!(result(id).0, wanted, "{id}: the rig's registry is spoken to without TLS, and nothing else");
+    }
+    assert!(!host.run(&["audit", "--strict"]).success && host.run(&["audit"]).success);
+    host.ok(&["network", "create", "-d", "overlay", "--opt", "encrypted=false", "plain"]);
+    assert!(result("7.3").1.starts_with("plain: "));
+    host.ok(&["rm", "-f", "open"]);
+    host.ok(&["network", "rm", "plain"]);
+}

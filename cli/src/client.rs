@@ -1,6 +1,6 @@
 //! A client of the Engine API.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -105,6 +105,11 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(target: &Target) -> anyhow::Result<Self> {
         Ok(Self { endpoint: target.endpoint()? })
+    }
+
+    /// The daemon's socket, if it is on this host.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        self.endpoint.socket()
     }
 
     /// Bytes to and from the daemon, as they are.

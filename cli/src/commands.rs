@@ -1,5 +1,6 @@
 //! The client's commands.
 
+pub(crate) mod audit;
 pub(crate) mod container;
 pub(crate) mod context;
 pub(crate) mod files;

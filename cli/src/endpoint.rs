@@ -78,6 +78,10 @@ impl Endpoint {
         &self.host
     }
 
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        if let Way::Socket(path) = &self.way { Some(path) } else { None }
+    }
+
     pub(crate) async fn connect(&self) -> anyhow::Result<Box<dyn Stream>> {
         let connected = tokio::time::timeout(CONNECT_LIMIT, self.way.connect()).await;
         connected.map_err(|_| anyhow::anyhow!("no answer within {CONNECT_LIMIT:?}"))?

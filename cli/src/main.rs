@@ -87,6 +87,8 @@ enum Command {
         #[arg(default_value = "")]
         server: String,
     },
+    /// Say how this host stands by the CIS Docker Benchmark
+    Audit(commands::audit::AuditArgs),
     /// Say what this host and its swarm are
     Info(output::FormatArg),
     /// Say which versions are in use
@@ -185,6 +187,10 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         Command::OfContainers(command) => return container::run(client, command).await,
         Command::Container(command) => return container::run_group(client, command).await,
         Command::Daemon(_) | Command::Context(_) => unreachable!("handled before"),
+        Command::Audit(args) => {
+            let passed = commands::audit::run(client, &args).await?;
+            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Swarm(command) => commands::swarm::run(client, command).await,
         Command::Node(command) => commands::node::run(client, command).await,
         Command::Service(command) => commands::service::run(client, command).await,

@@ -193,7 +193,7 @@ fn print_table(columns: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<()> {
 }
 
 /// Prints lines of cells, one under the other.
-fn aligned(table: &[Vec<String>]) -> anyhow::Result<()> {
+pub(crate) fn aligned(table: &[Vec<String>]) -> anyhow::Result<()> {
     let cell_len = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
     let width = |column: usize| table.iter().map(|row| cell_len(row, column)).max().unwrap_or(0);
     let widths: Vec<usize> = (0..table.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use skep_api::units::parse_duration;
-use skep_engine::{LogConfig, RegistryConfig};
+use skep_engine::{ExternalRuntime, LogConfig, RegistryConfig};
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -54,6 +54,15 @@ pub struct DaemonArgs {
     /// Whether containers that do not say gain nothing from set-user-id programs [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub no_new_privileges: Option<bool>,
+    /// OCI runtime beside the built-in one: NAME=PATH (repeatable)
+    #[arg(long = "add-runtime", value_name = "NAME=PATH")]
+    pub add_runtimes: Vec<String>,
+    /// Runtime of containers that do not say [default: skep, the built-in one]
+    #[arg(long, value_name = "NAME")]
+    pub default_runtime: Option<String>,
+    /// Whether containers on the default bridge reach each other [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub icc: Option<bool>,
     /// Log driver of containers that do not say: json-file, local, syslog, journald or none [default: json-file]
     #[arg(long, value_name = "DRIVER")]
     pub log_driver: Option<String>,
@@ -94,6 +103,9 @@ struct ConfigFile {
     live_restore: Option<bool>,
     cgroup_parent: Option<String>,
     no_new_privileges: Option<bool>,
+    runtimes: BTreeMap<String, RuntimeJson>,
+    default_runtime: Option<String>,
+    icc: Option<bool>,
     log_driver: Option<String>,
     log_opts: BTreeMap<String, String>,
     metrics_addr: Option<String>,
@@ -102,6 +114,14 @@ struct ConfigFile {
     tlscacert: Option<PathBuf>,
     tlscert: Option<PathBuf>,
     tlskey: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RuntimeJson {
+    path: PathBuf,
+    #[serde(default)]
+    runtime_args: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,6 +160,9 @@ pub struct DaemonConfig {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
+    pub(crate) icc: bool,
+    pub(crate) runtimes: BTreeMap<String, ExternalRuntime>,
+    pub(crate) default_runtime: String,
     /// Of containers that do not say.
     pub(crate) log: LogConfig,
     pub(crate) metrics_addr: Option<String>,
@@ -156,6 +179,9 @@ pub enum ConfigError {
     #[error("the configuration is not usable:\n  {}", .0.join("\n  "))]
     Invalid(Vec<String>),
 }
+
+/// What is in the program itself is called so.
+pub(crate) const BUILT_IN_RUNTIME: &str = "skep";
 
 const DEFAULT_FILE: &str = "/etc/skep/daemon.json";
 
@@ -192,7 +218,14 @@ impl DaemonConfig {
         );
         let listeners = listeners(&hosts, &exec_root, tls.is_some(), &mut problems);
         let pools = pools(&args.default_address_pools, &file.default_address_pools, &mut problems);
+        let runtimes = runtimes(&args.add_runtimes, file.runtimes, &mut problems);
+        let default_runtime = args.default_runtime.or(file.default_runtime).unwrap_or_else(|| BUILT_IN_RUNTIME.into());
+        if default_runtime != BUILT_IN_RUNTIME && !runtimes.contains_key(&default_runtime) {
+            problems.push(format!("default-runtime {default_runtime:?} is not known: add it by add-runtime"));
+        }
         let config = Self {
+            runtimes,
+            default_runtime,
             listeners,
             tls,
             data_root: args.data_root.or(file.data_root).unwrap_or_else(|| "/var/lib/skep".into()),
@@ -205,6 +238,7 @@ impl DaemonConfig {
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
+            icc: args.icc.or(file.icc).unwrap_or(true),
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
             overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
@@ -215,6 +249,16 @@ impl DaemonConfig {
 }
 
 impl DaemonConfig {
+    /// The runtime that goes by a name; none is the built-in one, which also answers to docker's.
+    pub(crate) fn runtime(&self, name: &str) -> Result<Option<ExternalRuntime>, String> {
+        let name = if name.is_empty() { &self.default_runtime } else { name };
+        match (self.runtimes.get(name), name) {
+            (Some(runtime), _) => Ok(Some(runtime.clone())),
+            (None, BUILT_IN_RUNTIME | "runc" | "io.containerd.runc.v2") => Ok(None),
+            (None, _) => Err(format!("unknown or invalid runtime name: {name}")),
+        }
+    }
+
     /// The same flags with what the file says now.
     pub(crate) fn reload(&self) -> Result<Self, ConfigError> {
         Self::load((*self.args).clone())
@@ -236,12 +280,43 @@ impl DaemonConfig {
             ("labels", self.labels != next.labels),
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
+            ("runtimes", self.runtimes != next.runtimes || self.default_runtime != next.default_runtime),
+            ("icc", self.icc != next.icc),
             ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
             ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
+}
+
+/// Flags and file together; every program must be there.
+fn runtimes(
+    flags: &[String],
+    file: BTreeMap<String, RuntimeJson>,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, ExternalRuntime> {
+    let mut all: Vec<(String, PathBuf, Vec<String>)> =
+        file.into_iter().map(|(name, runtime)| (name, runtime.path, runtime.runtime_args)).collect();
+    for text in flags {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+                all.push((name.into(), path.into(), Vec::new()));
+            }
+            _ => problems.push(format!("add-runtime {text:?} cannot be read: write NAME=PATH")),
+        }
+    }
+    let mut runtimes = BTreeMap::new();
+    for (name, path, args) in all {
+        if name == BUILT_IN_RUNTIME {
+            problems.push(format!("runtime {name:?} is the built-in one: choose another name"));
+        } else if !path.is_absolute() || !path.is_file() {
+            problems.push(format!("runtime {name:?}: {} is no program: write its whole path", path.display()));
+        } else {
+            runtimes.insert(name.clone(), ExternalRuntime { name, path, args });
+        }
+    }
+    runtimes
 }
 
 fn log(

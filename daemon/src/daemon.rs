@@ -43,7 +43,9 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.cgroup_parent.clone_from(&config.cgroup_parent);
     engine.no_new_privileges = config.no_new_privileges;
     engine.log = config.log.clone();
+    engine.runtime = config.runtimes.get(&config.default_runtime).cloned();
     engine.set_bridge(config.bridge.0, config.bridge.1);
+    engine.bridge.apart = !config.icc;
     engine.registries = config.registries();
     Ok(engine)
 }

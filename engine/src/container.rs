@@ -7,6 +7,7 @@ pub(crate) mod health;
 pub(crate) mod logs;
 pub(crate) mod restart;
 pub(crate) mod rootfs;
+pub(crate) mod runtime;
 pub(crate) mod seccomp;
 pub(crate) mod shim;
 pub(crate) mod spec;

@@ -39,6 +39,7 @@ use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::logs::config::{LogConfig, LogConfigError};
 use crate::container::logs::reader::{self, LogOptions, LogStream};
 use crate::container::rootfs::ContainerDirs;
+use crate::container::runtime::ExternalRuntime;
 use crate::container::state::{ContainerState, Exit};
 use crate::container::targets;
 use crate::engine::exec::ExecStore;
@@ -62,6 +63,8 @@ pub struct EngineConfig {
     pub cgroup_parent: String,
     /// For containers that do not say: whether set-user-id bits and the like gain nothing.
     pub no_new_privileges: bool,
+    /// For tasks; none: the built-in one.
+    pub runtime: Option<ExternalRuntime>,
     /// For containers that do not say.
     pub log: LogConfig,
     pub bridge: BridgeConfig,
@@ -78,6 +81,7 @@ impl EngineConfig {
             program,
             cgroup_parent: "/skep".into(),
             no_new_privileges: true,
+            runtime: None,
             log: LogConfig::default(),
             bridge: BridgeConfig::default(),
             registries: RegistryConfig::default(),
@@ -430,6 +434,12 @@ impl Engine {
     /// A container's log, from what its user asks for and what the daemon has for those who do not.
     pub fn log_config(&self, driver: &str, options: &BTreeMap<String, String>) -> Result<LogConfig, LogConfigError> {
         LogConfig::parse(driver, options, &self.config.log)
+    }
+
+    /// The runtime of containers that do not say.
+    #[must_use]
+    pub fn default_runtime(&self) -> Option<ExternalRuntime> {
+        self.config.runtime.clone()
     }
 
     /// The program that is its own shim.

@@ -25,6 +25,7 @@ pub use container::health::HealthStatus;
 pub use container::logs::config::{LogConfig, LogConfigError, LogDriver, parse_size};
 pub use container::logs::reader::{LogOptions, LogStream};
 pub use container::logs::{LogLine, Stream as LogSource};
+pub use container::runtime::ExternalRuntime;
 pub use container::seccomp::seccomp_profile;
 pub use container::shim::{exec_main, shim_main, watch_main};
 pub use container::state::{ContainerState, Exit, Running};

@@ -46,11 +46,13 @@ pub struct BridgeConfig {
     /// The first address of the bridge's network, with the prefix length.
     pub gateway: Ipv4Addr,
     pub prefix_len: u8,
+    /// Whether its containers do not reach each other.
+    pub apart: bool,
 }
 
 impl Default for BridgeConfig {
     fn default() -> Self {
-        Self { name: "skep0".into(), gateway: Ipv4Addr::new(172, 17, 0, 1), prefix_len: 16 }
+        Self { name: "skep0".into(), gateway: Ipv4Addr::new(172, 17, 0, 1), prefix_len: 16, apart: false }
     }
 }
 
@@ -149,6 +151,7 @@ impl Networks {
         let default = LocalNetwork {
             gateway: config.gateway,
             device: config.name.clone(),
+            apart: config.apart,
             ..LocalNetwork::new(DEFAULT_NETWORK, subnet)
         };
         let mut all = BTreeMap::from([(default.id.clone(), default)]);

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use skep_pki::{PeerIdentity, TlsError, TlsIdentity};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,6 +25,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 const ALPN: &[&[u8]] = &[b"h2"];
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How often another attempt is begun until then.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(250);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// A dead connection is noticed within the sum of both: soon enough for a worker to find a new
 /// leader before that gives it up.
@@ -145,6 +149,23 @@ impl Channels {
     }
 }
 
+/// Connects, in several attempts that overlap: a first packet that is lost is sent again after a second,
+/// which is too late for those who look for a new leader.
+async fn dial(addr: &str) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        attempts.push(TcpStream::connect(addr));
+        tokio::select! {
+            Some(connected) = attempts.next() => match connected {
+                Ok(stream) => return Ok(stream),
+                Err(error) if attempts.is_empty() => return Err(error),
+                Err(_) => {}
+            },
+            () = tokio::time::sleep(ATTEMPT_EVERY) => {}
+        }
+    }
+}
+
 /// A lazy channel over `config`.
 pub fn channel(addr: &str, config: Arc<ClientConfig>) -> Channel {
     let addr = addr.to_owned();
@@ -152,7 +173,7 @@ pub fn channel(addr: &str, config: Arc<ClientConfig>) -> Channel {
     let connector = tower::service_fn(move |_: Uri| {
         let (config, addr) = (config.clone(), target.clone());
         async move {
-            let stream = TcpStream::connect(&addr).await?;
+            let stream = dial(&addr).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from("swarm-manager").expect("a valid name");
             let stream = TlsConnector::from(config).connect(name, stream).await?;

@@ -81,22 +81,7 @@ pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> 
             store.keep(&context, &tls)?;
             line(&name)
         }
-        ContextCommand::Ls(list) => {
-            let row = |name: &str, description: &str, host: &str| {
-                let mark = if name == current { format!("{name} *") } else { name.to_owned() };
-                json!({"ID": name, "Name": name, "Marked": mark, "Description": description, "DockerEndpoint": host,
-                    "Current": name == current})
-            };
-            let named = store.list();
-            let default = row(DEFAULT, "What flags and environment say", &default_host());
-            let rows: Vec<_> = std::iter::once(default)
-                .chain(named.iter().map(|context| row(&context.name, &context.description, &context.host)))
-                .collect();
-            list.print(
-                &[("Marked", "NAME"), ("Description", "DESCRIPTION"), ("DockerEndpoint", "DOCKER ENDPOINT")],
-                &rows,
-            )
-        }
+        ContextCommand::Ls(list) => self::list(&store, &list, current),
         ContextCommand::Inspect { names, format } => {
             let names = if names.is_empty() { vec![current.to_owned()] } else { names };
             let all = names.iter().map(|name| describe(&store, name)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -129,6 +114,20 @@ pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> 
             Ok(())
         }
     }
+}
+
+fn list(store: &ContextStore, list: &ListArgs, current: &str) -> anyhow::Result<()> {
+    let row = |name: &str, description: &str, host: &str| {
+        let mark = if name == current { format!("{name} *") } else { name.to_owned() };
+        json!({"ID": name, "Name": name, "Marked": mark, "Description": description, "DockerEndpoint": host,
+            "Current": name == current})
+    };
+    let named = store.list();
+    let default = row(DEFAULT, "What flags and environment say", &default_host());
+    let rows: Vec<_> = std::iter::once(default)
+        .chain(named.iter().map(|context| row(&context.name, &context.description, &context.host)))
+        .collect();
+    list.print(&[("Marked", "NAME"), ("Description", "DESCRIPTION"), ("DockerEndpoint", "DOCKER ENDPOINT")], &rows)
 }
 
 fn default_host() -> String {

@@ -236,12 +236,12 @@ pub(super) async fn inspect(
     let mut value = network.json();
     let id = match &network {
         Known::Predefined(0) => {
-            if let Ok(bridge) = state.engine.network(DEFAULT_NETWORK)
-                && let (Value::Object(value), Value::Object(details)) = (&mut value, local_details(&bridge))
-            {
+            let bridge = state.engine.network(DEFAULT_NETWORK)?;
+            if let (Value::Object(value), Value::Object(details)) = (&mut value, local_details(&bridge)) {
                 value.extend(details);
             }
-            value["Options"] = json!({"com.docker.network.bridge.default_bridge": "true"});
+            value["Options"] = json!({"com.docker.network.bridge.default_bridge": "true",
+                "com.docker.network.bridge.enable_icc": (!bridge.apart).to_string()});
             value["Containers"] = members(&state, DEFAULT_NETWORK);
             return Ok(Json(value));
         }

@@ -9,6 +9,7 @@ use skep_engine::{ContainerState, LogDriver};
 
 use super::{API_VERSION, ApiError, State};
 use crate::VERSION;
+use crate::config::BUILT_IN_RUNTIME;
 use crate::daemon::Daemon;
 use crate::swarm::memory_total;
 
@@ -66,9 +67,10 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,
-            "IndexConfigs": {}},
+            "IndexConfigs": insecure_registries(&state)},
         "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": [],
-        "Swarm": swarm_info(&state).await,
+        "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
+        "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });
     let fixed = json!({
         "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
@@ -77,13 +79,34 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
         "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
         "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "ExperimentalBuild": false, "LiveRestoreEnabled": true,
-        "Isolation": "", "DefaultRuntime": "skep", "Runtimes": {"skep": {"path": "built in"}},
-        "InitBinary": "skep-init", "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
+        "Isolation": "",
+        "InitBinary": "skep-init",
     });
     if let (Value::Object(info), Value::Object(fixed)) = (&mut info, fixed) {
         info.extend(fixed);
     }
     Json(info)
+}
+
+fn security_options(state: &State) -> Vec<&'static str> {
+    let gain_nothing = state.config.no_new_privileges.then_some("name=no-new-privileges");
+    ["name=seccomp,profile=builtin", "name=cgroupns"].into_iter().chain(gain_nothing).collect()
+}
+
+fn runtimes(state: &State) -> Value {
+    let own = (BUILT_IN_RUNTIME.to_owned(), json!({"path": "built in"}));
+    let others = state
+        .config
+        .runtimes
+        .values()
+        .map(|runtime| (runtime.name.clone(), json!({"path": runtime.path, "runtimeArgs": runtime.args})));
+    Value::Object(std::iter::once(own).chain(others).collect())
+}
+
+fn insecure_registries(state: &State) -> Value {
+    let config =
+        |name: &String| (name.clone(), json!({"Name": name, "Mirrors": [], "Secure": false, "Official": false}));
+    Value::Object(state.config.insecure_registries.iter().map(config).collect())
 }
 
 /// There are none, as managed plugins are not supported.

@@ -10,6 +10,7 @@ use skep_api::container::Ulimit;
 use skep_api::service::Protocol;
 
 use crate::container::logs::config::LogConfig;
+use crate::container::runtime::ExternalRuntime;
 use crate::network::{DEFAULT_NETWORK, WantedPlace};
 
 /// A container's configuration, with the image's own already merged in.
@@ -58,6 +59,8 @@ pub struct ContainerConfig {
     /// Whether it is removed when it has ended.
     pub auto_remove: bool,
     pub log: LogConfig,
+    /// None: the built-in one.
+    pub runtime: Option<ExternalRuntime>,
     /// Whether its standard streams are a terminal.
     pub tty: bool,
     /// Whether it can be given input.
@@ -224,7 +227,7 @@ impl ContainerConfig {
 
     /// Whether the system-call filter comes compiled: where putting it on needs no privilege.
     pub(crate) fn has_compiled_filter(&self) -> bool {
-        self.has_filter() && self.has_no_new_privileges()
+        self.has_filter() && self.has_no_new_privileges() && self.runtime.is_none()
     }
 }
 

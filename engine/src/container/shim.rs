@@ -24,6 +24,7 @@ use skep_api::with_causes;
 use crate::container::logs::LogWriter;
 use crate::container::logs::config::LogConfig;
 use crate::container::logs::forward::LogSubject;
+use crate::container::runtime::{self, ExternalRuntime, Runner};
 use crate::container::seccomp::FilteredExecutor;
 use crate::container::state::ExitRecord;
 use crate::container::streams::{Endpoints, Streams, now};
@@ -37,6 +38,9 @@ pub(crate) struct ShimConfig {
     pub(crate) root: PathBuf,
     /// Where `config.json` lies.
     pub(crate) bundle: PathBuf,
+    /// None: this program makes the container itself.
+    #[serde(default)]
+    pub(crate) runtime: Option<ExternalRuntime>,
     pub(crate) log: LogConfig,
     pub(crate) log_path: PathBuf,
     #[serde(default)]
@@ -87,7 +91,15 @@ fn start(dir: &Path) -> Result<std::convert::Infallible, String> {
     let _ = setsid();
     let plumbing = Plumbing::new(config.stdio, dir)?;
     sys::end_by_broken_pipes(true);
-    let made = make_container(&config, &plumbing);
+    let made = match &config.runtime {
+        None => make_container(&config, &plumbing),
+        Some(runtime) => {
+            let runner = Runner { runtime, root: &config.root };
+            adopt_orphans()
+                .and_then(|()| runner.run(&config.id, &config.bundle, dir, &plumbing.streams()))
+                .map(Pid::from_raw)
+        }
+    };
     sys::end_by_broken_pipes(false);
     let pid = made?;
     let endpoints = plumbing.finish()?;
@@ -116,6 +128,8 @@ enum Plumbing {
     Terminal {
         listener: UnixListener,
         path: PathBuf,
+        /// Where the path's last part lies.
+        dir: fs::File,
     },
 }
 
@@ -125,7 +139,8 @@ impl Plumbing {
         if stdio == Stdio::Terminal {
             let path = dir.join("console.sock");
             let listener = sys::listen(&path).map_err(|error| format!("the terminal's socket: {error}"))?;
-            return Ok(Self::Terminal { listener, path });
+            let dir = fs::File::open(dir).map_err(|error| format!("the terminal's directory: {error}"))?;
+            return Ok(Self::Terminal { listener, path, dir });
         }
         let (out_read, stdout) = pipe2(OFlag::O_CLOEXEC).map_err(text)?;
         let (err_read, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(text)?;
@@ -150,11 +165,23 @@ impl Plumbing {
         })
     }
 
+    /// The process's ends, as another runtime takes them.
+    fn streams(&self) -> runtime::Streams<'_> {
+        match self {
+            Self::Pipes { stdin, stdout, stderr, .. } => runtime::Streams::Pipes([stdin, stdout, stderr]),
+            // By a way that is short enough for a socket's address, wherever the directory lies.
+            Self::Terminal { path, dir, .. } => {
+                let here = format!("/proc/{}/fd/{}", std::process::id(), dir.as_raw_fd());
+                runtime::Streams::Terminal(Path::new(&here).join(path.file_name().unwrap_or_default()))
+            }
+        }
+    }
+
     /// Our ends, once the process has its own.
     fn finish(self) -> Result<Endpoints, String> {
         match self {
             Self::Pipes { ours, .. } => Ok(ours),
-            Self::Terminal { listener, path } => {
+            Self::Terminal { listener, path, .. } => {
                 let text = |error: io::Error| format!("the terminal did not come: {error}");
                 let (socket, _) = listener.accept().map_err(text)?;
                 let terminal = sys::receive_fd(&socket).map_err(text)?;
@@ -165,6 +192,12 @@ impl Plumbing {
             }
         }
     }
+}
+
+/// Has what another runtime leaves behind become this process's children, the container's first process
+/// above all.
+fn adopt_orphans() -> Result<(), String> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|error| error.to_string())
 }
 
 fn make_container(config: &ShimConfig, plumbing: &Plumbing) -> Result<Pid, String> {
@@ -264,6 +297,8 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
 pub(crate) struct ExecConfig {
     pub(crate) id: String,
     pub(crate) root: PathBuf,
+    #[serde(default)]
+    pub(crate) runtime: Option<ExternalRuntime>,
     /// The OCI runtime-spec's `process`.
     pub(crate) process_path: PathBuf,
     /// As [`ShimConfig::filter`].
@@ -292,16 +327,26 @@ pub fn exec_main(dir: &Path) -> i32 {
 fn exec(dir: &Path) -> Result<(Pid, Endpoints, Option<Duration>), String> {
     let config: ExecConfig = read_json(&dir.join("exec.json"))?;
     let plumbing = Plumbing::new(config.stdio, dir)?;
-    let builder = ContainerBuilder::new(config.id, SyscallType::default())
-        .with_root_path(config.root)
+    sys::end_by_broken_pipes(true);
+    let made = match &config.runtime {
+        None => make_tenant(&config, &plumbing),
+        Some(runtime) => {
+            let runner = Runner { runtime, root: &config.root };
+            adopt_orphans().and_then(|()| runner.exec(&config.id, &config.process_path, dir, &plumbing.streams()))
+        }
+    };
+    sys::end_by_broken_pipes(false);
+    Ok((Pid::from_raw(made?), plumbing.finish()?, config.limit))
+}
+
+fn make_tenant(config: &ExecConfig, plumbing: &Plumbing) -> Result<i32, String> {
+    let builder = ContainerBuilder::new(config.id.clone(), SyscallType::default())
+        .with_root_path(&config.root)
         .map_err(|error| with_causes(&error))?
         .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
-    let builder = plumbing.connect(builder)?.as_tenant().with_detach(true).with_process(Some(config.process_path));
-    sys::end_by_broken_pipes(true);
-    let made = builder.build();
-    sys::end_by_broken_pipes(false);
-    let pid = made.map_err(|error| with_causes(&error))?;
-    Ok((Pid::from_raw(pid.as_raw()), plumbing.finish()?, config.limit))
+    let process = Some(config.process_path.clone());
+    let builder = plumbing.connect(builder)?.as_tenant().with_detach(true).with_process(process);
+    builder.build().map(|pid| pid.as_raw()).map_err(|error| with_causes(&error))
 }
 
 fn watch_exec(pid: Pid, endpoints: Endpoints, limit: Option<Duration>) -> io::Result<i32> {

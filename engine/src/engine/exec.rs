@@ -237,7 +237,8 @@ impl Engine {
         disk::write_passing(&process_path, &process(container, spec)?)?;
         let config = ExecConfig {
             id: container.id.clone(),
-            root: self.config.run_dir.join("state"),
+            root: self.runtime_root(container.config().runtime.as_ref()),
+            runtime: container.config().runtime.clone(),
             process_path,
             filter: if spec.privileged { None } else { self.filter(&container.config())? },
             stdio: if spec.tty { Stdio::Terminal } else { Stdio::Pipes { open_stdin: spec.open_stdin } },

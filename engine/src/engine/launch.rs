@@ -23,6 +23,7 @@ use crate::container::config::{ContainerConfig, FileMount, MountSource, Namespac
 use crate::container::health::HealthStatus;
 use crate::container::logs::file;
 use crate::container::logs::forward::{self, LogSubject};
+use crate::container::runtime::ExternalRuntime;
 use crate::container::seccomp::Profile;
 use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
@@ -123,7 +124,8 @@ impl Engine {
         };
         Ok(ShimConfig {
             id: container.id.clone(),
-            root: self.config.run_dir.join("state"),
+            root: self.runtime_root(container.config().runtime.as_ref()),
+            runtime: container.config().runtime.clone(),
             bundle: container.dirs.data.clone(),
             log: container.config().log.clone(),
             log_path: container.dirs.log(),
@@ -133,6 +135,11 @@ impl Engine {
             filter: self.filter(&container.config())?,
             oom_file,
         })
+    }
+
+    /// Where a runtime keeps what it knows of containers.
+    pub(super) fn runtime_root(&self, runtime: Option<&ExternalRuntime>) -> PathBuf {
+        self.config.run_dir.join(if runtime.is_some() { "external" } else { "state" })
     }
 
     pub(super) fn cgroup(&self, id: &str, config: &ContainerConfig) -> PathBuf {
@@ -176,7 +183,9 @@ impl Engine {
 
     /// Runs the shim and waits for its answer: its pid and the container's.
     async fn spawn_shim(&self, dir: &Path, listener: OwnedFd) -> io::Result<(i32, i32)> {
-        fs::create_dir_all(self.config.run_dir.join("state"))?;
+        for root in ["state", "external"] {
+            fs::create_dir_all(self.config.run_dir.join(root))?;
+        }
         let mut shim = self.shim("shim", dir, listener)?;
         let shim_pid = shim.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
         let answer = read_answer(&mut shim).await;

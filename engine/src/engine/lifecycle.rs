@@ -14,6 +14,7 @@ use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::health::{HealthMonitor, HealthStatus};
 use crate::container::restart;
 use crate::container::rootfs::ContainerDirs;
+use crate::container::runtime::Runner;
 use crate::container::state::{ContainerState, Exit, ExitRecord, Running};
 use crate::network::{DEFAULT_NETWORK, Endpoint};
 use crate::sys;
@@ -205,10 +206,14 @@ impl Engine {
 
     /// Takes down what a running container needs; what fails is told and goes on.
     async fn clean_up(&self, container: &Container) {
-        let (root, id, dirs) = (self.config.run_dir.join("state"), container.id.clone(), container.dirs.clone());
+        let config = container.config();
+        let root = self.runtime_root(config.runtime.as_ref());
+        let (id, dirs) = (container.id.clone(), container.dirs.clone());
         let result = tokio::task::spawn_blocking(move || {
             let state = root.join(&id);
-            let deleted = if state.exists() {
+            let deleted = if let Some(runtime) = &config.runtime {
+                Runner { runtime, root: &root }.delete(&id, &dirs.data)
+            } else if state.exists() {
                 libcontainer::container::Container::load(state)
                     .and_then(|mut container| container.delete(true))
                     .map_err(io::Error::other)
@@ -314,11 +319,16 @@ impl Engine {
     }
 
     fn set_paused(&self, container: &Container, paused: bool) -> Result<(), EngineError> {
-        let dir = self.config.run_dir.join("state").join(&container.id);
         let doing = if paused { "pausing" } else { "unpausing" };
-        libcontainer::container::Container::load(dir)
-            .and_then(|mut inner| if paused { inner.pause() } else { inner.resume() })
-            .map_err(|error| disk_error(format!("{doing} container {}", container.id))(io::Error::other(error)))?;
+        let config = container.config();
+        let root = self.runtime_root(config.runtime.as_ref());
+        let done = match &config.runtime {
+            Some(runtime) => Runner { runtime, root: &root }.set_paused(&container.id, paused, &container.dirs.data),
+            None => libcontainer::container::Container::load(root.join(&container.id))
+                .and_then(|mut inner| if paused { inner.pause() } else { inner.resume() })
+                .map_err(io::Error::other),
+        };
+        done.map_err(disk_error(format!("{doing} container {}", container.id)))?;
         container.state.send_modify(|state| {
             if let ContainerState::Running(running) = state {
                 running.paused = paused;

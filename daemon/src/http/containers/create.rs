@@ -157,11 +157,10 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 13] = [
+const UNSUPPORTED: [(&str, &[&str], &str); 12] = [
     ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
     ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
     ("/HostConfig/UsernsMode", &["host"], "--userns"),
-    ("/HostConfig/Runtime", &["skep", "runc"], "--runtime: leave it out for the built-in one, since another"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
     ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
@@ -240,6 +239,8 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
         config.ports.extend(exposed(all, &config.ports)?);
     }
     Modes { network: config.network, pid: config.pid_mode, ipc: config.ipc_mode, uts: config.uts_mode } = modes;
+    let runtime = request.pointer("/HostConfig/Runtime").and_then(Value::as_str).unwrap_or_default();
+    config.runtime = state.config.runtime(runtime).map_err(ApiError::bad_request)?;
     config.request = request;
     Ok(config)
 }

@@ -171,7 +171,7 @@ const HOST_CONFIG: &str = r#"{
 "ConsoleSize": [0, 0], "CapAdd": null, "CapDrop": null, "CgroupnsMode": "private", "Dns": [],
 "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null, "GroupAdd": null, "IpcMode": "private",
 "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "", "Privileged": false,
-"PublishAllPorts": false, "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "Runtime": "skep",
+"PublishAllPorts": false, "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "Runtime": "",
 "Isolation": "", "CpuShares": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": [],
 "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
 "BlkioDeviceWriteIOps": [], "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0,
@@ -202,6 +202,7 @@ fn host_config(container: &Inspection) -> Value {
         "RestartPolicy": {"Name": config.restart.as_str(), "MaximumRetryCount": config.restart.retries_max()},
         "ShmSize": if config.shm_size_bytes > 0 { config.shm_size_bytes } else { 64 << 20 },
         "LogConfig": {"Type": config.log.driver.as_str(), "Config": config.log.options},
+        "Runtime": config.runtime.as_ref().map_or("skep", |runtime| &runtime.name),
     });
     if let (Some(all), Value::Object(in_force)) = (value.as_object_mut(), in_force) {
         all.extend(in_force);

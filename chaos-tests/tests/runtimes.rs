@@ -1,0 +1,84 @@
+//! Containers by other OCI runtimes than the built-in one: runc and crun.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
+
+fn path(name: &str) -> String {
+    let places = [format!("/usr/sbin/{name}"), format!("/usr/bin/{name}")];
+    places.into_iter().find(|path| std::path::Path::new(path).exists()).unwrap()
+}
+
+fn run_all_of_it(host: &Host, runtime: &str, flags: &[&str]) {
+    let by = ["--runtime", runtime];
+    assert_eq!(host.ok(&[&["run", "--rm"], &by[..], &["busybox", "sh", "-c", "echo $((6*7))"]].concat()), "42\n");
+    assert_eq!(host.ok(&[&["run", "--rm", "-t"], &by[..], &["busybox", "tty"]].concat()), "/dev/pts/0\r\n");
+    let missing = host.fails(&[&["run", "--rm"], &by[..], &["busybox", "nonsense"]].concat());
+    assert!(missing.contains("nonsense") && missing.contains("not found"), "{runtime}: {missing}");
+    let code = format!("skep -H {} run --rm --runtime {runtime} busybox sh -c 'exit 7'; echo $?", host.socket());
+    let program = skep_chaos_tests::program();
+    let code = host.exec("sh", &["-c", &code.replacen("skep", program.to_str().unwrap(), 1)]);
+    assert_eq!(code.stdout, "7\n", "{code:?}");
+
+    host.ok(
+        &[&["run", "-d", "--name", "box", "-m", "64m", "-u", "web"], &by[..], &["busybox", "sleep", "1000"]].concat()
+    );
+    assert_eq!(host.ok(&["inspect", "-f", "{{.HostConfig.Runtime}}", "box"]).trim(), runtime);
+    assert_eq!(host.ok(&["exec", "box", "id", "-u"]), "1000\n");
+    assert_eq!(host.ok(&["exec", "-t", "-u", "0", "-w", "/tmp", "box", "sh", "-c", "pwd; id -u"]), "/tmp\r\n0\r\n");
+    let filtered = host.ok(&["exec", "box", "grep", "-E", "^(Seccomp|NoNewPrivs):", "/proc/self/status"]);
+    assert_eq!(filtered, "NoNewPrivs:\t1\nSeccomp:\t2\n", "{runtime}");
+    let write =
+        "for file in $(find /sys/fs/cgroup -name memory.limit_in_bytes -o -name memory.max); do echo 1 > $file; done";
+    assert!(!host.run(&["exec", "-u", "0", "box", "sh", "-c", write]).success, "{runtime}: its own limits");
+    host.ok(&["pause", "box"]);
+    assert!(host.fails(&["exec", "box", "true"]).contains("paused"));
+    host.ok(&["unpause", "box"]);
+    host.ok(&["update", "--memory", "96m", "box"]);
+
+    // It outlives the daemon, and its end is known to the next.
+    host.kill_daemon();
+    host.start_daemon_with(flags);
+    assert_eq!(host.ok(&["exec", "box", "id", "-u"]), "1000\n");
+    host.ok(&["stop", "-t", "0", "box"]);
+    assert_eq!(host.ok(&["wait", "box"]).trim(), "137");
+    host.ok(&["start", "box"]);
+    host.ok(&["rm", "-f", "box"]);
+    let left = host.exec("ls", &[&host.dir().join("run").join("external").display().to_string()]);
+    assert_eq!(left.stdout, "", "{runtime} left something");
+}
+
+#[test]
+fn containers_are_run_by_other_runtimes_as_by_our_own() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let runtimes = ["runc", "crun"].map(|name| format!("{name}={}", path(name)));
+    let flags = ["--add-runtime", &runtimes[0], "--add-runtime", &runtimes[1], "--default-runtime", "crun"];
+    host.start_daemon_with(&flags);
+    host.import_busybox();
+    // Where both versions of cgroups have controllers, crun takes neither: this host has the first alone.
+    let unified = "/sys/fs/cgroup/unified";
+    if std::fs::read_to_string(format!("{unified}/cgroup.controllers")).is_ok_and(|text| !text.trim().is_empty()) {
+        assert!(host.exec("umount", &[unified]).success);
+    }
+    for runtime in ["runc", "crun"] {
+        run_all_of_it(host, runtime, &flags);
+    }
+    assert!(
+        host.fails(&["run", "--runtime", "kata", "busybox", "true"]).contains("unknown or invalid runtime name: kata")
+    );
+    assert_eq!(host.ok(&["info", "-f", "{{.DefaultRuntime}}"]).trim(), "crun");
+
+    // Tasks of the swarm have the daemon's own.
+    host.ok(&["swarm", "init", "--advertise-addr", host.addr()]);
+    host.ok(&["service", "create", "-d", "--name", "web", "skep/whoami"]);
+    host.await_replicas("web", "1/1");
+    let id = host.ok(&["ps", "-q"]);
+    assert_eq!(host.ok(&["inspect", "-f", "{{.HostConfig.Runtime}}", id.trim()]).trim(), "crun");
+    host.ok(&["service", "rm", "web"]);
+    wait_until("its container is gone", LIMIT, || {
+        let list = host.ok(&["ps", "-a", "-q"]);
+        (list.is_empty(), list)
+    });
+}
