@@ -271,6 +271,11 @@ fn what_is_published_on_this_host_alone_is_reached_from_no_other() {
     check("without a daemon");
     host.start_daemon();
     check("with a new daemon");
+    assert!(host.exec("nft", &["flush", "ruleset"]).success);
+    wait_until("what was published is open again after the firewall's reload", LIMIT, || {
+        (reaches(other, &url(8089)), host.log())
+    });
+    check("after the firewall's reload");
     host.ok(&["rm", "-f", "own", "open"]);
 }
 

@@ -82,3 +82,34 @@ fn containers_are_run_by_other_runtimes_as_by_our_own() {
         (list.is_empty(), list)
     });
 }
+
+#[test]
+fn a_container_gets_no_more_of_a_disk_than_it_is_let() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    // Any disk of this machine's; its node need not be in /dev.
+    let partitions = std::fs::read_to_string("/proc/partitions").unwrap();
+    let Some(line) = partitions.lines().nth(2) else { return };
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let disk = host.dir().join("disk").display().to_string();
+    assert!(host.exec("mknod", &[&disk, "b", fields[0], fields[1]]).success);
+    let limit = format!("--device-write-bps={disk}:1mb");
+    host.ok(&["run", "-d", "--name", "slow", &limit, "busybox", "sleep", "1000"]);
+    let told = host.ok(&[
+        "exec",
+        "slow",
+        "sh",
+        "-c",
+        "cat /sys/fs/cgroup/blkio/blkio.throttle.write_bps_device || cat /sys/fs/cgroup/io.max",
+    ]);
+    assert!(told.contains(&format!("{}:{} ", fields[0], fields[1])) && told.contains("1048576"), "{told}");
+    for (flag, why) in [("/not/there:1mb", "/not/there"), ("/dev/null:1mb", "no block device"), ("disk", "PATH:AMOUNT")]
+    {
+        let refused = host.fails(&["run", "--rm", "--device-read-bps", flag, "busybox", "true"]);
+        assert!(refused.contains(why), "{refused}");
+    }
+    host.ok(&["rm", "-f", "slow"]);
+}

@@ -47,7 +47,7 @@ use crate::engine::helper::HelperProgram;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
-use crate::network::{BridgeConfig, Networks};
+use crate::network::{self, BridgeConfig, Networks};
 use crate::volume::{Volume, VolumeError, VolumeStore};
 
 /// How an engine is set up.
@@ -243,9 +243,14 @@ impl Engine {
         engine.adopt_all()?;
         let serving = engine.clone();
         engine.tasks.spawn(async move { serving.networks.serve_names().await });
+        tokio::spawn(network::guard(Arc::downgrade(&engine), Self::networks_of));
         // What a build left that failed, or was cut off.
         engine.prune_layers()?;
         Ok(engine)
+    }
+
+    fn networks_of(&self) -> &Networks {
+        &self.networks
     }
 
     fn dirs(&self, id: &str) -> ContainerDirs {

@@ -17,10 +17,10 @@ mod volume;
 pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
-    ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, MountSource, NamespaceMode, NetworkMode,
-    Payload, PublishedPort, ResourceLimits, RestartPolicy,
+    BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, MountSource,
+    NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy,
 };
-pub use container::devices::is_device_rule;
+pub use container::devices::{block_device, is_device_rule};
 pub use container::health::HealthStatus;
 pub use container::logs::config::{LogConfig, LogConfigError, LogDriver, parse_size};
 pub use container::logs::reader::{LogOptions, LogStream};

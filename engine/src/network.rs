@@ -2,6 +2,7 @@
 //! masquerading to the outside, and published ports, all rules in one nftables table that is replaced
 //! as a whole.
 
+mod guard;
 mod keeper;
 pub(crate) mod lease;
 mod links;
@@ -21,6 +22,7 @@ use skep_api::{Subnet, Timestamp};
 use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
 use skep_name_server::{NameServers, Served, Zone};
 
+pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
 pub use place::{Endpoint, MacAddress, WantedPlace};
 

@@ -9,4 +9,4 @@ mod nft;
 
 pub use netlink::{LOOPBACK_INDEX, Netlink, add_existing_is_fine, link_index};
 pub use netns::{Netns, on_own_thread};
-pub use nft::{apply, show};
+pub use nft::{apply, changes, drain_changes, has_table, show};

@@ -1,7 +1,11 @@
 //! Rules for packets, through `nft`.
 
 use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 /// Applies a script in the calling thread's namespace, all of it or nothing.
 pub fn apply(script: &str) -> io::Result<()> {
@@ -22,6 +26,36 @@ pub fn apply(script: &str) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr))))
+}
+
+/// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
+const CHANGES_GROUP: u32 = 7;
+
+/// A socket that becomes readable when rules of the calling thread's namespace have changed, whoever
+/// changed them.
+pub fn changes() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkNetFilter;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1 << (CHANGES_GROUP - 1)))?;
+    Ok(socket)
+}
+
+/// Takes what has come to a socket of [`changes`]: that something has changed is all that counts.
+pub fn drain_changes(socket: &OwnedFd) {
+    let mut buffer = [0; 8192];
+    // More than fits is told as an error, once.
+    while matches!(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()), Ok(_) | Err(Errno::ENOBUFS)) {}
+}
+
+/// Whether a table (`family name`) is in the calling thread's namespace.
+pub fn has_table(table: &str) -> io::Result<bool> {
+    let output = Command::new("nft").args(["list", "tables"]).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let wanted = format!("table {table}");
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line == wanted))
 }
 
 /// How the kernel shows a table (`family name`) of the calling thread's namespace.

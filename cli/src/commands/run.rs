@@ -215,6 +215,19 @@ pub(crate) struct LimitArgs {
     /// Its weight for disks: 10 to 1000
     #[arg(long, value_name = "N")]
     blkio_weight: Option<u16>,
+    /// Its weight for one disk: PATH:WEIGHT (repeatable)
+    #[arg(long, value_name = "PATH:N")]
+    blkio_weight_device: Vec<String>,
+    /// What it may read of a device a second: PATH:BYTES, as in /dev/sda:1mb (repeatable)
+    #[arg(long, value_name = "PATH:BYTES")]
+    device_read_bps: Vec<String>,
+    #[arg(long, value_name = "PATH:BYTES")]
+    device_write_bps: Vec<String>,
+    /// How often it may read from a device a second (repeatable)
+    #[arg(long, value_name = "PATH:N")]
+    device_read_iops: Vec<String>,
+    #[arg(long, value_name = "PATH:N")]
+    device_write_iops: Vec<String>,
 }
 
 impl LimitArgs {
@@ -243,8 +256,29 @@ impl LimitArgs {
                 to[member] = value;
             }
         }
+        for (member, key, given) in [
+            ("BlkioWeightDevice", "Weight", &self.blkio_weight_device),
+            ("BlkioDeviceReadBps", "Rate", &self.device_read_bps),
+            ("BlkioDeviceWriteBps", "Rate", &self.device_write_bps),
+            ("BlkioDeviceReadIOps", "Rate", &self.device_read_iops),
+            ("BlkioDeviceWriteIOps", "Rate", &self.device_write_iops),
+        ] {
+            if !given.is_empty() {
+                let limits = given.iter().map(|text| device_limit(text, key)).collect::<anyhow::Result<Vec<_>>>()?;
+                to[member] = json!(limits);
+            }
+        }
         Ok(())
     }
+}
+
+/// `PATH:AMOUNT`
+fn device_limit(text: &str, key: &str) -> anyhow::Result<Value> {
+    let (path, amount) = text
+        .rsplit_once(':')
+        .filter(|(path, _)| path.starts_with('/'))
+        .with_context(|| format!("{text:?} cannot be read: write PATH:AMOUNT, as in /dev/sda:1mb"))?;
+    Ok(json!({"Path": path, key: size(amount)?}))
 }
 
 /// The query and body of the request.

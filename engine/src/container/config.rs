@@ -306,6 +306,28 @@ pub struct ResourceLimits {
     pub cpuset_mems: String,
     /// 10–1000.
     pub blkio_weight: u16,
+    /// For single block devices.
+    pub block: Vec<BlockLimit>,
+}
+
+/// How much is to be had of one block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockLimit {
+    pub kind: BlockLimitKind,
+    pub major: u64,
+    pub minor: u64,
+    /// The weight, bytes a second, or operations a second.
+    pub amount: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockLimitKind {
+    Weight,
+    ReadBytes,
+    WriteBytes,
+    ReadOperations,
+    WriteOperations,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

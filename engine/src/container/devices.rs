@@ -1,6 +1,7 @@
 //! The devices a container has, and those it may use.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
@@ -51,6 +52,16 @@ pub(crate) fn nodes(config: &ContainerConfig) -> Value {
 /// Whether the text is a rule: `c 10:200 rwm`, `b *:* r`.
 pub fn is_device_rule(text: &str) -> bool {
     rule(text).is_some()
+}
+
+/// The numbers of one of the host's block devices.
+pub fn block_device(path: &str) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(path)?;
+    if meta.file_type().is_block_device() {
+        Ok((major(meta.rdev()), minor(meta.rdev())))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no block device"))
+    }
 }
 
 fn rule(text: &str) -> Option<Value> {

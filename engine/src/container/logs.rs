@@ -198,4 +198,23 @@ mod tests {
         let kept = text(read(dir.path().join("log"), FileFormat::Binary, options(None), || true));
         assert_eq!(kept, "one\ntwo\n");
     }
+
+    #[test]
+    fn a_server_that_takes_nothing_holds_the_output_up_once_and_not_again() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let syslog = Syslog { address: SyslogAddress::Tcp(address), facility: 1, format: SyslogFormat::Rfc5424 };
+        let config = LogConfig { driver: LogDriver::Syslog(syslog), max_size_bytes: u64::MAX, ..LogConfig::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut writer = writer(&path, &config);
+        let line = "x".repeat(16 << 10) + "\n";
+        let begun = std::time::Instant::now();
+        // Far more than the connection's buffers hold.
+        for _ in 0..2000 {
+            writer.write(Stream::Stdout, line.as_bytes(), Timestamp::from_nanos(1)).unwrap();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_eq!(text(read(path, FileFormat::Binary, options(None), || true)).len(), 2000 * line.len());
+    }
 }

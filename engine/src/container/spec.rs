@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::container::config::{ContainerConfig, FileMount, MountSource, NamespaceMode};
+use crate::container::config::{
+    BlockLimitKind, ContainerConfig, FileMount, MountSource, NamespaceMode, ResourceLimits,
+};
 use crate::container::devices;
 use crate::container::seccomp::Profile;
 use crate::container::user::ResolvedUser;
@@ -356,6 +358,28 @@ fn resources(config: &ContainerConfig) -> Value {
     resources
 }
 
+fn block_limits(limits: &ResourceLimits) -> Value {
+    let mut block = json!({});
+    if limits.blkio_weight > 0 {
+        block["weight"] = json!(limits.blkio_weight);
+    }
+    for (kind, list, amount) in [
+        (BlockLimitKind::Weight, "weightDevice", "weight"),
+        (BlockLimitKind::ReadBytes, "throttleReadBpsDevice", "rate"),
+        (BlockLimitKind::WriteBytes, "throttleWriteBpsDevice", "rate"),
+        (BlockLimitKind::ReadOperations, "throttleReadIOPSDevice", "rate"),
+        (BlockLimitKind::WriteOperations, "throttleWriteIOPSDevice", "rate"),
+    ] {
+        let of_kind = limits.block.iter().filter(|limit| limit.kind == kind);
+        let devices: Vec<_> =
+            of_kind.map(|limit| json!({"major": limit.major, "minor": limit.minor, amount: limit.amount})).collect();
+        if !devices.is_empty() {
+            block[list] = json!(devices);
+        }
+    }
+    block
+}
+
 /// What may be changed while it runs.
 pub(crate) fn limits_of(config: &ContainerConfig) -> Value {
     let limits = &config.limits;
@@ -397,8 +421,8 @@ pub(crate) fn limits_of(config: &ContainerConfig) -> Value {
     if limits.pids > 0 {
         resources["pids"] = json!({"limit": limits.pids});
     }
-    if limits.blkio_weight > 0 {
-        resources["blockIO"] = json!({"weight": limits.blkio_weight});
+    if limits.blkio_weight > 0 || !limits.block.is_empty() {
+        resources["blockIO"] = block_limits(limits);
     }
     resources
 }

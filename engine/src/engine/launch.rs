@@ -127,7 +127,7 @@ impl Engine {
             root: self.runtime_root(container.config().runtime.as_ref()),
             runtime: container.config().runtime.clone(),
             bundle: container.dirs.data.clone(),
-            log: container.config().log.clone(),
+            log: forward::resolved(&container.config().log)?,
             log_path: container.dirs.log(),
             log_subject: log_subject(container),
             run_dir: container.dirs.run.clone(),

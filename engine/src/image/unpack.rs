@@ -3,7 +3,7 @@
 //! Nothing lands outside the directory, whatever the archive says: `tar` refuses names with `..`
 //! and links that lead out. Whiteouts become what overlayfs understands.
 
-use std::io::{self, BufRead as _, BufReader, Chain, Cursor, Read};
+use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -22,7 +22,7 @@ pub enum UnpackError {
     Escape { layer: String, path: PathBuf },
 }
 
-/// Unpacks `archive` (plain, gzip or zstd) into `dir`, and checks that the plain data is `diff_id`.
+/// Unpacks `archive` (plain or compressed) into `dir`, and checks that the plain data is `diff_id`.
 pub(crate) fn unpack(archive: impl Read, dir: &Path, diff_id: &str) -> Result<u64, UnpackError> {
     let (len, got) = unpack_plain(archive, dir, diff_id)?;
     if got == diff_id { Ok(len) } else { Err(UnpackError::Digest { want: diff_id.to_owned(), got }) }
@@ -146,12 +146,25 @@ fn whiteout(parent: &Path, hidden: &str) -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut archive = BufReader::with_capacity(1 << 18, archive);
-    let magic = archive.fill_buf()?;
-    Ok(match magic {
+/// What unpacking xz may take of memory: its largest usual setting needs 65 MiB.
+const XZ_MEMORY_MAX_KIB: u32 = 128 << 10;
+/// The longest beginning that tells how something is compressed.
+const MAGIC_LEN: u64 = 6;
+
+/// Reads an archive that is plain, or compressed by gzip, zstd, bzip2 or xz. All of it is done in this
+/// process: no program is run, least of all one of an image.
+pub(crate) fn decompress<'a>(mut archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut magic = Vec::new();
+    archive.by_ref().take(MAGIC_LEN).read_to_end(&mut magic)?;
+    let whole = Cursor::new(magic.clone()).chain(archive);
+    let archive = BufReader::with_capacity(1 << 18, whole);
+    Ok(match magic.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(archive)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(archive)?),
+        [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(archive)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(archive, true, XZ_MEMORY_MAX_KIB))
+        }
         _ => Box::new(archive),
     })
 }
@@ -204,6 +217,22 @@ mod tests {
         let bytes = tar.into_inner().unwrap();
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
         (bytes, digest)
+    }
+
+    #[test]
+    fn archives_are_read_however_they_are_compressed() {
+        for program in ["cat", "gzip", "bzip2", "xz", "zstd"] {
+            let packed = std::process::Command::new("sh").args(["-c", &format!("echo bees | {program}")]).output();
+            let packed = packed.unwrap();
+            // A machine need not have all of them.
+            if packed.status.success() {
+                let mut text = String::new();
+                decompress(packed.stdout.as_slice()).unwrap().read_to_string(&mut text).unwrap();
+                assert_eq!(text, "bees\n", "{program}");
+            }
+        }
+        let mut nothing = String::new();
+        assert_eq!(decompress(io::empty()).unwrap().read_to_string(&mut nothing).unwrap(), 0);
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use crate::network::LocalNetwork;
 use crate::network::lease::Lease;
 
+/// What the table is called, with its family.
+pub(super) const TABLE: &str = "ip skep";
+
 /// The whole table.
 pub(crate) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
     let dnat = published(networks, leases);
@@ -39,7 +42,7 @@ pub(crate) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeM
         }
     }
     format!(
-        "table ip skep {{}}\ndelete table ip skep\ntable ip skep {{\n\
+        "table {TABLE} {{}}\ndelete table {TABLE}\ntable {TABLE} {{\n\
          \x20 chain publish {{\n{dnat}  }}\n\
          \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
          \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\

@@ -145,7 +145,8 @@ pub(in crate::http) async fn update(
             *known = value.clone();
         }
     }
-    let limits = from_value::<Resources>(limits)?.limits()?;
+    let mut limits = from_value::<Resources>(limits)?.limits()?;
+    limits.block.clone_from(&container.config.limits.block);
     state.engine.update(&container.id, limits, restart).await?;
     Ok(Json(json!({"Warnings": []})))
 }

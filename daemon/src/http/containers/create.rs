@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, MountSource, NamespaceMode, NetworkMode, ResourceLimits,
-    RestartPolicy,
+    BlockLimit, BlockLimitKind, ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, MountSource, NamespaceMode,
+    NetworkMode, ResourceLimits, RestartPolicy, block_device,
 };
 use skep_worker::health_check;
 
@@ -116,6 +116,13 @@ pub(super) struct Resources {
     cpuset_mems: String,
     pids_limit: i64,
     blkio_weight: u16,
+    blkio_weight_device: Vec<BlockBody>,
+    blkio_device_read_bps: Vec<BlockBody>,
+    blkio_device_write_bps: Vec<BlockBody>,
+    #[serde(rename = "BlkioDeviceReadIOps")]
+    blkio_device_read_iops: Vec<BlockBody>,
+    #[serde(rename = "BlkioDeviceWriteIOps")]
+    blkio_device_write_iops: Vec<BlockBody>,
     ulimits: Vec<Ulimit>,
 }
 
@@ -132,6 +139,15 @@ struct DeviceBody {
     path_on_host: String,
     path_in_container: String,
     cgroup_permissions: String,
+}
+
+/// How much is to be had of a block device of the host's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct BlockBody {
+    path: String,
+    rate: u64,
+    weight: u16,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -157,18 +173,13 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 12] = [
+const UNSUPPORTED: [(&str, &[&str], &str); 7] = [
     ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
     ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
     ("/HostConfig/UsernsMode", &["host"], "--userns"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
     ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
-    ("/HostConfig/BlkioWeightDevice", &[], "--blkio-weight-device"),
-    ("/HostConfig/BlkioDeviceReadBps", &[], "--device-read-bps"),
-    ("/HostConfig/BlkioDeviceWriteBps", &[], "--device-write-bps"),
-    ("/HostConfig/BlkioDeviceReadIOps", &[], "--device-read-iops"),
-    ("/HostConfig/BlkioDeviceWriteIOps", &[], "--device-write-iops"),
     ("/HostConfig/Isolation", &["default"], "--isolation"),
 ];
 
@@ -435,7 +446,28 @@ impl Resources {
             cpuset_cpus: self.cpuset_cpus.clone(),
             cpuset_mems: self.cpuset_mems.clone(),
             blkio_weight: self.blkio_weight,
+            block: self.block_limits()?,
         })
+    }
+
+    fn block_limits(&self) -> Result<Vec<BlockLimit>, ApiError> {
+        let kinds = [
+            (BlockLimitKind::Weight, &self.blkio_weight_device),
+            (BlockLimitKind::ReadBytes, &self.blkio_device_read_bps),
+            (BlockLimitKind::WriteBytes, &self.blkio_device_write_bps),
+            (BlockLimitKind::ReadOperations, &self.blkio_device_read_iops),
+            (BlockLimitKind::WriteOperations, &self.blkio_device_write_iops),
+        ];
+        let limit = |(kind, body): (BlockLimitKind, &BlockBody)| {
+            let (major, minor) = block_device(&body.path)
+                .map_err(|error| ApiError::bad_request(format!("device {:?} cannot be limited: {error}", body.path)))?;
+            let amount = if kind == BlockLimitKind::Weight { u64::from(body.weight) } else { body.rate };
+            if kind == BlockLimitKind::Weight && !(10..=1000).contains(&amount) {
+                return Err(ApiError::bad_request(format!("range of blkio weight is from 10 to 1000, not {amount}")));
+            }
+            Ok(BlockLimit { kind, major, minor, amount })
+        };
+        kinds.into_iter().flat_map(|(kind, list)| list.iter().map(move |body| (kind, body))).map(limit).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hands lines on to a syslog server or to the host's journal.
 //!
-//! Neither ever holds a container up: what one does not take within a second it does not get, and the
-//! line is still in the container's own files.
+//! Neither holds a container up for long: one that does not take a line within a second does not get it,
+//! nor any other for half a minute. All of them are still in the container's own files.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -68,8 +68,10 @@ enum Connection {
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 /// How long anyone elsewhere is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long one that could not be reached is left alone.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long one that refuses is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How long one is left alone that let us wait.
+const SLOW_PAUSE: Duration = Duration::from_secs(30);
 
 impl Forwarder {
     /// None, if the driver hands nothing on.
@@ -96,7 +98,13 @@ impl Forwarder {
                 return;
             }
             match self.connection.as_mut().map(|connection| connection.send(&message)) {
-                Some(Err(_)) => self.connection = None,
+                Some(Err(error)) => {
+                    self.connection = None;
+                    if is_slow(&error) {
+                        self.next_try = Instant::now() + SLOW_PAUSE;
+                        return;
+                    }
+                }
                 _ => return,
             }
         }
@@ -110,12 +118,35 @@ impl Forwarder {
             Kind::Syslog { syslog, .. } => Connection::to(&syslog.address),
             Kind::Journal => Connection::to_socket(Path::new(JOURNAL_SOCKET)),
         };
-        self.connection = reached.ok();
-        if self.connection.is_none() {
-            self.next_try = Instant::now() + RETRY_PAUSE;
+        match reached {
+            Ok(connection) => self.connection = Some(connection),
+            Err(error) => {
+                self.next_try = Instant::now() + if is_slow(&error) { SLOW_PAUSE } else { REFUSED_PAUSE };
+            }
         }
         self.connection.is_some()
     }
+}
+
+fn is_slow(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// A log's configuration with addresses for names: nothing is looked up where a container would wait for
+/// it.
+pub(crate) fn resolved(config: &LogConfig) -> io::Result<LogConfig> {
+    let mut config = config.clone();
+    if let LogDriver::Syslog(Syslog { address: SyslogAddress::Udp(address) | SyslogAddress::Tcp(address), .. }) =
+        &mut config.driver
+    {
+        let found = address.to_socket_addrs().and_then(|mut all| {
+            all.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+        });
+        let found =
+            found.map_err(|error| io::Error::new(error.kind(), format!("log driver syslog: {address}: {error}")))?;
+        *address = found.to_string();
+    }
+    Ok(config)
 }
 
 /// Says why whoever `config` names cannot be reached now.
