@@ -321,47 +321,33 @@ fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
     assert_eq!(skep(&["context", "show"]).stdout, "default\n");
 }
 
-/// Has host 1 serve SSH, with our client on its path; host 2's ssh has a key for it.
+/// Has host 1 serve SSH, with our client on its path; host 2's ssh has a key for it. By dropbear, whose
+/// package brings programs and no service.
 fn serve_ssh(rig: &Rig) {
     let (host, other) = (rig.host(1), rig.host(2));
     let (dir, bin) = (host.dir().join("ssh"), other.dir().join("bin"));
-    std::fs::create_dir(&dir).unwrap();
+    std::fs::create_dir_all(dir.join("home/.ssh")).unwrap();
     std::fs::create_dir(&bin).unwrap();
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
     let at = |name: &str| dir.join(name).display().to_string();
-    for key in ["host", "client"] {
-        assert!(host.exec("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).success);
-    }
+    let script = |path: &Path, text: String| {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    assert!(host.exec("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at("client")]).success);
+    assert!(host.exec("dropbearkey", &["-t", "ed25519", "-f", &at("host")]).success);
     std::os::unix::fs::symlink(skep_chaos_tests::program(), dir.join("skep")).unwrap();
-    // One option sets all: the first wins.
-    let environment = format!("SetEnv=PATH={}:/usr/bin:/bin SKEP_HOST={}", dir.display(), host.socket());
-    let keys = format!("AuthorizedKeysFile={}", at("client.pub"));
-    assert!(host.exec("mkdir", &["-p", "/run/sshd"]).success);
-    let listen = format!("ListenAddress={}:2222", host.addr());
-    host.spawn(
-        "/usr/sbin/sshd",
-        &[
-            "-D",
-            "-f",
-            "/dev/null",
-            "-h",
-            &at("host"),
-            "-o",
-            &listen,
-            "-o",
-            &keys,
-            "-o",
-            &environment,
-            "-o",
-            "StrictModes=no",
-        ],
-    );
-    let ssh = format!(
-        "#!/bin/sh\nexec /usr/bin/ssh -i {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -q \"$@\"\n",
-        at("client")
-    );
-    std::fs::write(bin.join("ssh"), ssh).unwrap();
-    std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("PATH={}:/usr/bin:/bin SKEP_HOST={}", dir.display(), host.socket());
+    script(&dir.join("login"), format!("#!/bin/sh\nexport {path}\nexec sh -c \"$SSH_ORIGINAL_COMMAND\"\n"));
+    let key = std::fs::read_to_string(dir.join("client.pub")).unwrap();
+    std::fs::write(dir.join("home/.ssh/authorized_keys"), format!("command=\"{}\" {key}", at("login"))).unwrap();
+    for (path, mode) in [("home", 0o700), ("home/.ssh", 0o700), ("home/.ssh/authorized_keys", 0o600)] {
+        std::fs::set_permissions(dir.join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Root's home, in the host's own namespace alone.
+    assert!(host.exec("mount", &["--bind", &at("home"), "/root"]).success);
+    host.spawn("dropbear", &["-F", "-s", "-r", &at("host"), "-p", &format!("{}:2222", host.addr()), "-P", &at("pid")]);
+    let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -q";
+    script(&bin.join("ssh"), format!("#!/bin/sh\nexec /usr/bin/ssh -i {} {options} \"$@\"\n", at("client")));
 }
 
 #[test]

@@ -209,6 +209,7 @@ fn daemon(facts: &Facts, findings: &mut Vec<Finding>) {
         .filter(|(_, config)| config["Secure"] == false)
         .map(|(name, _)| name.clone())
         .collect();
+    let plain = has(info, "/Warnings", |told| told.as_str().is_some_and(|told| told.contains("without encryption")));
     let logs = text(info, "/LoggingDriver");
     let mut add = |id, title, verdict| findings.push(Finding { id, title, verdict });
     add("2.1", "the daemon runs without root", Verdict::Warn("rootless mode is not supported yet".into()));
@@ -220,7 +221,7 @@ fn daemon(facts: &Facts, findings: &mut Vec<Finding>) {
     add("2.4", "the daemon makes the rules that published ports need", Verdict::Pass);
     add("2.5", "no registry is spoken to without TLS", Verdict::against(&insecure, "give it a certificate"));
     add("2.6", "the storage driver is not aufs", Verdict::when(text(info, "/Driver") != "aufs", "use overlay2"));
-    add("2.7", "the API on TCP asks for certificates", Verdict::Pass);
+    add("2.7", "the API on TCP asks for certificates", Verdict::when(!plain, "start the daemon with --tlsverify"));
     add(
         "2.9",
         "containers have user namespaces",

@@ -9,7 +9,7 @@ use skep_engine::{ContainerState, LogDriver};
 
 use super::{API_VERSION, ApiError, State};
 use crate::VERSION;
-use crate::config::BUILT_IN_RUNTIME;
+use crate::config::{BUILT_IN_RUNTIME, Listener};
 use crate::daemon::Daemon;
 use crate::swarm::memory_total;
 
@@ -68,7 +68,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,
             "IndexConfigs": insecure_registries(&state)},
-        "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": [],
+        "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": warnings(&state),
         "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
         "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });
@@ -86,6 +86,15 @@ pub(super) async fn info(state: State) -> Json<Value> {
         info.extend(fixed);
     }
     Json(info)
+}
+
+/// In dockerd's words.
+fn warnings(state: &State) -> Vec<String> {
+    let plain = state.config.listeners.iter().filter_map(|listener| match listener {
+        Listener::Tcp(address) if state.config.tls.is_none() => Some(address),
+        Listener::Tcp(_) | Listener::Unix(_) => None,
+    });
+    plain.map(|address| format!("WARNING: API is accessible on http://{address} without encryption.")).collect()
 }
 
 fn security_options(state: &State) -> Vec<&'static str> {

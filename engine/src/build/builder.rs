@@ -494,8 +494,11 @@ impl<'a> Builder<'a> {
 
     pub(super) fn remember(&self, key: &str, layer: &str) -> Result<(), BuildError> {
         let path = self.cache_path(key);
-        let written = fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/")))
-            .and_then(|()| crate::disk::write_whole(&path, layer.as_bytes()));
+        let written = fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).and_then(|()| match layer {
+            // Of no worth but to say that it was done before.
+            "" => crate::disk::write_passing(&path, b""),
+            layer => crate::disk::write_whole(&path, layer.as_bytes()),
+        });
         written.map_err(|error| BuildError::Step { step: "remembering a step".into(), reason: error.to_string() })
     }
 

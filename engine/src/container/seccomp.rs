@@ -79,11 +79,6 @@ impl Profile {
         allow("socket", FirstArgument::Below(AF_ALG));
         allow("socket", FirstArgument::Is(AF_ALG + 1));
         allow("socket", FirstArgument::Above(AF_VSOCK));
-        // Said in so many words: libseccomp itself allows it where `socket` is allowed.
-        rules.push(Rule { calls: ["socketcall"].into(), refused: Some(ENOSYS), first: None });
-        let mut allow = |call: &'static str, first: FirstArgument| {
-            rules.push(Rule { calls: [call].into(), refused: None, first: Some(first) });
-        };
         for personality in PERSONALITIES {
             allow("personality", FirstArgument::Is(personality));
         }
@@ -91,6 +86,8 @@ impl Profile {
             allow("clone", FirstArgument::Without(CLONE_NAMESPACES));
             rules.push(Rule { calls: ["clone3"].into(), refused: Some(ENOSYS), first: None });
         }
+        // Said in so many words, and last: libseccomp itself allows it where `socket` is allowed.
+        rules.push(Rule { calls: ["socketcall"].into(), refused: Some(ENOSYS), first: None });
         Self(rules)
     }
 

@@ -42,7 +42,7 @@ impl Engine {
         let layers = self.layer_dirs(&container.layers);
         let shim = self.shim_config(container)?;
         let prepared = {
-            let (container, shim) = (container.clone(), shim_json(&shim)?);
+            let container = container.clone();
             let peers = self.peers(&config)?;
             let netns = match &config.network {
                 NetworkMode::Host => None,
@@ -60,7 +60,7 @@ impl Engine {
             let first = matches!(*container.state.borrow(), ContainerState::Created);
             let outside = Outside { netns, cgroup, init, volumes, shim, first, peers };
             let config = config.clone();
-            move || prepare(&container, &config, &layers, address, &outside)
+            move || prepare(&container, &config, &layers, address, outside)
         };
         tokio::task::spawn_blocking(prepared).await.map_err(io::Error::other)??;
         let started_at = now();
@@ -127,7 +127,7 @@ impl Engine {
             root: self.runtime_root(container.config().runtime.as_ref()),
             runtime: container.config().runtime.clone(),
             bundle: container.dirs.data.clone(),
-            log: forward::resolved(&container.config().log)?,
+            log: container.config().log.clone(),
             log_path: container.dirs.log(),
             log_subject: log_subject(container),
             run_dir: container.dirs.run.clone(),
@@ -254,7 +254,7 @@ struct Outside {
     cgroup: PathBuf,
     init: PathBuf,
     volumes: BTreeMap<String, PathBuf>,
-    shim: Vec<u8>,
+    shim: ShimConfig,
     /// Whether it has never run.
     first: bool,
     /// The first processes of the containers whose namespaces it shares.
@@ -274,17 +274,13 @@ fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<St
     Ok(())
 }
 
-fn shim_json(config: &ShimConfig) -> io::Result<Vec<u8>> {
-    Ok(serde_json::to_vec(config)?)
-}
-
 /// Puts everything in place on disk that the shim reads.
 fn prepare(
     container: &Container,
     config: &ContainerConfig,
     layers: &[PathBuf],
     address: Ipv4Addr,
-    outside: &Outside,
+    outside: Outside,
 ) -> io::Result<()> {
     let dirs = &container.dirs;
     fs::create_dir_all(&dirs.run)?;
@@ -313,10 +309,11 @@ fn prepare(
         return Err(io::Error::other("no command is given, and the image names none"));
     }
     file::ensure(&dirs.log())?;
-    forward::check_reachable(&config.log)?;
+    // Names are looked up here, where nobody else waits for it.
+    let shim = ShimConfig { log: forward::reachable(&config.log)?, ..outside.shim };
     let spec = spec::build(config, &place);
     disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
-    disk::write_passing(&dirs.data.join("shim.json"), &outside.shim)?;
+    disk::write_passing(&dirs.data.join("shim.json"), &serde_json::to_vec(&shim)?)?;
     for path in dirs.exits() {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -167,8 +167,8 @@ impl LogConfig {
             }
             "compress" | "cache-compress" => self.compress = truth()?,
             "cache-disabled" => self.cache_disabled = truth()?,
-            // A line is on the disk here before it goes elsewhere, and nothing elsewhere holds it up:
-            // both modes lose the same, nothing.
+            // A line is kept here whatever becomes of it elsewhere, and nobody elsewhere is waited for as
+            // long as `blocking` would: the two are the same.
             "mode" if value != "blocking" && value != "non-blocking" => return Err("write blocking or non-blocking"),
             "max-buffer-size" if parse_size(value).is_none() => return Err("write a size such as 4m"),
             "tag" if !is_template(value) => return Err("it is no template such as {{.Name}}/{{.ID}}"),

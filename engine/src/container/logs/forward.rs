@@ -4,6 +4,7 @@
 //! nor any other for half a minute. All of them are still in the container's own files.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -134,7 +135,7 @@ fn is_slow(error: &io::Error) -> bool {
 
 /// A log's configuration with addresses for names: nothing is looked up where a container would wait for
 /// it.
-pub(crate) fn resolved(config: &LogConfig) -> io::Result<LogConfig> {
+fn resolved(config: &LogConfig) -> io::Result<LogConfig> {
     let mut config = config.clone();
     if let LogDriver::Syslog(Syslog { address: SyslogAddress::Udp(address) | SyslogAddress::Tcp(address), .. }) =
         &mut config.driver
@@ -149,20 +150,20 @@ pub(crate) fn resolved(config: &LogConfig) -> io::Result<LogConfig> {
     Ok(config)
 }
 
-/// Says why whoever `config` names cannot be reached now.
-pub(crate) fn check_reachable(config: &LogConfig) -> io::Result<()> {
-    let failed = |place: &dyn std::fmt::Display, error: io::Error| {
-        io::Error::new(error.kind(), format!("log driver {}: {place}: {error}", config.driver.as_str()))
+/// What a container's output is to be handed on by, if whoever it names can be reached now: with addresses
+/// for names.
+pub(crate) fn reachable(config: &LogConfig) -> io::Result<LogConfig> {
+    let config = resolved(config)?;
+    let (place, reached): (&dyn fmt::Display, _) = match &config.driver {
+        LogDriver::Syslog(syslog) => (&syslog.address, Connection::to(&syslog.address)),
+        LogDriver::Journald => (&JOURNAL_SOCKET, Connection::to_socket(Path::new(JOURNAL_SOCKET))),
+        LogDriver::JsonFile | LogDriver::Local | LogDriver::None => return Ok(config),
     };
-    match &config.driver {
-        LogDriver::Syslog(syslog) => {
-            Connection::to(&syslog.address).map(drop).map_err(|error| failed(&syslog.address, error))
-        }
-        LogDriver::Journald => {
-            Connection::to_socket(Path::new(JOURNAL_SOCKET)).map(drop).map_err(|error| failed(&JOURNAL_SOCKET, error))
-        }
-        LogDriver::JsonFile | LogDriver::Local | LogDriver::None => Ok(()),
+    if let Err(error) = reached {
+        let reason = format!("log driver {}: {place}: {error}", config.driver.as_str());
+        return Err(io::Error::new(error.kind(), reason));
     }
+    Ok(config)
 }
 
 impl Connection {
