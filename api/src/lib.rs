@@ -30,6 +30,7 @@ pub mod service;
 pub mod task;
 
 pub mod grpc;
+pub mod session;
 
 pub use cause::with_causes;
 pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};

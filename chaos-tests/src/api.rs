@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::schema;
+
 /// Longer than any command waits for a leader.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,7 +40,25 @@ impl Api {
         self.call("POST", path, &body.to_string())
     }
 
+    pub fn delete(&mut self, path: &str) -> io::Result<Answer> {
+        self.call("DELETE", path, "")
+    }
+
+    /// Asks, and looks whether the answer has the shape that the API's description gives it.
     fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+        let answer = self.exchange(method, path, body)?;
+        let faults = schema::faults(method, path, answer.status, &answer.body);
+        assert!(
+            faults.is_empty(),
+            "{method} {path} answers {} with {}:\n{}",
+            answer.status,
+            answer.body,
+            faults.join("\n")
+        );
+        Ok(answer)
+    }
+
+    fn exchange(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: skep\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()

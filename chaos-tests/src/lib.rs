@@ -8,6 +8,7 @@ mod image;
 mod processes;
 mod rig;
 mod scene;
+mod schema;
 mod turn;
 mod wait;
 

@@ -8,16 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use skep_api::grpc::control_client::ControlClient;
-use skep_api::grpc::dispatcher_client::DispatcherClient;
 use skep_api::grpc::node_ca_client::NodeCaClient;
 use skep_api::grpc::raft_client::RaftClient;
 use skep_api::grpc::{
-    CertificateRequest, ControlMessage, Heartbeat, JoinRaftRequest, RaftMessage, ReadIndexRequest,
-    RootCertificateRequest, WorkerMessage, worker_message,
+    CertificateRequest, ControlMessage, Heartbeat, JoinRaftRequest, ManagerMessage, RaftMessage, ReadIndexRequest,
+    RootCertificateRequest, WorkerMessage, manager_message, worker_message,
 };
-use skep_api::{ClusterId, NodeId, NodeRole};
+use skep_api::{ClusterId, NodeId, NodeRole, session};
 use skep_chaos_tests::{Host, Rig, take_turn, wait_until};
-use skep_manager::transport::{Channels, channel};
+use skep_manager::transport::{Channels, channel, session_connection};
 use skep_pki::{NodeIdentity, PendingIdentity, RootAuthority, Subject, TlsIdentity, pinned_client_config};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -69,11 +68,21 @@ async fn manager_calls(channel: Channel) -> Vec<(&'static str, Result<(), Status
     ]
 }
 
-async fn session(channel: Channel) -> Result<(), Status> {
+/// Begins a session; returns how the manager ends it.
+async fn session_as(identity: Option<NodeIdentity>) -> Status {
+    let connection = match identity {
+        Some(identity) => Channels::new(TlsIdentity::new(identity).unwrap()).session(MANAGER).await,
+        None => session_connection(pinned_client_config(&[session::ALPN]).unwrap().0.into(), MANAGER).await,
+    };
+    let (mut from_manager, mut to_manager) = session::split::<_, ManagerMessage>(connection.unwrap());
     let message = WorkerMessage { kind: Some(worker_message::Kind::Heartbeat(Heartbeat {})) };
-    let mut client = DispatcherClient::new(channel);
-    let mut stream = client.session(tokio_stream::once(message)).await?.into_inner();
-    stream.message().await.map(drop)
+    to_manager.send(&message).await.unwrap();
+    match from_manager.next().await {
+        Ok(Some(ManagerMessage { kind: Some(manager_message::Kind::End(end)) })) => {
+            Status::new(end.code.into(), end.message)
+        }
+        other => panic!("the session is ended, not {other:?}"),
+    }
 }
 
 #[track_caller]
@@ -94,7 +103,7 @@ fn only_nodes_of_the_swarm_in_the_right_role_are_heard() {
 
     let calls = from_inside(attacker, async { manager_calls(without()).await });
     all_refused(&calls, &[Code::Unauthenticated]);
-    let refused = from_inside(attacker, async { session(without()).await }).unwrap_err();
+    let refused = from_inside(attacker, session_as(None));
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     let root = from_inside(attacker, async {
         NodeCaClient::new(without()).get_root_certificate(RootCertificateRequest {}).await
@@ -126,7 +135,7 @@ fn only_nodes_of_the_swarm_in_the_right_role_are_heard() {
     rig.host(2).stop_daemon();
     rig.host(1).ok(&["node", "rm", "--force", "n2"]);
     wait_until("the removed node is refused", Duration::from_secs(10), || {
-        let refused = from_inside(attacker, async { session(with(worker.clone())).await }).unwrap_err();
+        let refused = from_inside(attacker, session_as(Some(worker.clone())));
         (refused.code() == Code::PermissionDenied, refused.to_string())
     });
     let renewal = CertificateRequest {

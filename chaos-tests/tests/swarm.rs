@@ -52,6 +52,26 @@ fn the_leader_is_lost_twice_and_no_task_notices() {
     }
 }
 
+/// Its connections stay open, and the kernel goes on to acknowledge what comes in: silence alone tells.
+#[test]
+fn a_leader_that_hangs_is_left_by_its_workers() {
+    take_turn!();
+    let rig = Rig::swarm(4, 3);
+    let hung = rig.leader(1);
+    let other = if hung == 1 { 2 } else { 1 };
+    rig.host(hung).pause_daemon(true);
+    let constraint = ["--constraint", "node.role==worker"];
+    wait_until("a service is created", LIMIT, || {
+        let create = ["service", "create", "-d", "--name", "web"];
+        let ran = rig.host(other).run(&[&create[..], &constraint, &["skep/whoami"]].concat());
+        (ran.success || ran.stderr.contains("exists"), ran.stderr)
+    });
+    rig.host(other).await_replicas("web", "1/1");
+    let nodes = rig.host(other).ok(&["node", "ls", "--filter", "role=worker", "--format", "{{.Hostname}} {{.Status}}"]);
+    assert_eq!(nodes.trim(), "n4 Ready", "the worker was never given up");
+    rig.host(hung).pause_daemon(false);
+}
+
 #[test]
 fn a_lost_workers_tasks_run_elsewhere_and_its_own_are_ended_when_it_is_back() {
     take_turn!();

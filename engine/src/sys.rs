@@ -196,24 +196,43 @@ pub fn let_go_of_code() -> io::Result<()> {
 /// Memory that was freed and that the allocator keeps for itself.
 #[derive(Debug, Default)]
 pub struct FreedMemory {
-    /// How much of it there was when it was last given back, or less since.
-    known: usize,
+    known: Amounts,
+}
+
+/// As they were when memory was last given back, or less since.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    freed: usize,
+    /// What was freed and given back counts as freed for ever, but used and freed again it is resident.
+    resident: usize,
 }
 
 /// Less than this is worth no walk through the heap.
-const FREED_MIN: usize = 8 << 20;
+const GROWN_MIN: usize = 2 << 20;
 
 impl FreedMemory {
-    /// Gives it back to the kernel, if it has grown since. The allocator does so by
+    /// Gives it back to the kernel, if there may be more than before. The allocator does so by
     /// itself only at the end of its heap, and what was freed by a large burst of work lies within.
     pub fn give_back(&mut self) {
-        let freed = freed();
-        if freed > self.known + FREED_MIN {
+        let now = Amounts { freed: freed(), resident: resident() };
+        if now.freed > self.known.freed + GROWN_MIN || now.resident > self.known.resident + GROWN_MIN {
             give_back();
-            self.known = freed;
+            self.known = Amounts { freed: now.freed, resident: resident() };
         }
-        self.known = self.known.min(freed);
+        self.known.freed = self.known.freed.min(now.freed);
+        self.known.resident = self.known.resident.min(now.resident);
     }
+}
+
+/// The process's own memory that is in the machine's, in bytes; nothing if the kernel does not say.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages
+        * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+            .ok()
+            .flatten()
+            .map_or(0, |len| len.unsigned_abs() as usize)
 }
 
 #[cfg(target_env = "gnu")]
@@ -263,10 +282,6 @@ mod tests {
     #[cfg(target_env = "gnu")]
     fn what_was_freed_within_the_heap_is_given_back() {
         const BLOCK: usize = 2048;
-        let resident = || {
-            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-        };
         let blocks: Vec<Vec<u8>> = (0..(64 << 20) / BLOCK).map(|_| vec![1; BLOCK]).collect();
         let mut freed_memory = FreedMemory::default();
         freed_memory.give_back();

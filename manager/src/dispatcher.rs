@@ -11,19 +11,25 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use skep_api::grpc::{Heartbeat, HeartbeatPeriod, Hello, ManagerMessage, Managers, Welcome, WorkerMessage};
-use skep_api::grpc::{manager_message, worker_message};
+use skep_api::grpc::{
+    AreYouThere, End, Heartbeat, HeartbeatPeriod, Hello, IAmHere, ManagerMessage, Managers, Redirect, Welcome,
+    WorkerMessage, manager_message, worker_message,
+};
 use skep_api::node::NodeStatus;
-use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, encoding};
+use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, encoding, session};
 use skep_raft_store::{Store, Tables, Transaction, UpdateError};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use assignments::Assigned;
 use facts::{ToldFacts, Touched};
 use holders::Holders;
 pub(crate) use statuses::StatusWriter;
+
+use crate::authority::{Needs, check};
+use crate::manager::Shared;
+use crate::transport::{PeerInfo, PeerStream};
 
 /// Missed heartbeats after which a node counts as down.
 const GRACE_PERIODS: u32 = 3;
@@ -32,11 +38,12 @@ const PERIOD_MIN: Duration = Duration::from_secs(1);
 const BEATS_PER_SECOND: u32 = 200;
 /// How much longer a new leader waits for nodes to find it.
 const TAKEOVER_GRACE: Duration = Duration::from_secs(4);
-const MESSAGES_AHEAD: usize = 64;
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// A worker that is there is heard more often, whatever the period of its heartbeats.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 
-/// What goes to a worker.
-type Outgoing = Result<ManagerMessage, Status>;
+type FromWorker = session::Incoming<PeerStream, WorkerMessage>;
+type ToWorker = session::Outgoing<PeerStream>;
 
 /// How often workers should say that they live: the more there are, the less often.
 pub(crate) fn heartbeat_period(tables: &Tables) -> Duration {
@@ -127,39 +134,26 @@ impl Dispatcher {
         }
     }
 
-    /// Holds one worker's session until it ends.
-    pub(crate) async fn session(
-        self,
-        id: NodeId,
-        addr: SocketAddr,
-        mut from_worker: Streaming<WorkerMessage>,
-        to_worker: mpsc::Sender<Outgoing>,
-    ) {
-        if let Err(status) = self.run_session(id, addr, &mut from_worker, &to_worker).await {
-            tracing::debug!(node = %id, %status, "a session ended");
-            // The worker may be gone already.
-            drop(to_worker.try_send(Err(status)));
-        }
-    }
-
-    async fn run_session(
+    /// Holds one worker's session until it ends. There may be thousands, which mostly wait: what they do at
+    /// times has its memory for that time only.
+    async fn session(
         &self,
         id: NodeId,
         addr: SocketAddr,
-        from_worker: &mut Streaming<WorkerMessage>,
-        to_worker: &mpsc::Sender<Outgoing>,
+        mut from_worker: FromWorker,
+        to_worker: &mut ToWorker,
     ) -> Result<(), Status> {
-        let first = tokio::time::timeout(HELLO_LIMIT, from_worker.message())
+        let first = tokio::time::timeout(HELLO_LIMIT, next(&mut from_worker))
             .await
             .map_err(|_| Status::deadline_exceeded("the session began without a hello"))??;
         let Some(WorkerMessage { kind: Some(worker_message::Kind::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("a session begins with a hello"));
         };
         let session: u64 = rand::random();
-        self.register(id, addr, hello).await?;
+        Box::pin(self.register(id, addr, hello)).await?;
         self.beat(id, session, true);
         self.holders.join(id, session);
-        let ended = self.follow(id, session, from_worker, to_worker).await;
+        let ended = self.follow(id, session, &mut from_worker, to_worker).await;
         self.holders.leave(id, session);
         ended
     }
@@ -169,8 +163,8 @@ impl Dispatcher {
         &self,
         id: NodeId,
         session: u64,
-        from_worker: &mut Streaming<WorkerMessage>,
-        to_worker: &mpsc::Sender<Outgoing>,
+        from_worker: &mut FromWorker,
+        to_worker: &mut ToWorker,
     ) -> Result<(), Status> {
         let mut commits = self.store.watch();
         let mut lowest = self.holders.lowest();
@@ -182,16 +176,23 @@ impl Dispatcher {
         send(to_worker, manager_message::Kind::Welcome(welcome)).await?;
         let mut told = Told { period, managers: Vec::new(), role: None, facts: ToldFacts::default(), unheld: None };
         let mut assigned = Assigned::default();
-        self.tell_facts(id, session, &mut told, &Touched::everything(), to_worker).await?;
-        self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+        let mut heard = tokio::time::Instant::now();
+        Box::pin(self.tell_facts(id, session, &mut told, &Touched::everything(), to_worker)).await?;
+        Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
         loop {
             let waiting = assigned.waits_until();
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
-                message = from_worker.message() => match message? {
+                message = next(from_worker) => match message? {
                     None => return Ok(()),
-                    Some(message) => self.handle(id, session, message, &mut told, to_worker).await?,
+                    Some(message) => {
+                        heard = tokio::time::Instant::now();
+                        Box::pin(self.handle(id, session, message, &mut told, to_worker)).await?;
+                    }
                 },
+                () = tokio::time::sleep_until(heard + SILENCE_MAX) => {
+                    return Err(Status::deadline_exceeded("nothing was heard for too long"));
+                }
                 commit = commits.recv() => {
                     let mut touched = Touched::default();
                     let mut tasks = false;
@@ -212,18 +213,18 @@ impl Dispatcher {
                     }
                     let facts = !touched.is_empty();
                     if facts {
-                        self.tell_facts(id, session, &mut told, &touched, to_worker).await?;
+                        Box::pin(self.tell_facts(id, session, &mut told, &touched, to_worker)).await?;
                     }
                     if tasks || facts {
-                        self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                        Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
                     }
                 }
                 // Tasks whose end waited for other nodes may end now, or have waited long enough.
                 _ = lowest.changed(), if waiting.is_some() => {
-                    self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                    Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
                 }
                 () = sleep_until(waiting) => {
-                    self.tell_changes(id, &mut assigned, &mut told, to_worker).await?;
+                    Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
                 }
             }
         }
@@ -236,7 +237,7 @@ impl Dispatcher {
         session: u64,
         told: &mut Told,
         touched: &Touched,
-        to_worker: &mpsc::Sender<Outgoing>,
+        to_worker: &mut ToWorker,
     ) -> Result<(), Status> {
         let tables = self.store.view();
         for part in told.facts.update(&tables, id, touched) {
@@ -294,7 +295,7 @@ impl Dispatcher {
         session: u64,
         message: WorkerMessage,
         told: &mut Told,
-        to_worker: &mpsc::Sender<Outgoing>,
+        to_worker: &mut ToWorker,
     ) -> Result<(), Status> {
         let current = self.deadlines().get(&id).map(|deadline| deadline.session);
         match current {
@@ -305,6 +306,9 @@ impl Dispatcher {
         }
         match message.kind {
             Some(worker_message::Kind::Heartbeat(Heartbeat {})) => Ok(()),
+            Some(worker_message::Kind::AreYouThere(AreYouThere {})) => {
+                send(to_worker, manager_message::Kind::IAmHere(IAmHere {})).await
+            }
             Some(worker_message::Kind::Statuses(batch)) => self.statuses.take(id, batch).await,
             Some(worker_message::Kind::Description(bytes)) => {
                 let description = read_description(&bytes)?;
@@ -333,7 +337,7 @@ impl Dispatcher {
         id: NodeId,
         assigned: &mut Assigned,
         told: &mut Told,
-        to_worker: &mpsc::Sender<Outgoing>,
+        to_worker: &mut ToWorker,
     ) -> Result<(), Status> {
         let tables = self.store.view();
         let Some(node) = tables.nodes.get(id) else {
@@ -401,12 +405,39 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn send(to_worker: &mpsc::Sender<Outgoing>, kind: manager_message::Kind) -> Result<(), Status> {
-    let message = ManagerMessage { kind: Some(kind) };
-    to_worker.send(Ok(message)).await.map_err(|_| Status::cancelled("the worker is gone"))
+async fn next(from_worker: &mut FromWorker) -> Result<Option<WorkerMessage>, Status> {
+    from_worker.next().await.map_err(|error| Status::cancelled(format!("the worker is gone: {error}")))
 }
 
-/// A channel for what goes to a worker.
-pub(crate) fn outgoing() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
-    mpsc::channel(MESSAGES_AHEAD)
+async fn send(to_worker: &mut ToWorker, kind: manager_message::Kind) -> Result<(), Status> {
+    let message = ManagerMessage { kind: Some(kind) };
+    to_worker.send(&message).await.map_err(|error| Status::cancelled(format!("the worker is gone: {error}")))
+}
+
+/// Serves one connection that a worker opened for its session, up to its last message.
+pub(crate) async fn serve(shared: Arc<Shared>, stream: PeerStream) {
+    let info = stream.info().clone();
+    let (from_worker, mut to_worker) = session::split(stream);
+    let last = match admitted(&shared, &info, from_worker, &mut to_worker).await {
+        Ok(None) => return,
+        Ok(Some(leader_addr)) => manager_message::Kind::Redirect(Redirect { leader_addr }),
+        Err(status) => {
+            tracing::debug!(addr = %info.addr, %status, "a session ended");
+            manager_message::Kind::End(End { code: status.code().into(), message: status.message().to_owned() })
+        }
+    };
+    // The worker may be gone already.
+    drop(send(&mut to_worker, last).await);
+}
+
+/// Holds the session of a worker that may have one. Where the leader is, if it is not here.
+async fn admitted(
+    shared: &Shared,
+    info: &PeerInfo,
+    from_worker: FromWorker,
+    to_worker: &mut ToWorker,
+) -> Result<Option<String>, Status> {
+    let peer = check(info.identity.as_ref(), Needs::AnyNode, &shared.store.view(), SystemTime::now())?;
+    let Some(dispatcher) = shared.dispatcher() else { return Ok(Some(shared.leader_addr().unwrap_or_default())) };
+    dispatcher.session(peer.node(), info.addr, from_worker, to_worker).await.map(|()| None)
 }

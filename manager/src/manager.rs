@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use skep_api::grpc::control_client::ControlClient;
 use skep_api::grpc::control_server::ControlServer;
-use skep_api::grpc::dispatcher_server::DispatcherServer;
 use skep_api::grpc::node_ca_server::NodeCaServer;
 use skep_api::grpc::raft_client::RaftClient;
 use skep_api::grpc::raft_server::RaftServer;
@@ -30,10 +29,10 @@ use tonic::Status;
 use tonic::transport::Server;
 
 use crate::control::{self, Command, ControlError, Outcome};
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{self, Dispatcher};
 use crate::leader;
 use crate::rpc::Services;
-use crate::transport::{Channels, accept};
+use crate::transport::{Accepted, Channels, accept};
 
 const HEARTBEAT: Duration = Duration::from_millis(50);
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(100);
@@ -190,10 +189,6 @@ impl Shared {
 
     pub(crate) fn leader_addr(&self) -> Option<String> {
         self.store.leadership().borrow().leader_addr.clone()
-    }
-
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
     }
 
     pub(crate) async fn execute_here(&self, command: Command) -> Result<Outcome, ControlError> {
@@ -443,17 +438,23 @@ impl Manager {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let incoming = accept(listener, &config.tls, shared.stop.clone())?;
+        let Accepted { grpc, mut sessions } = accept(listener, &config.tls, shared.stop.clone())?;
         let services = Services(shared.clone());
         let server = Server::builder()
             .add_service(NodeCaServer::new(services.clone()))
-            .add_service(DispatcherServer::new(services.clone()).max_decoding_message_size(MESSAGE_LEN_MAX))
             .add_service(RaftServer::new(services.clone()).max_decoding_message_size(MESSAGE_LEN_MAX))
             .add_service(ControlServer::new(services).max_decoding_message_size(MESSAGE_LEN_MAX));
         let stopped = shared.stop.clone().cancelled_owned();
         shared.tasks.spawn(async move {
-            if let Err(error) = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped).await {
+            if let Err(error) = server.serve_with_incoming_shutdown(ReceiverStream::new(grpc), stopped).await {
                 tracing::error!(%error, "the control port stopped");
+            }
+        });
+        let serving = shared.clone();
+        shared.tasks.spawn(async move {
+            // Ends when nothing is accepted any more.
+            while let Some(stream) = sessions.recv().await {
+                serving.tasks.spawn(dispatcher::serve(serving.clone(), stream));
             }
         });
         shared.tasks.spawn(shared.clone().follow_leadership());

@@ -1,29 +1,23 @@
 //! The gRPC services: each call is checked against its caller's certificate, then handed on.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::Stream;
 use skep_api::encoding;
 use skep_api::grpc::control_server::Control;
-use skep_api::grpc::dispatcher_server::Dispatcher;
 use skep_api::grpc::node_ca_server::NodeCa;
 use skep_api::grpc::raft_server::Raft;
 use skep_api::grpc::{
-    CertificateRequest, ControlMessage, IssuedCertificate, JoinRaftReply, JoinRaftRequest, ManagerMessage, RaftMessage,
-    ReadIndexReply, ReadIndexRequest, Redirect, RootCertificate, RootCertificateRequest, WorkerMessage,
-    manager_message,
+    CertificateRequest, ControlMessage, IssuedCertificate, JoinRaftReply, JoinRaftRequest, RaftMessage, ReadIndexReply,
+    ReadIndexRequest, RootCertificate, RootCertificateRequest,
 };
 use skep_pki::PeerIdentity;
 use skep_raft_store::RpcKind;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use crate::authority::{Needs, check};
 use crate::ca_server::{self, Decision};
 use crate::control::{Command, Reason};
-use crate::dispatcher::outgoing;
 use crate::manager::Shared;
 use crate::transport::PeerInfo;
 
@@ -75,31 +69,6 @@ impl NodeCa for Services {
             }
         };
         Ok(Response::new(ca_server::sign(&request, subject, &tables, SystemTime::now())?))
-    }
-}
-
-#[tonic::async_trait]
-impl Dispatcher for Services {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<ManagerMessage, Status>> + Send>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<WorkerMessage>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
-        let (peer, info) = self.caller(&request, Needs::AnyNode)?;
-        let (to_worker, messages) = outgoing();
-        match self.0.dispatcher() {
-            Some(dispatcher) => {
-                self.0.spawn(dispatcher.session(peer.node(), info.addr, request.into_inner(), to_worker));
-            }
-            None => {
-                let leader_addr = self.0.leader_addr().unwrap_or_default();
-                let redirect = manager_message::Kind::Redirect(Redirect { leader_addr });
-                // The channel is new and has room.
-                drop(to_worker.try_send(Ok(ManagerMessage { kind: Some(redirect) })));
-            }
-        }
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }
 

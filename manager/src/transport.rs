@@ -12,18 +12,19 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
+use skep_api::session;
 use skep_pki::{PeerIdentity, TlsError, TlsIdentity};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
-use tokio_rustls::{TlsAcceptor, TlsConnector, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-const ALPN: &[&[u8]] = &[b"h2"];
+const GRPC: &[u8] = b"h2";
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How often another attempt is begun until then.
 const ATTEMPT_EVERY: Duration = Duration::from_millis(250);
@@ -42,6 +43,12 @@ pub struct PeerInfo {
     pub addr: SocketAddr,
 }
 
+/// What comes in by the control port: calls, and workers' sessions.
+pub(crate) struct Accepted {
+    pub(crate) grpc: mpsc::Receiver<io::Result<PeerStream>>,
+    pub(crate) sessions: mpsc::Receiver<PeerStream>,
+}
+
 /// An accepted connection.
 pub struct PeerStream {
     inner: server::TlsStream<TcpStream>,
@@ -51,6 +58,16 @@ pub struct PeerStream {
 impl std::fmt::Debug for PeerStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("PeerStream").field(&self.info).finish()
+    }
+}
+
+impl PeerStream {
+    pub(crate) const fn info(&self) -> &PeerInfo {
+        &self.info
+    }
+
+    fn is_session(&self) -> bool {
+        self.inner.get_ref().1.alpn_protocol() == Some(session::ALPN)
     }
 }
 
@@ -84,9 +101,10 @@ pub(crate) fn accept(
     listener: TcpListener,
     tls: &Arc<TlsIdentity>,
     stop: CancellationToken,
-) -> Result<mpsc::Receiver<io::Result<PeerStream>>, TlsError> {
-    let config: Arc<ServerConfig> = Arc::new(tls.server_config(ALPN)?);
-    let (accepted, incoming) = mpsc::channel(ACCEPTED_WAITING_MAX);
+) -> Result<Accepted, TlsError> {
+    let config: Arc<ServerConfig> = Arc::new(tls.server_config(&[GRPC, session::ALPN])?);
+    let (to_grpc, grpc) = mpsc::channel(ACCEPTED_WAITING_MAX);
+    let (to_sessions, sessions) = mpsc::channel(ACCEPTED_WAITING_MAX);
     tokio::spawn(async move {
         loop {
             let connection = tokio::select! {
@@ -94,17 +112,20 @@ pub(crate) fn accept(
                 connection = listener.accept() => connection,
             };
             let Ok((stream, addr)) = connection else { continue };
-            let (acceptor, accepted) = (TlsAcceptor::from(config.clone()), accepted.clone());
+            let acceptor = TlsAcceptor::from(config.clone());
+            let (to_grpc, to_sessions) = (to_grpc.clone(), to_sessions.clone());
             tokio::spawn(async move {
                 match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(acceptor, stream, addr)).await {
-                    Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
+                    // Whoever takes them may be on its way down.
+                    Ok(Ok(stream)) if stream.is_session() => drop(to_sessions.send(stream).await),
+                    Ok(Ok(stream)) => drop(to_grpc.send(Ok(stream)).await),
                     Ok(Err(error)) => tracing::debug!(%addr, %error, "a handshake failed"),
                     Err(_) => tracing::debug!(%addr, "a handshake took too long"),
                 }
             });
         }
     });
-    Ok(incoming)
+    Ok(Accepted { grpc, sessions })
 }
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, addr: SocketAddr) -> io::Result<PeerStream> {
@@ -134,9 +155,15 @@ impl Channels {
         if let Some(channel) = open.get(addr) {
             return Ok(channel.clone());
         }
-        let channel = channel(addr, Arc::new(self.tls.client_config(ALPN)?));
+        let channel = channel(addr, Arc::new(self.tls.client_config(&[GRPC])?));
         open.insert(addr.to_owned(), channel.clone());
         Ok(channel)
+    }
+
+    /// A connection of its own to the manager at `addr`, for a session.
+    pub async fn session(&self, addr: &str) -> io::Result<client::TlsStream<TcpStream>> {
+        let config = self.tls.client_config(&[session::ALPN]).map_err(io::Error::other)?;
+        session_connection(Arc::new(config), addr).await
     }
 
     /// Forgets a channel, so that the next use connects anew (with a renewed certificate, say).
@@ -166,19 +193,26 @@ async fn dial(addr: &str) -> io::Result<TcpStream> {
     }
 }
 
+/// A connection over `config` for a session with the manager at `addr`.
+pub async fn session_connection(config: Arc<ClientConfig>, addr: &str) -> io::Result<client::TlsStream<TcpStream>> {
+    tokio::time::timeout(CONNECT_LIMIT, connect(addr, config)).await?
+}
+
+/// Connects to a manager; its certificate must be a manager's.
+async fn connect(addr: &str, config: Arc<ClientConfig>) -> io::Result<client::TlsStream<TcpStream>> {
+    let stream = dial(addr).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from("swarm-manager").expect("a valid name");
+    TlsConnector::from(config).connect(name, stream).await
+}
+
 /// A lazy channel over `config`.
 pub fn channel(addr: &str, config: Arc<ClientConfig>) -> Channel {
     let addr = addr.to_owned();
     let target = addr.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let (config, addr) = (config.clone(), target.clone());
-        async move {
-            let stream = dial(&addr).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from("swarm-manager").expect("a valid name");
-            let stream = TlsConnector::from(config).connect(name, stream).await?;
-            Ok::<_, io::Error>(TokioIo::new(stream))
-        }
+        async move { Ok::<_, io::Error>(TokioIo::new(connect(&addr, config).await?)) }
     });
     Endpoint::from_shared(format!("http://{addr}"))
         .unwrap_or_else(|_| Endpoint::from_static("http://invalid"))

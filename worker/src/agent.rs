@@ -2,20 +2,21 @@
 //! is given.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_api::grpc::dispatcher_client::DispatcherClient;
-use skep_api::grpc::{FactsHeld, Heartbeat, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
-use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding};
+use skep_api::grpc::{
+    AreYouThere, FactsHeld, Heartbeat, Hello, IAmHere, ManagerMessage, WorkerMessage, manager_message, worker_message,
+};
+use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding, session};
 use skep_engine::Engine;
 use skep_overlay_net::Overlay;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::assignments::{Inbox, Payloads, Update};
 use crate::attachments::Attachments;
@@ -27,15 +28,15 @@ use crate::runner::Runner;
 /// Pauses between attempts: the first, and the longest. A new leader waits a few seconds for its
 /// workers before it gives them up: pauses and limits here must leave room for several attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-const MESSAGES_AHEAD: usize = 64;
-const MESSAGE_LEN_MAX: usize = 64 << 20;
 const WELCOME_LIMIT: Duration = Duration::from_secs(2);
 
-/// Makes channels to managers; the daemon brings the node's certificate into it.
+/// What the future of a [`Connect`] brings.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn session::Connection>>> + Send + 'a>>;
+type ToManager = session::Outgoing<Box<dyn session::Connection>>;
+
+/// Connects to managers; the daemon brings the node's certificate into it.
 pub trait Connect: Send + Sync + 'static {
-    fn connect(&self, addr: &str) -> Result<Channel, String>;
-    /// The last use failed: the next is to begin anew.
-    fn forget(&self, addr: &str);
+    fn connect<'a>(&'a self, addr: &'a str) -> Connecting<'a>;
 }
 
 /// How an agent is set up.
@@ -139,7 +140,6 @@ impl Agent {
             Ok(end) => end,
             Err(status) => {
                 tracing::debug!(manager = addr, %status, "the session ended");
-                self.config.connect.forget(addr);
                 if status.code() == tonic::Code::PermissionDenied {
                     return SessionEnd::Refused(status.message().to_owned());
                 }
@@ -149,29 +149,26 @@ impl Agent {
     }
 
     async fn run_session(&mut self, addr: &str, welcomed: &mut bool) -> Result<SessionEnd, Status> {
-        let channel = self.config.connect.connect(addr).map_err(Status::unavailable)?;
-        let mut client = DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
-        let (to_manager, outgoing) = mpsc::channel(MESSAGES_AHEAD);
+        let connection = self.config.connect.connect(addr).await.map_err(lost)?;
+        let (mut from_manager, mut to_manager) = session::split::<_, ManagerMessage>(connection);
         let mut keys = self.config.overlay.public_keys();
         let hello = Hello {
             description: self.description(&keys.borrow_and_update()),
             bulk_port: u32::from(self.config.bulk_port),
         };
-        send(&to_manager, worker_message::Kind::Hello(hello)).await?;
-        let session = tokio::time::timeout(WELCOME_LIMIT, client.session(ReceiverStream::new(outgoing)));
-        let mut from_manager = session.await.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+        send(&mut to_manager, worker_message::Kind::Hello(hello)).await?;
         let mut inbox = Inbox::default();
         let mut facts = FactsInbox::default();
         let mut held = self.config.overlay.held();
         held.mark_unchanged();
         let mut beat = tokio::time::interval(Duration::from_secs(1));
-        let mut heard = tokio::time::Instant::now();
+        let (mut heard, mut asked) = (tokio::time::Instant::now(), false);
         loop {
             let (reporter, attachments) = (self.reporter.clone(), self.config.attachments.clone());
             tokio::select! {
-                message = from_manager.message() => {
-                    let Some(message) = message? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
-                    heard = tokio::time::Instant::now();
+                message = from_manager.next() => {
+                    let Some(message) = message.map_err(lost)? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
+                    (heard, asked) = (tokio::time::Instant::now(), false);
                     if let Some(manager_message::Kind::Facts(part)) = message.kind {
                         if let Some(update) = facts.take(part).map_err(|e| Status::invalid_argument(e.to_string()))? {
                             self.config.overlay.take(update);
@@ -183,23 +180,30 @@ impl Agent {
                 changed = held.changed(), if *welcomed => {
                     if changed.is_ok() {
                         let revision = *held.borrow_and_update();
-                        send(&to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision })).await?;
+                        send(&mut to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision })).await?;
                     }
                 }
                 changed = keys.changed(), if *welcomed => {
                     if changed.is_ok() {
                         let description = self.description(&keys.borrow_and_update());
-                        send(&to_manager, worker_message::Kind::Description(description)).await?;
+                        send(&mut to_manager, worker_message::Kind::Description(description)).await?;
                     }
                 }
                 _ = beat.tick(), if *welcomed => {
-                    send(&to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
+                    send(&mut to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
                 }
                 batch = reporter.next_batch(), if *welcomed => {
-                    send(&to_manager, worker_message::Kind::Statuses(batch)).await?;
+                    send(&mut to_manager, worker_message::Kind::Statuses(batch)).await?;
                 }
                 wishes = attachments.next_message(), if *welcomed => {
-                    send(&to_manager, worker_message::Kind::Attachments(wishes)).await?;
+                    send(&mut to_manager, worker_message::Kind::Attachments(wishes)).await?;
+                }
+                () = tokio::time::sleep_until(heard + session::SILENCE), if *welcomed && !asked => {
+                    asked = true;
+                    send(&mut to_manager, worker_message::Kind::AreYouThere(AreYouThere {})).await?;
+                }
+                () = tokio::time::sleep_until(heard + session::SILENCE_LIMIT), if *welcomed => {
+                    return Err(Status::deadline_exceeded("the manager is silent"));
                 }
                 () = tokio::time::sleep_until(heard + WELCOME_LIMIT), if !*welcomed => {
                     return Err(Status::deadline_exceeded("no welcome"));
@@ -256,6 +260,8 @@ impl Agent {
             Some(manager_message::Kind::Attachment(reply)) => {
                 self.config.attachments.take(&reply).map_err(|e| Status::invalid_argument(e.to_string()))?;
             }
+            Some(manager_message::Kind::IAmHere(IAmHere {})) => {}
+            Some(manager_message::Kind::End(end)) => return Err(Status::new(end.code.into(), end.message)),
             // Facts are taken before.
             Some(manager_message::Kind::Facts(_)) | None => return Err(Status::invalid_argument("an empty message")),
         }
@@ -339,6 +345,10 @@ fn interval(milliseconds: u64) -> tokio::time::Interval {
     interval
 }
 
-async fn send(to_manager: &mpsc::Sender<WorkerMessage>, kind: worker_message::Kind) -> Result<(), Status> {
-    to_manager.send(WorkerMessage { kind: Some(kind) }).await.map_err(|_| Status::cancelled("the session is over"))
+async fn send(to_manager: &mut ToManager, kind: worker_message::Kind) -> Result<(), Status> {
+    to_manager.send(&WorkerMessage { kind: Some(kind) }).await.map_err(lost)
+}
+
+fn lost(error: io::Error) -> Status {
+    Status::unavailable(error.to_string())
 }

@@ -13,7 +13,7 @@ mod reporter;
 mod runner;
 pub mod step;
 
-pub use agent::{Agent, AgentConfig, AgentEvent, Connect};
+pub use agent::{Agent, AgentConfig, AgentEvent, Connect, Connecting};
 pub use attachments::Attachments;
 pub use conversion::{TASK_ID_LABEL, container_mount, health_check};
 pub use networks::SwarmNetworks;

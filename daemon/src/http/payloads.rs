@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::object::Record;
 use skep_api::{Config, Secret};
-use skep_manager::control::Command;
+use skep_manager::control::{Command, Outcome};
 use skep_raft_store::Table;
 
 use super::nodes::VersionQuery;
@@ -91,7 +91,7 @@ pub(super) async fn list_secrets(state: State, Query(query): Query<ListQuery>) -
 pub(super) async fn create_secret(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
     let command = Command::CreateSecret { spec: parse(&body)? };
     let outcome = state.swarm.manager().await?.execute(command).await?;
-    Ok((StatusCode::CREATED, Json(json!({"ID": created(outcome)}))))
+    Ok((StatusCode::CREATED, Json(id_of(outcome))))
 }
 
 pub(super) async fn inspect_secret(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
@@ -122,10 +122,16 @@ pub(super) async fn list_configs(state: State, Query(query): Query<ListQuery>) -
     select(&state.swarm.manager().await?.read().await?.configs, &query)
 }
 
+/// Docker's daemon says `ID` where the API's description has `Id`: clients look for one or the other.
+fn id_of(outcome: Outcome) -> Value {
+    let id = created(outcome);
+    json!({ "ID": id, "Id": id })
+}
+
 pub(super) async fn create_config(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
     let command = Command::CreateConfig { spec: parse(&body)? };
     let outcome = state.swarm.manager().await?.execute(command).await?;
-    Ok((StatusCode::CREATED, Json(json!({"ID": created(outcome)}))))
+    Ok((StatusCode::CREATED, Json(id_of(outcome))))
 }
 
 pub(super) async fn inspect_config(state: State, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use skep_api::node::DataPath;
+use skep_api::session::Connection;
 use skep_api::{NodeDescription, NodeId, NodeRole};
 use skep_engine::Engine;
 use skep_manager::control::Command;
@@ -13,10 +14,9 @@ use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
 use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{NodeIdentity, TlsIdentity};
-use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, SwarmNetworks, TASK_ID_LABEL};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks, TASK_ID_LABEL};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::admission;
 use super::state::NodeStateFile;
@@ -53,11 +53,11 @@ pub(crate) struct ActiveNode {
 struct Dialer(Channels);
 
 impl Connect for Dialer {
-    fn connect(&self, addr: &str) -> Result<Channel, String> {
-        self.0.to(addr).map_err(|error| error.to_string())
-    }
-    fn forget(&self, addr: &str) {
-        self.0.forget(addr);
+    fn connect<'a>(&'a self, addr: &'a str) -> Connecting<'a> {
+        Box::pin(async {
+            let stream = self.0.session(addr).await?;
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
     }
 }
 

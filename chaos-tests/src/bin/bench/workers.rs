@@ -3,16 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_api::grpc::dispatcher_client::DispatcherClient;
 use skep_api::grpc::node_ca_client::NodeCaClient;
 use skep_api::grpc::{CertificateRequest, Heartbeat, Hello, ManagerMessage, WorkerMessage, worker_message};
-use skep_api::{NodeDescription, encoding};
+use skep_api::{NodeDescription, encoding, session};
 use skep_chaos_tests::Rig;
 use skep_manager::transport::{Channels, channel};
 use skep_pki::{PendingIdentity, TlsIdentity, pinned_client_config};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::kilobytes;
 use crate::peer::{Maker, Peer};
@@ -30,19 +28,27 @@ pub(crate) fn workers() {
     rig.host(2).within_network(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
+            let resident = async || {
+                tokio::time::sleep(SETTLE).await;
+                kilobytes(&manager.daemon_pids(), "Rss:")
+            };
             // The first few bring in what is needed once.
             for number in 0..10 {
-                tokio::spawn(hold(join(&token, number).await));
+                tokio::spawn(hold(connect(number, join(&token).await).await));
             }
-            tokio::time::sleep(SETTLE).await;
-            let before = kilobytes(&manager.daemon_pids(), "Rss:");
-            for number in 10..10 + WORKERS {
-                tokio::spawn(hold(join(&token, number).await));
+            let alone = resident().await;
+            let mut joined = Vec::new();
+            for _ in 0..WORKERS {
+                joined.push(join(&token).await);
             }
-            tokio::time::sleep(SETTLE).await;
-            let after = kilobytes(&manager.daemon_pids(), "Rss:");
-            let each = (after - before) / f64::from(WORKERS);
-            println!("{:<58} {each:.1} kB ({before:.0} kB before, {after:.0} kB after)", "manager, for each worker");
+            let before = resident().await;
+            for (number, tls) in (10..).zip(joined) {
+                tokio::spawn(hold(connect(number, tls).await));
+            }
+            let after = resident().await;
+            let each = |from: f64, to: f64| (to - from) / f64::from(WORKERS);
+            println!("{:<58} {:.1} kB", "manager, for each worker that has joined", each(alone, before));
+            println!("{:<58} {:.1} kB", "manager, for each that is connected, besides", each(before, after));
             let nodes = manager.ask("/nodes").unwrap_or_default();
             let all = nodes.as_array().map_or(&[][..], Vec::as_slice);
             let ready = all.iter().filter(|node| node["Status"]["State"] == "ready").count();
@@ -51,24 +57,25 @@ pub(crate) fn workers() {
     });
 }
 
-type Session = (mpsc::Sender<WorkerMessage>, Streaming<ManagerMessage>);
+type Connection = TlsStream<TcpStream>;
+type Session = (session::Incoming<Connection, ManagerMessage>, session::Outgoing<Connection>);
 
 /// Beats, and takes what the manager says.
-async fn hold((sender, mut from_manager): Session) {
+async fn hold((mut from_manager, mut to_manager): Session) {
     loop {
-        send(&sender, worker_message::Kind::Heartbeat(Heartbeat {})).await;
-        while let Ok(message) = tokio::time::timeout(BEAT_EVERY, from_manager.message()).await {
+        send(&mut to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await;
+        while let Ok(message) = tokio::time::timeout(BEAT_EVERY, from_manager.next()).await {
             message.expect("the session goes on").expect("the session goes on");
         }
     }
 }
 
-async fn send(sender: &mpsc::Sender<WorkerMessage>, kind: worker_message::Kind) {
-    sender.send(WorkerMessage { kind: Some(kind) }).await.expect("the session is open");
+async fn send(to_manager: &mut session::Outgoing<Connection>, kind: worker_message::Kind) {
+    to_manager.send(&WorkerMessage { kind: Some(kind) }).await.expect("the session is open");
 }
 
-/// A new node with a session of its own.
-async fn join(token: &str, number: u32) -> Session {
+/// A new node.
+async fn join(token: &str) -> Arc<TlsIdentity> {
     let (config, _) = pinned_client_config(&[b"h2"]).expect("a configuration");
     let pending = PendingIdentity::generate().expect("a key");
     let request = CertificateRequest {
@@ -80,13 +87,15 @@ async fn join(token: &str, number: u32) -> Session {
     let issued = authority.issue_certificate(request).await.expect("a certificate").into_inner();
     let text = |bytes| String::from_utf8(bytes).expect("PEM is text");
     let identity = pending.certified(&text(issued.certificate_pem), &text(issued.root_certificate_pem));
-    let tls = TlsIdentity::new(identity.expect("an identity")).expect("a usable identity");
+    TlsIdentity::new(identity.expect("an identity")).expect("a usable identity")
+}
 
-    let (sender, messages) = mpsc::channel(4);
+/// The session of a node.
+async fn connect(number: u32, tls: Arc<TlsIdentity>) -> Session {
+    let connection = Channels::new(tls).session(MANAGER).await.expect("a connection");
+    let (from_manager, mut to_manager) = session::split(connection);
     let description = NodeDescription { hostname: format!("held{number}"), ..NodeDescription::default() };
     let hello = Hello { description: encoding::encode(&description), bulk_port: 7946 };
-    send(&sender, worker_message::Kind::Hello(hello)).await;
-    let mut dispatcher = DispatcherClient::new(Channels::new(tls).to(MANAGER).expect("a channel"));
-    let session = dispatcher.session(ReceiverStream::new(messages)).await.expect("a session").into_inner();
-    (sender, session)
+    send(&mut to_manager, worker_message::Kind::Hello(hello)).await;
+    (from_manager, to_manager)
 }

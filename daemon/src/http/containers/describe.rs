@@ -1,5 +1,6 @@
 //! Containers as the Engine API tells of them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -239,7 +240,7 @@ fn network_settings(engine: &Engine, container: &Inspection) -> Value {
     let running = matches!(container.state, ContainerState::Running(_));
     json!({
         "Bridge": "", "SandboxID": if running { container.id.as_str() } else { "" },
-        "SandboxKey": container.netns.as_ref().filter(|_| running), "HairpinMode": false,
+        "SandboxKey": container.netns.as_deref().filter(|_| running).unwrap_or_else(|| Path::new("")), "HairpinMode": false,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
         "SecondaryIPv6Addresses": null, "EndpointID": of_first("EndpointID"), "Gateway": of_first("Gateway"),
         "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": of_first("IPAddress"),
