@@ -5,13 +5,15 @@ mod context;
 mod copying;
 pub(crate) mod instruction;
 mod parse;
+mod plan;
 mod running;
 mod stage;
 mod words;
 
-pub use builder::{BuildError, BuildOptions, BuildOutput, check_dockerfile};
+pub use builder::{BuildError, BuildOptions, BuildOutput};
 pub(crate) use context::clean;
 pub use copying::{fetch, unpack_context};
+pub use plan::check_dockerfile;
 
 /// What stands where a container's image is named, for those in which a build runs its commands; no
 /// image can be called so.

@@ -11,11 +11,10 @@ use crate::build::parse::Instruction;
 use crate::build::stage::{self, CopyOptions, Mounted};
 use crate::build::words;
 
-impl Builder<'_> {
+impl Builder {
     pub(super) async fn copy(
-        &mut self,
+        &self,
         stage: &mut Stage,
-        number: usize,
         instruction: &Instruction,
         words: &[String],
     ) -> Result<(), BuildError> {
@@ -31,13 +30,13 @@ impl Builder<'_> {
         let step = format!("{} {}", instruction.name, instruction.rest);
         let failed = |error: io::Error| BuildError::Step { step: step.clone(), reason: error.to_string() };
         let origin = match &from {
-            Some(name) => Some(self.origin(name, number).await?),
+            Some(name) => Some(self.origin(name).await?),
             None => None,
         };
-        let store = self.engine.image_store().clone();
+        let store = self.plan.engine.image_store().clone();
         let other = origin.map(|layers| Mounted::new(&store, &layers)).transpose().map_err(failed)?;
         let whole = other.as_ref().map(|other| Sources::whole(&other.root()));
-        let sources_of = whole.as_ref().unwrap_or(&self.context);
+        let sources_of = whole.as_ref().unwrap_or(&self.plan.context);
         let options = CopyOptions { keeps_owners: sources_of.has_owners(), ..options };
         let mut pieces = Pieces::default();
         for source in sources {
@@ -46,7 +45,7 @@ impl Builder<'_> {
                 let doc = instruction.heredocs.iter().find(|doc| doc.name == name);
                 let doc = doc.ok_or_else(|| BuildError::Dockerfile(format!("{step}: heredoc {name} is missing")))?;
                 let content = if doc.expands {
-                    words::expand_text(&doc.content, self.escape, &|name| Self::lookup(stage, name))
+                    words::expand_text(&doc.content, self.plan.escape, &|name| Self::lookup(stage, name))
                         .map_err(BuildError::Dockerfile)?
                 } else {
                     doc.content.clone()
@@ -66,7 +65,7 @@ impl Builder<'_> {
         let content = pieces.hash(sources_of).map_err(failed)?;
         let how = format!("{options:?}");
         stage.key = key(&[&stage.key, &instruction.name, &content, &target, &how]);
-        if let Some(Some(layer)) = self.cached(&stage.key) {
+        if let Some(Some(layer)) = self.plan.cached(&stage.key) {
             self.tell(" ---> Using cache\n".into()).await?;
             stage.layers.push(layer);
             Self::note(stage, instruction, false);
@@ -75,7 +74,7 @@ impl Builder<'_> {
         let mounted = Mounted::new(&store, &stage.layers).map_err(failed)?;
         pieces.copy(sources_of, &mounted.root(), &target, &options).map_err(failed)?;
         let layer = tokio::task::block_in_place(|| mounted.seal(&store)).map_err(failed)?;
-        self.remember(&stage.key, &layer)?;
+        self.plan.remember(&stage.key, &layer)?;
         stage.layers.push(layer);
         Self::note(stage, instruction, false);
         Ok(())
@@ -89,8 +88,8 @@ impl Builder<'_> {
         let mut options = CopyOptions { unpacks: instruction.name == "ADD", ..CopyOptions::default() };
         let mut from = None;
         for (flag, value) in &instruction.flags {
-            let value =
-                words::expand(value, self.escape, &|name| Self::lookup(stage, name)).map_err(BuildError::Dockerfile)?;
+            let value = words::expand(value, self.plan.escape, &|name| Self::lookup(stage, name))
+                .map_err(BuildError::Dockerfile)?;
             match flag.as_str() {
                 "from" if instruction.name == "COPY" => from = Some(value),
                 "chown" => options.chown = Some(value),
@@ -111,8 +110,8 @@ impl Builder<'_> {
     }
 
     /// The layers that `--from` names: another stage's, or an image's.
-    async fn origin(&self, name: &str, number: usize) -> Result<Vec<String>, BuildError> {
-        if let Some(stage) = self.stage_of(name, number).and_then(|other| self.done.get(&other)) {
+    async fn origin(&self, name: &str) -> Result<Vec<String>, BuildError> {
+        if let Some(stage) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
             return Ok(stage.layers.clone());
         }
         Ok(self.image(name).await?.layers)

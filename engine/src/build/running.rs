@@ -15,8 +15,8 @@ use crate::engine::{Engine, RemoveOptions};
 const PROXY_ARGS: [&str; 8] =
     ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy"];
 
-impl Builder<'_> {
-    pub(super) async fn run_command(&mut self, stage: &mut Stage, instruction: &Instruction) -> Result<(), BuildError> {
+impl Builder {
+    pub(super) async fn run_command(&self, stage: &mut Stage, instruction: &Instruction) -> Result<(), BuildError> {
         if let Some((flag, _)) = instruction.flags.iter().find(|(flag, _)| flag != "network") {
             return Err(BuildError::Dockerfile(format!(
                 "line {}: the --{flag} option requires BuildKit, which this daemon does not have: leave it out",
@@ -32,7 +32,7 @@ impl Builder<'_> {
             .collect();
         let counted: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !is_proxy(arg)).collect();
         stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
-        if let Some(Some(layer)) = self.cached(&stage.key) {
+        if let Some(Some(layer)) = self.plan.cached(&stage.key) {
             self.tell(USING_CACHE.into()).await?;
             stage.layers.push(layer);
             Self::note(stage, instruction, false);
@@ -42,9 +42,9 @@ impl Builder<'_> {
             match instruction.flags.iter().find(|(flag, _)| flag == "network").map(|(_, value)| value.as_str()) {
                 Some("none") => NetworkMode::None,
                 Some("host") => NetworkMode::Host,
-                _ => self.options.network.clone(),
+                _ => self.plan.options.network.clone(),
             };
-        let proxies = self.options.build_args.iter().filter(|(name, _)| PROXY_ARGS.contains(&name.as_str()));
+        let proxies = self.plan.options.build_args.iter().filter(|(name, _)| PROXY_ARGS.contains(&name.as_str()));
         let proxies = proxies.filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
         let config = ContainerConfig {
             name: format!("build-{:016x}", rand::random::<u64>()),
@@ -56,14 +56,14 @@ impl Builder<'_> {
             seccomp: true,
             no_new_privileges: Some(false),
             network,
-            hosts: self.options.hosts.clone(),
-            limits: self.options.limits.clone(),
-            shm_size_bytes: self.options.shm_size_bytes,
+            hosts: self.plan.options.hosts.clone(),
+            limits: self.plan.options.limits.clone(),
+            shm_size_bytes: self.plan.options.shm_size_bytes,
             log: LogConfig { driver: LogDriver::None, ..LogConfig::default() },
             ..ContainerConfig::default()
         };
         let layer = self.run_container(config, stage.layers.clone(), &command).await?;
-        self.remember(&stage.key, &layer)?;
+        self.plan.remember(&stage.key, &layer)?;
         stage.layers.push(layer);
         Self::note(stage, instruction, false);
         Ok(())
@@ -76,11 +76,11 @@ impl Builder<'_> {
         layers: Vec<String>,
         command: &[String],
     ) -> Result<String, BuildError> {
-        let id = self.engine.create_on(config, layers)?;
+        let id = self.plan.engine.create_on(config, layers)?;
         self.tell(format!(" ---> Running in {}\n", short(&id))).await?;
-        let gone = Gone { engine: self.engine.clone(), id: id.clone() };
-        let attachment = self.engine.attach(&id)?;
-        self.engine.start(&id).await?;
+        let gone = Gone { engine: self.plan.engine.clone(), id: id.clone() };
+        let attachment = self.plan.engine.attach(&id)?;
+        self.plan.engine.start(&id).await?;
         if let Ok(mut attachment) = attachment.await {
             while let Some((stream, bytes)) = attachment.output.next().await {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -89,12 +89,12 @@ impl Builder<'_> {
                 self.tell(text).await?;
             }
         }
-        let exit = self.engine.wait(&id).await?;
+        let exit = self.plan.engine.wait(&id).await?;
         if exit.code != 0 {
             return Err(BuildError::Command { command: command.join(" "), code: exit.code });
         }
-        let upper = self.engine.container_dirs(&id)?.upper();
-        let store = self.engine.image_store().clone();
+        let upper = self.plan.engine.container_dirs(&id)?.upper();
+        let store = self.plan.engine.image_store().clone();
         let sealed = tokio::task::spawn_blocking(move || stage::seal_upper(&store, &upper)).await;
         let layer = sealed.map_err(io::Error::other).flatten().map_err(|error| BuildError::Step {
             step: format!("keeping what '{}' wrote", command.join(" ")),

@@ -1,0 +1,63 @@
+//! Builds of several stages, by `skep` itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
+
+/// A host with busybox, and a build's context of one Dockerfile.
+fn scene(dockerfile: &str) -> (Rig, tempfile::TempDir) {
+    let rig = Rig::new(1);
+    rig.host(1).start_daemon();
+    rig.host(1).import_busybox();
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+    (rig, context)
+}
+
+/// The first two stages talk to each other while they are built, and so cannot come one after the other.
+const TALKING: &str = r#"
+FROM busybox AS listens
+RUN --network=host timeout 20 nc -l -p 7790 > /heard
+
+FROM busybox AS speaks
+RUN --network=host for i in $(seq 100); do echo hello | nc 127.0.0.1 7790 && exit 0; sleep 0.1; done; exit 1
+
+FROM listens AS waits
+RUN cat /heard /heard > /twice
+
+FROM busybox
+COPY --from=waits /twice /
+COPY --from=speaks /etc/passwd /spoken
+CMD ["cat", "/twice"]
+"#;
+
+#[test]
+fn stages_that_do_not_need_each_other_are_built_at_once() {
+    take_turn!();
+    let (rig, context) = scene(TALKING);
+    let host = rig.host(1);
+    let told = host.ok(&["build", "-t", "talking", context.path().to_str().unwrap()]);
+    assert_eq!(host.ok(&["run", "--rm", "talking"]), "hello\nhello\n");
+    let steps: Vec<&str> = told.lines().filter_map(|line| line.split_once("Step ")?.1.split(' ').next()).collect();
+    let wanted: Vec<String> = (1..=10).map(|step| format!("{step}/10")).collect();
+    assert_eq!(steps, wanted, "steps are told in the order of the file:\n{told}");
+    let again = host.ok(&["build", "-t", "again", context.path().to_str().unwrap()]);
+    assert_eq!(again.matches("Using cache").count(), 6, "every step but FROM was done before:\n{again}");
+}
+
+#[test]
+fn a_stage_that_fails_ends_those_beside_it() {
+    take_turn!();
+    let (rig, context) = scene(
+        "FROM busybox AS slow\nRUN sleep 1000\n\
+         FROM busybox AS bad\nRUN sleep 1; echo it breaks; exit 3\n\
+         FROM busybox\nCOPY --from=slow / /slow\nCOPY --from=bad / /bad\n",
+    );
+    let host = rig.host(1);
+    let told = host.fails(&["build", context.path().to_str().unwrap()]);
+    assert!(told.contains("returned a non-zero code: 3"), "{told}");
+    wait_until("its containers are gone", LIMIT, || {
+        let list = host.ok(&["ps", "-a", "-q"]);
+        (list.is_empty(), list)
+    });
+}
