@@ -468,7 +468,8 @@ fn output_goes_where_its_log_driver_says_and_is_kept_here_too() {
     let driver = |name: &str| host.ok(&["inspect", "-f", "{{.HostConfig.LogConfig.Type}}", name]).trim().to_owned();
 
     // The daemon's own driver: short records, closed files compressed, all of it read in order.
-    let count = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo end >&2";
+    // What comes of both outputs at the same time may be read in any order.
+    let count = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo end >&2";
     host.ok(&["run", "--name", "local", "busybox", "sh", "-c", count]);
     assert_eq!(driver("local"), "local");
     let id = host.ok(&["inspect", "-f", "{{.Id}}", "local"]);

@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::io::Read as _;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
@@ -410,6 +414,61 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     assert!(pushed.contains("Mounted from box") && pushed.contains("Pushed"), "{pushed}");
     assert!(docker(host, &["push", "10.77.0.1:5000/made/here:1"]).contains("Layer already exists"));
     assert_eq!(docker(rig.host(2), &["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
+}
+
+/// Lets clients through to `to`, each connection for so many bytes of its answers; returns what it let through in all.
+fn let_through(at: &str, to: &'static str, bytes: u64) -> Arc<AtomicU64> {
+    let passed = Arc::new(AtomicU64::new(0));
+    let (listener, counted) = (TcpListener::bind(at).unwrap(), passed.clone());
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(to).unwrap();
+            let (mut asking, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || drop(std::io::copy(&mut asking, &mut asked)));
+            let counted = counted.clone();
+            std::thread::spawn(move || {
+                let answered = std::io::copy(&mut (&server).take(bytes), &mut &client);
+                counted.fetch_add(answered.unwrap_or(0), Ordering::Relaxed);
+                // Both ends may be closed already.
+                let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    passed
+}
+
+#[test]
+fn a_pull_that_breaks_off_goes_on_where_it_was() {
+    const LEN: u64 = 10 << 20;
+    take_turn!();
+    if !Command::new("which").arg("docker-registry").output().is_ok_and(|found| found.status.success()) {
+        eprintln!("SKIPPED: docker-registry is not installed (scripts/bootstrap installs it)");
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    start_registry(host);
+    // What cannot be compressed.
+    host.import("10.77.0.1:5000/big:1", &[], |root| {
+        let mut random = std::fs::File::open("/dev/urandom").unwrap().take(LEN);
+        std::io::copy(&mut random, &mut std::fs::File::create(root.join("big")).unwrap()).unwrap();
+    });
+    let sum = |image: &str| host.ok(&["run", "--rm", image, "sha256sum", "/big"]);
+    let wanted = sum("10.77.0.1:5000/big:1");
+    host.ok(&["push", "10.77.0.1:5000/big:1"]);
+    host.ok(&["rmi", "10.77.0.1:5000/big:1"]);
+    let passed = host.within_network(|| let_through("127.0.0.1:5001", "10.77.0.1:5000", LEN / 4));
+    host.ok(&["pull", "127.0.0.1:5001/big:1"]);
+    assert_eq!(sum("127.0.0.1:5001/big:1"), wanted);
+    let passed = passed.load(Ordering::Relaxed);
+    assert!((LEN..2 * LEN).contains(&passed), "nothing came twice: {passed} bytes came for {LEN}");
+    // One that never gets on is given up, and leaves nothing.
+    host.ok(&["rmi", "127.0.0.1:5001/big:1"]);
+    host.within_network(|| let_through("127.0.0.1:5002", "10.77.0.1:5000", 900));
+    let refused = host.fails(&["pull", "127.0.0.1:5002/big:1"]);
+    assert!(refused.contains("127.0.0.1:5002/big"), "{refused}");
+    assert_eq!(std::fs::read_dir(host.data().join("image/incoming")).map_or(0, Iterator::count), 0);
 }
 
 /// The client makes a stack of single objects, and removes them one after the other without waiting.

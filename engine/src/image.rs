@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod builtin;
+mod download;
 pub(crate) mod layer;
 pub(crate) mod pull;
 pub(crate) mod push;

@@ -6,13 +6,15 @@ mod guard;
 mod keeper;
 pub(crate) mod lease;
 mod links;
+mod names;
 mod place;
 mod ruleset;
+mod v6;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -20,15 +22,16 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use skep_api::{Subnet, Timestamp};
 use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
-use skep_name_server::{NameServers, Served, Zone};
+use skep_name_server::NameServers;
 
 pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
 pub use place::{Endpoint, MacAddress, WantedPlace};
+pub use v6::Ipv6Side;
 
 use crate::container::config::PublishedPort;
 use crate::disk;
-use crate::network::lease::{Held, Lease, pick_address, pick_ports, taken_addresses};
+use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
 use crate::network::links::{eth, keep_apart, link_suffix, make_bridge, veth_pair, without_ipv6};
 use crate::network::ruleset::ruleset;
 
@@ -81,6 +84,9 @@ pub struct LocalNetwork {
     pub apart: bool,
     /// The bridge's name on the host.
     pub device: String,
+    /// None: it has IPv4 alone.
+    #[serde(default)]
+    pub v6: Option<Ipv6Side>,
 }
 
 impl LocalNetwork {
@@ -102,6 +108,7 @@ impl LocalNetwork {
             apart: false,
             // The kernel takes 15 bytes.
             device: format!("br-{}", &id[..id.len().min(12)]),
+            v6: None,
         }
     }
 
@@ -242,6 +249,7 @@ impl Networks {
         let held = |endpoint: &Endpoint| Held {
             network: endpoint.network.clone(),
             address: endpoint.address,
+            address_v6: endpoint.address_v6,
             names: endpoint.names.clone(),
             link: endpoint.link,
         };
@@ -338,7 +346,7 @@ impl Networks {
         let lease = leases.entry(container.to_owned()).or_default();
         let link = lease.free_link();
         let Endpoint { network, address, names, .. } = endpoint.clone();
-        lease.places.push(Held { network, address, names, link });
+        lease.places.push(Held { network, address, address_v6: None, names, link });
         Endpoint { link, ..endpoint }
     }
 
@@ -347,21 +355,6 @@ impl Networks {
         let (all, leases) = (self.all(), self.leases());
         let places = leases.get(container).into_iter().flat_map(|lease| &lease.places);
         places.filter_map(|place| all.get(&place.network)).any(|network| !network.internal)
-    }
-
-    /// The names that a container sees in the host's networks.
-    pub(crate) fn neighbours(&self, container: &str) -> Zone {
-        let (all, leases) = (self.all(), self.leases());
-        let zones = zones(&all, &leases);
-        let mut seen = Zone::default();
-        for place in leases.get(container).into_iter().flat_map(|lease| &lease.places) {
-            let Some(zone) = zones.get(&place.network) else { continue };
-            for (name, addresses) in &zone.names {
-                seen.names.entry(name.clone()).or_insert_with(|| addresses.clone());
-            }
-            seen.reverse.extend(zone.reverse.clone());
-        }
-        seen
     }
 
     /// Gives a running container one more place.
@@ -409,10 +402,11 @@ impl Networks {
         let held = {
             let mut leases = self.leases();
             let address = pick_address(&network, &taken_addresses(&leases, &network.id), place.address)?;
+            let address_v6 = pick_address_v6(&network, &leases, place.address_v6)?;
             let lease = leases.entry(member.id.to_owned()).or_default();
             let link = lease.free_link();
             let names = member.names.iter().chain(&place.aliases).cloned().collect();
-            let held = Held { network: network.id.clone(), address, names, link };
+            let held = Held { network: network.id.clone(), address, address_v6, names, link };
             lease.places.push(held.clone());
             held
         };
@@ -438,6 +432,10 @@ impl Networks {
             for (address, len) in std::iter::once((held.address, prefix_len)).chain(beside) {
                 inside.address().add(index, address.into(), len).execute().await.map_err(io::Error::other)?;
             }
+            if let (Some(address), Some(v6)) = (held.address_v6, &network.v6) {
+                v6::allow_in(netns, eth(held.link)).await?;
+                v6::add_address(inside, index, address, v6.subnet).await.map_err(io::Error::other)?;
+            }
             let up = LinkUnspec::new_with_index(index).up().build();
             inside.link().set(up).execute().await.map_err(io::Error::other)?;
             self.route_out(member.id, inside).await
@@ -448,25 +446,27 @@ impl Networks {
             }
             return Err(error);
         }
-        let Held { network, address, names, link } = held;
-        Ok(Endpoint { network, address, link, names, mac: Some(mac), grant: None })
+        let Held { network, address, address_v6, names, link } = held;
+        Ok(Endpoint { network, address, address_v6, link, names, mac: Some(mac), grant: None })
     }
 
     /// Leads what goes out through the first network that lets it.
     async fn route_out(&self, container: &str, inside: &Handle) -> io::Result<()> {
-        let gateway = {
+        let (gateway, gateway_v6) = {
             let (all, leases) = (self.all(), self.leases());
             let places = leases.get(container).map(|lease| lease.places.clone()).unwrap_or_default();
-            places
-                .iter()
-                .filter_map(|place| all.get(&place.network))
-                .find(|network| !network.internal)
-                .map(|network| network.gateway)
+            let networks = places.iter().filter_map(|place| all.get(&place.network));
+            let outward: Vec<_> = networks.filter(|network| !network.internal).collect();
+            let v6 = outward.iter().find_map(|network| network.v6.as_ref()).map(|v6| v6.gateway);
+            (outward.first().map(|network| network.gateway), v6)
         };
-        let Some(gateway) = gateway else { return Ok(()) };
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        // One that goes another way is replaced only if its link is gone with it.
-        add_existing_is_fine(inside.route().add(route).execute().await).map_err(io::Error::other)
+        let v4 = gateway.map(|gateway| RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build());
+        let v6 = gateway_v6.map(|gateway| RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build());
+        for route in v4.into_iter().chain(v6) {
+            // One that goes another way is replaced only if its link is gone with it.
+            add_existing_is_fine(inside.route().add(route).execute().await).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Takes a container off all networks; doing so twice is harmless.
@@ -511,6 +511,9 @@ impl Networks {
         ] {
             fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
+        if network.v6.is_some() {
+            v6::forward()?;
+        }
         indexes.insert(id.to_owned(), index);
         drop(indexes);
         self.write_rules().await?;
@@ -520,76 +523,7 @@ impl Networks {
     async fn write_rules(&self) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
         let (networks, leases) = (self.all().clone(), self.leases().clone());
-        let rules = ruleset(&networks, &leases);
+        let rules = ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
         tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
     }
-
-    /// Brings the names that containers are served in line with who is where.
-    pub(crate) async fn serve_names(&self) {
-        let (zones, served) = {
-            let (all, leases) = (self.all(), self.leases());
-            let resolvers = self.resolvers.lock().expect("nobody panics while holding it");
-            (zones(&all, &leases), self.served(&all, &leases, &resolvers))
-        };
-        for (container, error) in self.names.lock().await.update(&zones, &served).await {
-            tracing::warn!(container, %error, "names cannot be served");
-        }
-        if let Some(keeper) = self.keeper() {
-            for container in self.served_by_keeper() {
-                keeper.tell_names(&container, self.neighbours(&container));
-            }
-        }
-    }
-
-    /// The containers whose names somebody else serves, as they are in networks of theirs, too.
-    fn served_by_keeper(&self) -> Vec<String> {
-        let (all, leases) = (self.all(), self.leases());
-        leases.iter().filter(|(_, lease)| lease.is_kept(&all)).map(|(id, _)| id.clone()).collect()
-    }
-
-    fn served(
-        &self,
-        all: &BTreeMap<String, LocalNetwork>,
-        leases: &BTreeMap<String, Lease>,
-        resolvers: &BTreeMap<String, Vec<String>>,
-    ) -> BTreeMap<String, Served<String>> {
-        let mut served = BTreeMap::new();
-        for (id, lease) in leases {
-            let networks: Vec<&LocalNetwork> =
-                lease.places.iter().filter_map(|place| all.get(&place.network)).collect();
-            if lease.is_kept(all) || !networks.iter().any(|network| network.has_names()) {
-                continue;
-            }
-            let own = resolvers.get(id).into_iter().flatten().filter_map(|text| text.parse().ok());
-            served.insert(
-                id.clone(),
-                Served {
-                    netns: self.netns_path(id),
-                    networks: networks.iter().filter(|n| n.has_names()).map(|n| n.id.clone()).collect(),
-                    forward: networks.iter().any(|network| !network.internal),
-                    resolvers: own.collect(),
-                },
-            );
-        }
-        served
-    }
-}
-
-/// What the members of each network are called.
-fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> BTreeMap<String, Zone> {
-    let mut zones: BTreeMap<String, Zone> =
-        all.values().filter(|network| network.has_names()).map(|n| (n.id.clone(), Zone::default())).collect();
-    for place in leases.values().flat_map(|lease| &lease.places) {
-        let Some(zone) = zones.get_mut(&place.network) else { continue };
-        for name in &place.names {
-            let addresses = zone.names.entry(name.to_lowercase()).or_default();
-            if !addresses.contains(&place.address) {
-                addresses.push(place.address);
-            }
-        }
-        if let (Some(name), Some(network)) = (place.names.first(), all.get(&place.network)) {
-            zone.reverse.insert(place.address, format!("{name}.{}", network.name));
-        }
-    }
-    zones
 }

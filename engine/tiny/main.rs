@@ -6,7 +6,7 @@
 //! container: passes signals on and reaps what is orphaned.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -104,7 +104,9 @@ fn serve(port: u16) -> ExitCode {
         // SAFETY: the handler only stores a flag.
         unsafe { signal(number, leave as *const () as usize) };
     }
-    let listener = match TcpListener::bind(("0.0.0.0", port)) {
+    // Both families by one socket, where there are both.
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
+    let listener = match both.or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))) {
         Ok(listener) => listener,
         Err(error) => {
             eprintln!("port {port} cannot be served: {error}");
@@ -177,7 +179,8 @@ fn await_request(stream: &TcpStream) -> std::io::Result<()> {
 fn answer(mut stream: &TcpStream, request: &str, keep: bool) -> std::io::Result<()> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let mut body = format!("Hostname: {}", read("/proc/sys/kernel/hostname"));
-    body += &format!("RemoteAddr: {}\n", stream.peer_addr()?);
+    let peer = stream.peer_addr()?;
+    body += &format!("RemoteAddr: {}\n", SocketAddr::new(peer.ip().to_canonical(), peer.port()));
     body += &format!("Request: {}\n", request.trim_end());
     for (name, value) in std::env::vars().filter(|(name, _)| name != "PATH" && name != "HOME") {
         body += &format!("Env: {name}={value}\n");

@@ -10,11 +10,11 @@ mod server;
 pub use server::{ADDRESS, NameServers, Served};
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bincode::{Decode, Encode};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 /// Tasks come and go: nobody should keep an answer for long.
@@ -22,12 +22,15 @@ const TTL_SECS: u32 = 5;
 /// What an answer over UDP may have unless the asker takes more (RFC 1035 §4.2.1).
 const UDP_LEN: u16 = 512;
 const REVERSE_SUFFIX: &str = ".in-addr.arpa.";
+const REVERSE_SUFFIX_V6: &str = ".ip6.arpa.";
 
 /// The names of one network, in lower case and without a dot at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Zone {
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
     pub reverse: BTreeMap<Ipv4Addr, String>,
+    pub names_v6: BTreeMap<String, Vec<Ipv6Addr>>,
+    pub reverse_v6: BTreeMap<Ipv6Addr, String>,
 }
 
 /// What becomes of a question.
@@ -80,9 +83,15 @@ enum Found {
 }
 
 fn look_up(name: &str, query: &Query, zones: &[&Zone], turn: usize) -> Found {
-    if let Some(reversed) = name.strip_suffix(REVERSE_SUFFIX) {
+    let reversed = name.strip_suffix(REVERSE_SUFFIX).map(|reversed| {
         let address = reversed_address(reversed);
-        let found = address.and_then(|address| zones.iter().find_map(|zone| zone.reverse.get(&address)));
+        address.and_then(|address| zones.iter().find_map(|zone| zone.reverse.get(&address)))
+    });
+    let reversed = reversed.or_else(|| {
+        let address = reversed_address_v6(name.strip_suffix(REVERSE_SUFFIX_V6)?);
+        Some(address.and_then(|address| zones.iter().find_map(|zone| zone.reverse_v6.get(&address))))
+    });
+    if let Some(found) = reversed {
         return match found.and_then(|name| Name::from_ascii(format!("{name}.")).ok()) {
             Some(name) if query.query_type() == RecordType::PTR => Found::Records(vec![RData::PTR(PTR(name))]),
             Some(_) => Found::Records(Vec::new()),
@@ -90,18 +99,33 @@ fn look_up(name: &str, query: &Query, zones: &[&Zone], turn: usize) -> Found {
         };
     }
     let bare = name.trim_end_matches('.');
-    if let Some(addresses) = zones.iter().find_map(|zone| zone.names.get(bare)) {
-        let asked = matches!(query.query_type(), RecordType::A | RecordType::ANY);
-        let mut addresses = if asked { addresses.clone() } else { Vec::new() };
-        if !addresses.is_empty() {
-            let first = turn % addresses.len();
-            addresses.rotate_left(first);
-        }
-        return Found::Records(addresses.into_iter().map(|address| RData::A(A(address))).collect());
+    let with_name = zones.iter().find(|zone| zone.names.contains_key(bare) || zone.names_v6.contains_key(bare));
+    if let Some(zone) = with_name {
+        let asked = |kind| [kind, RecordType::ANY].contains(&query.query_type());
+        let v4 = in_turn(zone.names.get(bare).filter(|_| asked(RecordType::A)), turn);
+        let v6 = in_turn(zone.names_v6.get(bare).filter(|_| asked(RecordType::AAAA)), turn);
+        let v6 = v6.into_iter().map(|address| RData::AAAA(AAAA(address)));
+        return Found::Records(v4.into_iter().map(|address| RData::A(A(address))).chain(v6).collect());
     }
     // A name without a dot, or of tasks, could only be one of ours: no need to bother others.
     let ours = !bare.contains('.') || bare.strip_prefix("tasks.").is_some_and(|service| !service.contains('.'));
     if ours && !bare.is_empty() { Found::NoSuchName } else { Found::NotOurs }
+}
+
+fn in_turn<A: Clone>(addresses: Option<&Vec<A>>, turn: usize) -> Vec<A> {
+    let mut addresses = addresses.cloned().unwrap_or_default();
+    if !addresses.is_empty() {
+        let first = turn % addresses.len();
+        addresses.rotate_left(first);
+    }
+    addresses
+}
+
+/// Every digit on its own, the last first.
+fn reversed_address_v6(text: &str) -> Option<Ipv6Addr> {
+    let digits: Vec<u32> = text.split('.').map(|digit| u32::from_str_radix(digit, 16).ok()).collect::<Option<_>>()?;
+    let fits = digits.len() == 32 && digits.iter().all(|&digit| digit < 16);
+    fits.then(|| Ipv6Addr::from(digits.iter().rev().fold(0, |address: u128, &digit| address << 4 | u128::from(digit))))
 }
 
 /// `4.3.2.1` stands for 1.2.3.4.
@@ -147,6 +171,8 @@ mod tests {
             ]
             .into(),
             reverse: [(address(3), "web.1.abc".to_owned())].into(),
+            names_v6: [("web".to_owned(), vec!["fd00::2".parse().unwrap()])].into(),
+            reverse_v6: [("fd00::2".parse().unwrap(), "web.1.abc".to_owned())].into(),
         }
     }
 
@@ -176,7 +202,11 @@ mod tests {
     fn names_of_ours_are_answered_and_others_passed_on() {
         check("web.", RecordType::A, "NoError 10.0.1.2");
         check("WEB.", RecordType::A, "NoError 10.0.1.2");
-        check("web.", RecordType::AAAA, "NoError");
+        check("web.", RecordType::AAAA, "NoError fd00::2");
+        check("tasks.web.", RecordType::AAAA, "NoError");
+        let zeros = "0.".repeat(26);
+        check(&format!("2.0.{zeros}0.0.d.f.ip6.arpa."), RecordType::PTR, "NoError web.1.abc.");
+        check(&format!("3.0.{zeros}0.0.d.f.ip6.arpa."), RecordType::PTR, "ask others");
         check("tasks.web.", RecordType::A, "NoError 10.0.1.4 10.0.1.3");
         check("tasks.nope.", RecordType::A, "NXDomain");
         check("nope.", RecordType::A, "NXDomain");

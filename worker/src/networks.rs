@@ -49,6 +49,7 @@ impl NetworkKeeper for SwarmNetworks {
             };
             let grant = self.attachments.ask(wish).await?;
             Ok(Endpoint {
+                address_v6: None,
                 network: grant.network.to_string(),
                 address: grant.address,
                 link: 0,

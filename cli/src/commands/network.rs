@@ -40,6 +40,8 @@ pub(crate) enum NetworkCommand {
         aliases: Vec<String>,
         #[arg(long, value_name = "ADDRESS", default_value = "")]
         ip: String,
+        #[arg(long, value_name = "ADDRESS", default_value = "")]
+        ip6: String,
         network: String,
         container: String,
     },
@@ -56,11 +58,12 @@ pub(crate) struct CreateArgs {
     /// Kind of network
     #[arg(short, long, default_value = "overlay")]
     driver: String,
-    /// Its addresses, such as 10.5.0.0/24; picked from the swarm's pools if absent
-    #[arg(long, value_name = "CIDR")]
-    subnet: Option<String>,
-    #[arg(long, value_name = "IP")]
-    gateway: Option<String>,
+    /// Its addresses, such as 10.5.0.0/24; picked from pools if absent. A second one may be of IPv6 (repeatable)
+    #[arg(long = "subnet", value_name = "CIDR")]
+    subnets: Vec<String>,
+    /// Each of one of the subnets' (repeatable)
+    #[arg(long = "gateway", value_name = "IP")]
+    gateways: Vec<String>,
     /// The part of the subnet that tasks get addresses of
     #[arg(long, value_name = "CIDR")]
     ip_range: Option<String>,
@@ -81,6 +84,7 @@ pub(crate) struct CreateArgs {
     /// Make it the network that published ports come in through
     #[arg(long)]
     ingress: bool,
+    /// Give it IPv6 addresses, too; picked by chance if no subnet of theirs is named
     #[arg(long)]
     ipv6: bool,
     name: String,
@@ -107,8 +111,8 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             }
             Ok(())
         }
-        NetworkCommand::Connect { aliases, ip, network, container } => {
-            let endpoint = json!({"Aliases": aliases, "IPAMConfig": {"IPv4Address": ip}});
+        NetworkCommand::Connect { aliases, ip, ip6, network, container } => {
+            let endpoint = json!({"Aliases": aliases, "IPAMConfig": {"IPv4Address": ip, "IPv6Address": ip6}});
             let body = json!({"Container": container, "EndpointConfig": endpoint});
             client.post(&format!("/networks/{}/connect", escape(&network)), &body).await.map(drop)
         }
@@ -151,14 +155,23 @@ impl CreateArgs {
         for text in &self.aux_addresses {
             anyhow::ensure!(text.contains('='), "aux-address {text:?} cannot be read: write NAME=IP");
         }
-        let config = json!({
-            "Subnet": self.subnet, "Gateway": self.gateway, "IPRange": self.ip_range,
+        let of_kind =
+            |list: &[String], v6: bool| list.iter().filter(|text| text.contains(':') == v6).cloned().collect();
+        let (mut subnets, mut gateways): (Vec<String>, Vec<String>) =
+            (of_kind(&self.subnets, false), of_kind(&self.gateways, false));
+        let first = json!({
+            "Subnet": subnets.pop(), "Gateway": gateways.pop(), "IPRange": self.ip_range,
             "AuxiliaryAddresses": pairs(&self.aux_addresses),
         });
+        anyhow::ensure!(subnets.is_empty() && gateways.is_empty(), "one IPv4 subnet and gateway can be named");
+        let gateways: Vec<String> = of_kind(&self.gateways, true);
+        let v6: Vec<String> = of_kind(&self.subnets, true);
+        let second = v6.iter().enumerate().map(|(n, subnet)| json!({"Subnet": subnet, "Gateway": gateways.get(n)}));
+        let configs: Vec<Value> = std::iter::once(first).chain(second).collect();
         Ok(json!({
             "Name": self.name, "Driver": self.driver, "Attachable": self.attachable, "Internal": self.internal,
             "Ingress": self.ingress, "EnableIPv6": self.ipv6, "Options": pairs(&self.options),
-            "Labels": pairs(&self.labels), "IPAM": {"Config": [config]},
+            "Labels": pairs(&self.labels), "IPAM": {"Config": configs},
         }))
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     ip: String,
     #[arg(long, value_name = "ADDRESS", default_value = "")]
+    ip6: String,
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
     mac_address: String,
     #[arg(short = 'h', long, default_value = "")]
     hostname: String,
@@ -337,9 +339,9 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
     if let Some(entrypoint) = &args.entrypoint {
         body["Entrypoint"] = json!([entrypoint]);
     }
-    if !args.aliases.is_empty() || !args.ip.is_empty() {
+    if !args.aliases.is_empty() || !args.ip.is_empty() || !args.ip6.is_empty() {
         body["NetworkingConfig"] = json!({"EndpointsConfig": {&args.network: {
-            "Aliases": args.aliases, "IPAMConfig": {"IPv4Address": args.ip},
+            "Aliases": args.aliases, "IPAMConfig": {"IPv4Address": args.ip, "IPv6Address": args.ip6},
         }}});
     }
     Ok((format!("name={}&platform={}", escape(&args.name), escape(&args.platform)), body))

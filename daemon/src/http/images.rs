@@ -258,7 +258,9 @@ fn push(state: &State, name: &str, tag: &str, headers: &HeaderMap) -> Result<Res
 async fn relay(mut steps: mpsc::Receiver<PullProgress>, lines: &mpsc::Sender<Value>) {
     while let Some(step) = steps.recv().await {
         // A client that went away does not stop it.
-        drop(lines.send(json!({"status": step.status, "progressDetail": {}, "id": step.id})).await);
+        let detail =
+            step.bytes.map_or_else(|| json!({}), |(current, total)| json!({"current": current, "total": total}));
+        drop(lines.send(json!({"status": step.status, "progressDetail": detail, "id": step.id})).await);
     }
 }
 

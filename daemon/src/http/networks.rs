@@ -18,7 +18,7 @@ use skep_api::container::Driver;
 use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
 use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
-use skep_engine::{DEFAULT_NETWORK, Endpoint, LocalNetwork, LocalNetworkSpec};
+use skep_engine::{DEFAULT_NETWORK, Endpoint, Ipv6Side, LocalNetwork, LocalNetworkSpec};
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
@@ -139,8 +139,10 @@ fn local_details(network: &LocalNetwork) -> Value {
     if !network.reserved.is_empty() {
         config["AuxiliaryAddresses"] = json!(network.reserved);
     }
+    let v6 = network.v6.as_ref().map(|v6| json!({"Subnet": v6.subnet, "Gateway": v6.gateway}));
+    let configs: Vec<Value> = std::iter::once(config).chain(v6).collect();
     json!({"Created": network.created, "Internal": network.internal, "Options": network.options,
-        "IPAM": {"Driver": "default", "Options": null, "Config": [config]}})
+        "EnableIPv6": network.v6.is_some(), "IPAM": {"Driver": "default", "Options": null, "Config": configs}})
 }
 
 fn ipam_json(network: &Network) -> Value {
@@ -266,12 +268,16 @@ pub(super) async fn inspect(
 
 /// The containers in a network of this host's.
 fn members(state: &State, id: &str) -> Value {
-    let prefix_len = state.engine.network(id).map_or(32, |network| network.subnet.prefix_len());
+    let network = state.engine.network(id).ok();
+    let prefix_len = network.as_ref().map_or(32, |network| network.subnet.prefix_len());
+    let v6 = network.and_then(|network| network.v6).map_or(128, |v6| v6.subnet.prefix_len());
     let member = |(id, name, endpoint): (String, String, Endpoint)| {
         let address = format!("{}/{prefix_len}", endpoint.address);
         let endpoint_id = super::containers::endpoint_id(&id, &endpoint.network);
-        let value = json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": "", "IPv4Address": address,
-            "IPv6Address": ""});
+        let address_v6 = endpoint.address_v6.map(|address| format!("{address}/{v6}")).unwrap_or_default();
+        let mac = endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        let value = json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": mac, "IPv4Address": address,
+            "IPv6Address": address_v6});
         (id, value)
     };
     Value::Object(state.engine.network_members(id).into_iter().map(member).collect())
@@ -419,10 +425,8 @@ impl CreateBody {
 }
 
 impl CreateBody {
-    fn local_spec(self) -> Result<LocalNetworkSpec, ApiError> {
-        if self.enable_ipv6 {
-            return Err(ApiError::unsupported("IPv6 in bridge networks is not supported yet: leave it out"));
-        }
+    fn local_spec(mut self) -> Result<LocalNetworkSpec, ApiError> {
+        let v6 = self.ipv6_side()?;
         let spec = self.spec()?;
         Ok(LocalNetworkSpec {
             name: spec.name,
@@ -433,7 +437,37 @@ impl CreateBody {
             gateway: spec.ipam.gateway,
             reserved: spec.ipam.reserved,
             internal: spec.internal,
+            v6,
         })
+    }
+
+    /// Takes out what is said of IPv6.
+    fn ipv6_side(&mut self) -> Result<Option<Ipv6Side>, ApiError> {
+        let is_v6 = |config: &mut IpamConfigBody| config.subnet.contains(':') || config.gateway.contains(':');
+        let mut configs = self.ipam.config.extract_if(.., is_v6);
+        let (first, second) = (configs.next(), configs.next());
+        drop(configs);
+        let subnet = first.as_ref().map_or("", |config| &config.subnet);
+        if !self.enable_ipv6 {
+            let refused =
+                || ApiError::bad_request(format!("subnet {subnet} is of IPv6: ask for that by EnableIPv6 (--ipv6)"));
+            return first.as_ref().map_or(Ok(None), |_| Err(refused()));
+        }
+        if second.is_some() {
+            return Err(ApiError::unsupported(
+                "more than one IPv6 subnet for a network is not supported yet: name one",
+            ));
+        }
+        let Some(config) = first.as_ref().filter(|_| !subnet.is_empty()) else {
+            return Ok(Some(Ipv6Side::unique_local()));
+        };
+        if !config.ip_range.is_empty() || !config.auxiliary_addresses.is_empty() {
+            return Err(ApiError::unsupported(
+                "ranges and reserved addresses of IPv6 are not supported yet: leave them out",
+            ));
+        }
+        let wrong = |_| ApiError::bad_request(format!("{subnet:?} is no IPv6 network: write it as fd00:1::/64"));
+        Ok(Some(Ipv6Side::new(subnet.parse().map_err(wrong)?, read(&config.gateway)?)))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
@@ -70,8 +70,8 @@ impl ContainerDirs {
         Ok(())
     }
 
-    /// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf; returns how they are shown.
-    pub(crate) fn write_etc(&self, config: &ContainerConfig, address: Ipv4Addr) -> io::Result<Vec<FileMount>> {
+    /// Writes /etc/hosts, with the container's own addresses, /etc/hostname and /etc/resolv.conf; returns how they are shown.
+    pub(crate) fn write_etc(&self, config: &ContainerConfig, addresses: &[IpAddr]) -> io::Result<Vec<FileMount>> {
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         for line in &config.hosts {
             hosts += &format!("{line}\n");
@@ -80,7 +80,9 @@ impl ContainerDirs {
             "" => config.hostname.clone(),
             domain => format!("{0}.{domain} {0}", config.hostname),
         };
-        hosts += &format!("{address}\t{names}\n");
+        for address in addresses {
+            hosts += &format!("{address}\t{names}\n");
+        }
         let files =
             [("hosts", hosts), ("hostname", format!("{}\n", config.hostname)), ("resolv.conf", resolv_conf(config))];
         let mut mounts = Vec::new();

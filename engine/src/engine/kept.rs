@@ -15,6 +15,7 @@ pub(super) fn planned(networks: &[JoinedNetwork]) -> Vec<Endpoint> {
     let endpoint = |(link, joined): (u32, &JoinedNetwork)| Endpoint {
         network: joined.id.clone(),
         address: joined.address,
+        address_v6: None,
         link,
         names: Vec::new(),
         mac: None,

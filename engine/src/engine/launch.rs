@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,8 @@ impl Engine {
             let first = matches!(*container.state.borrow(), ContainerState::Created);
             let outside = Outside { netns, cgroup, init, volumes, shim, first, peers };
             let config = config.clone();
-            move || prepare(&container, &config, &layers, address, outside)
+            let addresses = endpoints.first().map_or_else(|| vec![address.into()], Endpoint::addresses);
+            move || prepare(&container, &config, &layers, &addresses, outside)
         };
         tokio::task::spawn_blocking(prepared).await.map_err(io::Error::other)??;
         let started_at = now();
@@ -279,7 +280,7 @@ fn prepare(
     container: &Container,
     config: &ContainerConfig,
     layers: &[PathBuf],
-    address: Ipv4Addr,
+    addresses: &[IpAddr],
     outside: Outside,
 ) -> io::Result<()> {
     let dirs = &container.dirs;
@@ -291,7 +292,7 @@ fn prepare(
         populate_volumes(config, &dirs.rootfs(), &outside.volumes)?;
     }
     let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
-    let mut files = dirs.write_etc(config, address)?;
+    let mut files = dirs.write_etc(config, addresses)?;
     files.extend(dirs.write_payloads(&config.payloads)?);
     if config.init {
         files.push(FileMount { source: outside.init.clone(), target: "/sbin/skep-init".into(), read_only: true });

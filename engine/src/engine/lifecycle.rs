@@ -442,6 +442,7 @@ fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
         return vec![Endpoint {
             network,
             address: running.address,
+            address_v6: None,
             link: 0,
             names: Vec::new(),
             mac: None,

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::Ipv6Net;
 use skep_api::{Subnet, with_causes};
 
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::state::ContainerState;
-use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, LocalNetwork, Member, WantedPlace};
+use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, Ipv6Side, LocalNetwork, Member, WantedPlace};
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,7 @@ pub struct LocalNetworkSpec {
     pub gateway: Option<Ipv4Addr>,
     pub reserved: BTreeMap<String, Ipv4Addr>,
     pub internal: bool,
+    pub v6: Option<Ipv6Side>,
 }
 
 /// Options of the bridge driver that are known.
@@ -32,6 +34,9 @@ const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const NEIGHBOURS: &str = "com.docker.network.bridge.enable_icc";
 /// What clients say that asks for nothing.
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+
+/// As Docker has it.
+const V6_LEN_MAX: u8 = 120;
 
 /// What a network's gateway can be asked for.
 const GATEWAY_MODES: [&str; 2] = ["nat", "nat-unprotected"];
@@ -81,6 +86,15 @@ impl Engine {
             return Err(EngineError::Forbidden(format!(
                 "Pool overlaps with other one on this address space: {subnet} with network {}, which is {}",
                 other.name, other.subnet
+            )));
+        }
+        let v6_of = |network: &LocalNetwork| network.v6.as_ref().map(|v6| v6.subnet);
+        if let Some(v6) = &spec.v6
+            && let Some(other) = all.iter().find(|other| v6_of(other).is_some_and(|other| overlap(v6.subnet, other)))
+        {
+            return Err(EngineError::Forbidden(format!(
+                "Pool overlaps with other one on this address space: {} with network {}",
+                v6.subnet, other.name
             )));
         }
         let network = network_of(spec, subnet)?;
@@ -260,7 +274,7 @@ impl Engine {
         container.change(|config| config.network = NetworkMode::Local(places))?;
         if let Some(endpoint) = container.endpoints().first() {
             let doing = disk_error(format!("writing the hosts of container {}", container.id));
-            container.dirs.write_etc(&container.config(), endpoint.address).map_err(doing)?;
+            container.dirs.write_etc(&container.config(), &endpoint.addresses()).map_err(doing)?;
         }
         Ok(())
     }
@@ -344,6 +358,12 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
     if let Some(range) = spec.range.filter(|range| !(subnet.contains(range.base()) && subnet.contains(range.last()))) {
         return invalid(format!("no matching subnet for range {range}: it is not in {subnet}"));
     }
+    if let Some(v6) = spec.v6.as_ref().filter(|v6| !v6.subnet.contains(&v6.gateway)) {
+        return invalid(format!("no matching subnet for gateway {}: it is not in {}", v6.gateway, v6.subnet));
+    }
+    if let Some(v6) = spec.v6.as_ref().filter(|v6| v6.subnet.prefix_len() > V6_LEN_MAX) {
+        return invalid(format!("subnet {} has no room for containers: use /{V6_LEN_MAX} or larger", v6.subnet));
+    }
     if let Some(device) = spec.options.get(DEVICE) {
         let valid = (1..=15).contains(&device.len()) && !device.contains(['/', ' ', '"']);
         if !valid {
@@ -361,8 +381,13 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
         range: spec.range,
         reserved: spec.reserved,
         internal: spec.internal,
+        v6: spec.v6,
         ..network
     })
+}
+
+fn overlap(one: Ipv6Net, other: Ipv6Net) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 /// A subnet that neither another network nor a route of the host's has.

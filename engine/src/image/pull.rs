@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 use skep_api::{SecretBytes, with_causes};
 use tokio::sync::mpsc;
 
+use crate::image::download::{Download, DownloadError};
 use crate::image::layer::LayerBlob;
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack::{self, UnpackError};
@@ -126,9 +128,13 @@ pub struct PullProgress {
     /// The layer's short name, or empty for the image as a whole.
     pub id: String,
     pub status: String,
+    /// How many bytes there are, and how many there will be.
+    pub bytes: Option<(u64, u64)>,
 }
 
 const LAYERS_AT_ONCE: usize = 3;
+/// As often as dockerd tells of a download.
+const TOLD_EVERY_BYTES: u64 = 512 << 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(60);
 
@@ -296,7 +302,8 @@ impl Puller {
     ) -> Result<(), PullError> {
         let id: String = layer.digest.chars().skip("sha256:".len()).take(12).collect();
         // Whoever watched may have gone; the pull goes on.
-        let tell = |status: &str| drop(progress.try_send(PullProgress { id: id.clone(), status: status.to_owned() }));
+        let step = |status: &str, bytes| PullProgress { id: id.clone(), status: status.to_owned(), bytes };
+        let tell = |status: &str| drop(progress.try_send(step(status, None)));
         if self.store.has_layer(diff_id) {
             tell("Already exists");
             return Ok(());
@@ -307,9 +314,19 @@ impl Puller {
         let archive = dir.0.with_extension("archive");
         let archive = IncomingFile(archive);
         let mut file = tokio::fs::File::create(&archive.0).await.map_err(disk)?;
-        client.pull_blob(place, layer, &mut file).await.map_err(|error| registry_error(image, &error))?;
-        tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(disk)?;
-        let size_bytes = file.metadata().await.map_err(disk)?.len();
+        let size = u64::try_from(layer.size).unwrap_or(0);
+        let told = AtomicU64::new(0);
+        let tell_bytes = |done: u64| {
+            if done >= told.load(Ordering::Relaxed) + TOLD_EVERY_BYTES {
+                told.store(done, Ordering::Relaxed);
+                drop(progress.try_send(step("Downloading", Some((done, size)))));
+            }
+        };
+        let downloaded = Download::new(client, place, layer, &mut file).run(tell_bytes).await;
+        let size_bytes = downloaded.map_err(|error| match error {
+            DownloadError::Disk(cause) => disk(cause),
+            other => PullError::Registry { image: image.to_owned(), reason: with_causes(&other) },
+        })?;
         tell("Download complete");
         let (from, into, want) = (archive.0.clone(), dir.0.clone(), diff_id.to_owned());
         tokio::task::spawn_blocking(move || {

@@ -151,7 +151,7 @@ async fn push_layer(
 ) -> Result<LayerBlob, String> {
     let id: String = diff_id.chars().skip("sha256:".len()).take(12).collect();
     // Whoever watched may have gone; the push goes on.
-    let tell = |status: String| drop(progress.try_send(PullProgress { id: id.clone(), status }));
+    let tell = |status: String| drop(progress.try_send(PullProgress { id: id.clone(), status, bytes: None }));
     tell("Preparing".into());
     let (path, blob) = compressed(store, diff_id).await.map_err(|error| error.to_string())?;
     if client.blob_exists(reference, &blob.digest).await.map_err(|error| with_causes(&error))? {

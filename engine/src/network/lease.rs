@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::container::config::PublishedPort;
 use crate::network::LocalNetwork;
@@ -38,6 +38,7 @@ impl Lease {
 pub(crate) struct Held {
     pub(crate) network: String,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address_v6: Option<Ipv6Addr>,
     /// What its neighbours call it.
     pub(crate) names: Vec<String>,
     /// The number of its link inside: eth0 is 0.
@@ -87,6 +88,45 @@ pub(crate) fn pick_address(
         .ok_or_else(|| io::Error::other(format!("network {name} has no address left: remove containers")))
 }
 
+/// An IPv6 address in a network: the one that is asked for, or a free one; none where the network has no IPv6.
+pub(crate) fn pick_address_v6(
+    network: &LocalNetwork,
+    leases: &BTreeMap<String, Lease>,
+    wanted: Option<Ipv6Addr>,
+) -> io::Result<Option<Ipv6Addr>> {
+    let name = &network.name;
+    let Some(v6) = &network.v6 else {
+        return match wanted {
+            None => Ok(None),
+            Some(address) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("address {address} cannot be had: network {name} has no IPv6, make it with --ipv6"),
+            )),
+        };
+    };
+    let places = leases.values().flat_map(|lease| &lease.places).filter(|place| place.network == network.id);
+    let taken: BTreeSet<Ipv6Addr> = places.filter_map(|place| place.address_v6).chain([v6.gateway]).collect();
+    if let Some(address) = wanted {
+        if !v6.subnet.contains(&address) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("address {address} is not in network {name}, which is {}", v6.subnet),
+            ));
+        }
+        if taken.contains(&address) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("address {address} of network {name} is in use: Address already in use"),
+            ));
+        }
+        return Ok(Some(address));
+    }
+    // The first address of a subnet is its routers'.
+    let free = v6.subnet.hosts().skip(1).find(|address| !taken.contains(address));
+    free.map(Some)
+        .ok_or_else(|| io::Error::other(format!("network {name} has no IPv6 address left: remove containers")))
+}
+
 /// The host's ports that are asked for, and free ones where any will do.
 pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
     let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
@@ -127,6 +167,7 @@ mod tests {
     use skep_api::service::Protocol;
 
     use super::*;
+    use crate::network::Ipv6Side;
 
     fn port(host_port: u16) -> PublishedPort {
         PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: Ipv4Addr::UNSPECIFIED, host_port }
@@ -149,6 +190,27 @@ mod tests {
         assert!(pick_address(&network, &taken, Some(Ipv4Addr::new(10, 9, 9, 9))).is_err());
         let ranged = LocalNetwork { range: Some("10.1.2.4/30".parse().unwrap()), ..network };
         assert_eq!(pick_address(&ranged, &BTreeSet::new(), None).unwrap(), address(4));
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_given_once_where_there_are_some() {
+        let mut network = LocalNetwork::new("n", "10.1.2.0/29".parse().unwrap());
+        let wanted: Ipv6Addr = "fd00::9".parse().unwrap();
+        assert_eq!(pick_address_v6(&network, &BTreeMap::new(), None).unwrap(), None);
+        assert!(pick_address_v6(&network, &BTreeMap::new(), Some(wanted)).is_err());
+        network.v6 = Some(Ipv6Side { subnet: "fd00::/64".parse().unwrap(), gateway: "fd00::1".parse().unwrap() });
+        let mut leases = BTreeMap::new();
+        for last in 2..5 {
+            let picked = pick_address_v6(&network, &leases, None).unwrap();
+            assert_eq!(picked, Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)));
+            let address = Ipv4Addr::new(10, 1, 2, 2);
+            let place = Held { network: "n".into(), address, address_v6: picked, names: Vec::new(), link: 0 };
+            leases.insert(last.to_string(), Lease { places: vec![place], ..Lease::default() });
+        }
+        assert_eq!(pick_address_v6(&network, &leases, Some(wanted)).unwrap(), Some(wanted));
+        for wrong in ["fd00::1", "fd00::3", "fd01::3"] {
+            assert!(pick_address_v6(&network, &leases, Some(wrong.parse().unwrap())).is_err(), "{wrong}");
+        }
     }
 
     #[test]

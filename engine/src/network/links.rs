@@ -6,7 +6,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
 use skep_host_net::{Netns, add_existing_is_fine, link_index};
 
-use super::{LocalNetwork, MacAddress};
+use super::{LocalNetwork, MacAddress, v6};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
@@ -16,7 +16,13 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
     let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
     let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
     add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
-    without_ipv6(name);
+    match &network.v6 {
+        Some(v6) => {
+            v6::allow(name);
+            v6::add_address(handle, index, v6.gateway, v6.subnet).await?;
+        }
+        None => without_ipv6(name),
+    }
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     Ok(index)
 }

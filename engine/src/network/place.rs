@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub struct WantedPlace {
     /// What neighbours call it beside its name.
     pub aliases: Vec<String>,
     pub address: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub address_v6: Option<Ipv6Addr>,
     /// Made from the address if absent.
     #[serde(default)]
     pub mac: Option<MacAddress>,
@@ -36,6 +38,8 @@ pub struct WantedPlace {
 pub struct Endpoint {
     pub network: String,
     pub address: Ipv4Addr,
+    #[serde(default)]
+    pub address_v6: Option<Ipv6Addr>,
     /// The number of its link inside: eth0 is 0.
     pub link: u32,
     pub names: Vec<String>,
@@ -45,6 +49,13 @@ pub struct Endpoint {
     /// What a [`NetworkKeeper`](super::NetworkKeeper) said of a place that it was asked for.
     #[serde(default)]
     pub grant: Option<Grant>,
+}
+
+impl Endpoint {
+    /// What the container is reached at.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(self.address.into()).chain(self.address_v6.map(IpAddr::from)).collect()
+    }
 }
 
 /// A link's address on its bridge.

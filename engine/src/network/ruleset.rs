@@ -93,7 +93,13 @@ mod tests {
             host_ip: Ipv4Addr::LOCALHOST,
             host_port: 8080,
         };
-        let place = Held { network: "one".into(), address: Ipv4Addr::new(10, 1, 0, 2), names: Vec::new(), link: 0 };
+        let place = Held {
+            network: "one".into(),
+            address: Ipv4Addr::new(10, 1, 0, 2),
+            address_v6: None,
+            names: Vec::new(),
+            link: 0,
+        };
         let leases =
             BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports: vec![port] })]);
         let rules = ruleset(&networks, &leases);

@@ -190,7 +190,9 @@ fn host_config(container: &Inspection) -> Value {
     if let (Some(all), Some(asked)) =
         (value.as_object_mut(), config.request.pointer("/HostConfig").and_then(Value::as_object))
     {
-        all.extend(asked.iter().map(|(key, member)| (key.clone(), member.clone())));
+        // Clients say nothing by an empty text, too.
+        let said = asked.iter().filter(|(_, member)| *member != "");
+        all.extend(said.map(|(key, member)| (key.clone(), member.clone())));
     }
     let in_force = json!({
         "NetworkMode": network_mode(container), "ReadonlyRootfs": config.read_only, "Init": config.init,
@@ -243,9 +245,10 @@ fn network_settings(engine: &Engine, container: &Inspection) -> Value {
         "SandboxKey": container.netns.as_deref().filter(|_| running).unwrap_or_else(|| Path::new("")), "HairpinMode": false,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
         "SecondaryIPv6Addresses": null, "EndpointID": of_first("EndpointID"), "Gateway": of_first("Gateway"),
-        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": of_first("IPAddress"),
+        "GlobalIPv6Address": of_first("GlobalIPv6Address"), "GlobalIPv6PrefixLen": of_first("GlobalIPv6PrefixLen"),
+        "IPAddress": of_first("IPAddress"),
         "IPPrefixLen": first.get("IPPrefixLen").cloned().unwrap_or_else(|| json!(0)),
-        "IPv6Gateway": "", "MacAddress": of_first("MacAddress"), "Ports": bindings, "Networks": networks,
+        "IPv6Gateway": of_first("IPv6Gateway"), "MacAddress": of_first("MacAddress"), "Ports": bindings, "Networks": networks,
     })
 }
 
@@ -288,7 +291,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         if !place.aliases.is_empty() {
             value["Aliases"] = json!(place.aliases);
         }
-        if place.address.is_some() || !place.link_local.is_empty() {
+        if place.address.is_some() || place.address_v6.is_some() || !place.link_local.is_empty() {
             value["IPAMConfig"] = ipam_config(place);
         }
         if !place.driver_options.is_empty() {
@@ -307,6 +310,14 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
             if let Some(gateway) = outward.or_else(|| granted.and_then(|grant| grant.gateway)) {
                 value["Gateway"] = json!(gateway);
             }
+            let v6 = network.as_ref().and_then(|network| network.v6.as_ref());
+            if let (Some(address), Some(v6)) = (held.address_v6, v6) {
+                value["GlobalIPv6Address"] = json!(address);
+                value["GlobalIPv6PrefixLen"] = json!(v6.subnet.prefix_len());
+                if outward.is_some() {
+                    value["IPv6Gateway"] = json!(v6.gateway);
+                }
+            }
             let prefix_len = network.as_ref().map(|network| network.subnet.prefix_len());
             value["IPPrefixLen"] = json!(prefix_len.or_else(|| granted.map(|grant| grant.prefix_len)));
         }
@@ -319,6 +330,9 @@ fn ipam_config(place: &WantedPlace) -> Value {
     let mut config = json!({});
     if let Some(address) = place.address {
         config["IPv4Address"] = json!(address);
+    }
+    if let Some(address) = place.address_v6 {
+        config["IPv6Address"] = json!(address);
     }
     if !place.link_local.is_empty() {
         config["LinkLocalIPs"] = json!(place.link_local);

@@ -77,14 +77,19 @@ impl EndpointBody {
         if !self.links.is_empty() {
             return Err(ApiError::unsupported("links are not supported: use names and aliases"));
         }
-        if !self.ipam_config.ipv6_address.is_empty() {
-            return Err(ApiError::unsupported("IPv6 addresses of containers are not supported yet"));
-        }
         let text = &self.ipam_config.ipv4_address;
         let address = (!text.is_empty())
             .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv4 address: {text:?}"))))
             .transpose()?;
-        if network.id() == DEFAULT_NETWORK && (address.is_some() || !self.aliases.is_empty()) {
+        let text = &self.ipam_config.ipv6_address;
+        let address_v6 = (!text.is_empty())
+            .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv6 address: {text:?}"))))
+            .transpose()?;
+        if address_v6.is_some() && matches!(network, Joinable::Swarm(_)) {
+            return Err(ApiError::unsupported("IPv6 addresses in networks of the swarm are not supported yet"));
+        }
+        let asks = address.is_some() || address_v6.is_some();
+        if network.id() == DEFAULT_NETWORK && (asks || !self.aliases.is_empty()) {
             return Err(ApiError::bad_request(
                 "user specified IP address and network-scoped aliases are supported on user-defined networks only",
             ));
@@ -96,7 +101,7 @@ impl EndpointBody {
         let link_local = self.ipam_config.link_local.iter().map(|text| link_local(text)).collect::<Result<_, _>>()?;
         let driver_options = self.driver_opts.clone();
         let aliases = self.aliases.clone();
-        Ok(WantedPlace { aliases, address, mac, link_local, driver_options, ..network.any_place() })
+        Ok(WantedPlace { aliases, address, address_v6, mac, link_local, driver_options, ..network.any_place() })
     }
 }
 

@@ -1,0 +1,101 @@
+//! What containers are called in the host's networks, and who is told.
+
+use std::collections::BTreeMap;
+
+use skep_name_server::{Served, Zone};
+
+use super::lease::Lease;
+use super::{LocalNetwork, Networks};
+
+impl Networks {
+    /// The names that a container sees in the host's networks.
+    pub(crate) fn neighbours(&self, container: &str) -> Zone {
+        let (all, leases) = (self.all(), self.leases());
+        let zones = zones(&all, &leases);
+        let mut seen = Zone::default();
+        for place in leases.get(container).into_iter().flat_map(|lease| &lease.places) {
+            let Some(zone) = zones.get(&place.network) else { continue };
+            for (name, addresses) in &zone.names {
+                seen.names.entry(name.clone()).or_insert_with(|| addresses.clone());
+            }
+            seen.reverse.extend(zone.reverse.clone());
+            for (name, addresses) in &zone.names_v6 {
+                seen.names_v6.entry(name.clone()).or_insert_with(|| addresses.clone());
+            }
+            seen.reverse_v6.extend(zone.reverse_v6.clone());
+        }
+        seen
+    }
+
+    /// Brings the names that containers are served in line with who is where.
+    pub(crate) async fn serve_names(&self) {
+        let (zones, served) = {
+            let (all, leases) = (self.all(), self.leases());
+            let resolvers = self.resolvers.lock().expect("nobody panics while holding it");
+            (zones(&all, &leases), self.served(&all, &leases, &resolvers))
+        };
+        for (container, error) in self.names.lock().await.update(&zones, &served).await {
+            tracing::warn!(container, %error, "names cannot be served");
+        }
+        if let Some(keeper) = self.keeper() {
+            for container in self.served_by_keeper() {
+                keeper.tell_names(&container, self.neighbours(&container));
+            }
+        }
+    }
+
+    /// The containers whose names somebody else serves, as they are in networks of theirs, too.
+    fn served_by_keeper(&self) -> Vec<String> {
+        let (all, leases) = (self.all(), self.leases());
+        leases.iter().filter(|(_, lease)| lease.is_kept(&all)).map(|(id, _)| id.clone()).collect()
+    }
+
+    fn served(
+        &self,
+        all: &BTreeMap<String, LocalNetwork>,
+        leases: &BTreeMap<String, Lease>,
+        resolvers: &BTreeMap<String, Vec<String>>,
+    ) -> BTreeMap<String, Served<String>> {
+        let mut served = BTreeMap::new();
+        for (id, lease) in leases {
+            let networks: Vec<&LocalNetwork> =
+                lease.places.iter().filter_map(|place| all.get(&place.network)).collect();
+            if lease.is_kept(all) || !networks.iter().any(|network| network.has_names()) {
+                continue;
+            }
+            let own = resolvers.get(id).into_iter().flatten().filter_map(|text| text.parse().ok());
+            served.insert(
+                id.clone(),
+                Served {
+                    netns: self.netns_path(id),
+                    networks: networks.iter().filter(|n| n.has_names()).map(|n| n.id.clone()).collect(),
+                    forward: networks.iter().any(|network| !network.internal),
+                    resolvers: own.collect(),
+                },
+            );
+        }
+        served
+    }
+}
+
+/// What the members of each network are called.
+fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> BTreeMap<String, Zone> {
+    let mut zones: BTreeMap<String, Zone> =
+        all.values().filter(|network| network.has_names()).map(|n| (n.id.clone(), Zone::default())).collect();
+    for place in leases.values().flat_map(|lease| &lease.places) {
+        let Some(zone) = zones.get_mut(&place.network) else { continue };
+        for name in &place.names {
+            zone.names_v6.entry(name.to_lowercase()).or_default().extend(place.address_v6);
+            let addresses = zone.names.entry(name.to_lowercase()).or_default();
+            if !addresses.contains(&place.address) {
+                addresses.push(place.address);
+            }
+        }
+        if let (Some(name), Some(network)) = (place.names.first(), all.get(&place.network)) {
+            let called = format!("{name}.{}", network.name);
+            zone.reverse_v6.extend(place.address_v6.map(|address| (address, called.clone())));
+            zone.reverse.insert(place.address, called);
+        }
+    }
+    zones
+}

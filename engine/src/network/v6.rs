@@ -1,0 +1,201 @@
+//! The IPv6 side of a network that has one: addresses, forwarding, and rules in a table of their own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use ipnet::Ipv6Net;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use serde::{Deserialize, Serialize};
+use skep_host_net::{Netns, add_existing_is_fine};
+
+use super::LocalNetwork;
+use super::lease::Lease;
+
+/// What the table is called, with its family.
+const TABLE: &str = "ip6 skep";
+const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+const UNIQUE_LOCAL_LEN: u8 = 64;
+
+/// A network's IPv6 addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Side {
+    pub subnet: Ipv6Net,
+    pub gateway: Ipv6Addr,
+}
+
+impl Ipv6Side {
+    /// On a subnet, with its first address after the routers' for the gateway if none is asked for.
+    #[must_use]
+    pub fn new(subnet: Ipv6Net, gateway: Option<Ipv6Addr>) -> Self {
+        let first = || Ipv6Addr::from(u128::from(subnet.network()) | 1);
+        Self { subnet: subnet.trunc(), gateway: gateway.unwrap_or_else(first) }
+    }
+
+    /// On a subnet that is nobody else's, as chance has it (RFC 4193).
+    #[must_use]
+    pub fn unique_local() -> Self {
+        let chosen = u128::from(rand::random::<u64>() & ((1 << 56) - 1));
+        let base = Ipv6Addr::from((0xfd << 56 | chosen) << 64);
+        Self::new(Ipv6Net::new_assert(base, UNIQUE_LOCAL_LEN), None)
+    }
+}
+
+/// Gives a link an address at once: who has which is known here, so that nobody need be asked whether it is free.
+pub(super) async fn add_address(
+    handle: &Handle,
+    link: u32,
+    address: Ipv6Addr,
+    subnet: Ipv6Net,
+) -> Result<(), rtnetlink::Error> {
+    let mut request = handle.address().add(link, address.into(), subnet.prefix_len());
+    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    add_existing_is_fine(request.execute().await)
+}
+
+/// Lets a link have IPv6 addresses; what neighbours say of routes is not heard.
+pub(super) fn allow(link: &str) {
+    for (setting, value) in [("accept_ra", "0"), ("disable_ipv6", "0")] {
+        // Where the kernel has no IPv6, the address that comes next says so.
+        let _ = fs::write(format!("{SETTINGS}/{link}/{setting}"), value);
+    }
+}
+
+/// Lets a container's link, and its loopback, have IPv6 addresses.
+pub(super) async fn allow_in(netns: &Netns, link: String) -> io::Result<()> {
+    let allow_both = move || {
+        allow("lo");
+        allow(&link);
+        Ok(())
+    };
+    netns.run(allow_both).await
+}
+
+/// Has the host forward IPv6. It then heeds routers' advertisements no more, where it is not told to go on with that.
+pub(super) fn forward() -> io::Result<()> {
+    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let all = Path::new(SETTINGS).join("all/forwarding");
+    if fs::read_to_string(&all).map_err(|error| named(&all, error))?.trim() == "1" {
+        return Ok(());
+    }
+    for link in fs::read_dir(SETTINGS)?.flatten() {
+        let heeds = link.path().join("accept_ra");
+        if fs::read_to_string(&heeds).is_ok_and(|value| value.trim() == "1") {
+            fs::write(&heeds, "2").map_err(|error| named(&heeds, error))?;
+        }
+    }
+    fs::write(&all, "1").map_err(|error| named(&all, error))
+}
+
+/// The table, as `ruleset` of IPv4 has it; nothing where the kernel has no IPv6.
+pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
+    if !Path::new(SETTINGS).exists() {
+        return String::new();
+    }
+    let cleared = format!("table {TABLE} {{}}\ndelete table {TABLE}\n");
+    let rules = rules(networks, leases);
+    if rules.is_empty() { cleared } else { cleared + &rules }
+}
+
+fn rules(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
+    let sides: Vec<_> = networks.values().filter_map(|network| Some((network, network.v6.as_ref()?.subnet))).collect();
+    if sides.is_empty() {
+        return String::new();
+    }
+    let (mut masquerade, mut forward, mut direct) = (String::new(), String::new(), String::new());
+    for (network, subnet) in &sides {
+        let device = &network.device;
+        if network.masquerade && !network.internal {
+            masquerade += &format!("    ip6 saddr {subnet} oifname != \"{device}\" masquerade\n");
+        }
+        masquerade += &format!("    ip6 saddr {subnet} ip6 daddr {subnet} ct status dnat masquerade\n");
+        if !network.is_routed() {
+            direct += &format!("    ip6 daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
+        }
+        if network.internal {
+            forward += &format!("    iifname \"{device}\" oifname != \"{device}\" drop\n");
+            forward += &format!("    oifname \"{device}\" iifname != \"{device}\" drop\n");
+        }
+    }
+    forward += "    ct state established,related accept\n    ct status dnat accept\n";
+    for (network, _) in &sides {
+        let others: Vec<_> = networks.values().map(|other| &other.device).filter(|d| **d != network.device).collect();
+        let others: Vec<_> = others.iter().map(|device| format!("\"{device}\"")).collect();
+        if !others.is_empty() {
+            forward += &format!("    iifname \"{}\" oifname {{ {} }} drop\n", network.device, others.join(", "));
+        }
+    }
+    let published = published(networks, leases);
+    format!(
+        "table {TABLE} {{\n\
+         \x20 chain publish {{\n    ip6 daddr ::1 return\n{published}  }}\n\
+         \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
+         \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
+         \x20   fib daddr type local jump publish\n  }}\n\
+         \x20 chain output {{\n    type nat hook output priority -100\n\
+         \x20   fib daddr type local jump publish\n  }}\n\
+         \x20 chain forward {{\n    type filter hook forward priority 0\n{forward}  }}\n\
+         \x20 chain postrouting {{\n    type nat hook postrouting priority 100\n{masquerade}  }}\n}}\n"
+    )
+}
+
+/// Ports of all of the host's addresses, led to those that have an IPv6 address.
+fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
+    let mut dnat = String::new();
+    for lease in leases.values() {
+        let outward = |network: &str| networks.get(network).is_some_and(|network| !network.internal);
+        let own = lease.places.iter().filter(|place| outward(&place.network)).find_map(|place| place.address_v6);
+        let Some(address) = own else { continue };
+        for port in lease.ports.iter().filter(|port| port.host_ip.is_unspecified()) {
+            let (protocol, at, to) = (port.protocol.as_str(), port.host_port, port.container_port);
+            dnat += &format!("    {protocol} dport {at} dnat to [{address}]:{to}\n");
+        }
+    }
+    dnat
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use skep_api::service::Protocol;
+
+    use super::*;
+    use crate::container::config::PublishedPort;
+    use crate::network::lease::Held;
+
+    #[test]
+    fn rules_are_there_for_networks_with_ipv6_alone() {
+        let network = |name: &str, subnet: &str| (name.to_owned(), LocalNetwork::new(name, subnet.parse().unwrap()));
+        let mut networks = BTreeMap::from([network("one", "10.1.0.0/16"), network("two", "10.2.0.0/16")]);
+        assert_eq!(rules(&networks, &BTreeMap::new()), "");
+        let side = Ipv6Side::new("fd00:1::/64".parse().unwrap(), None);
+        assert_eq!(side.gateway.to_string(), "fd00:1::1");
+        networks.get_mut("one").unwrap().v6 = Some(side);
+        let at = |host_ip| PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip, host_port: 8080 };
+        let place = Held {
+            network: "one".into(),
+            address: Ipv4Addr::new(10, 1, 0, 2),
+            address_v6: Some("fd00:1::2".parse().unwrap()),
+            names: Vec::new(),
+            link: 0,
+        };
+        let ports = vec![at(Ipv4Addr::UNSPECIFIED), PublishedPort { host_port: 9090, ..at(Ipv4Addr::LOCALHOST) }];
+        let leases = BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports })]);
+        let rules = rules(&networks, &leases);
+        assert!(rules.contains("tcp dport 8080 dnat to [fd00:1::2]:80"), "{rules}");
+        assert!(!rules.contains("9090"), "an IPv4 address is not widened: {rules}");
+        assert!(rules.contains("ip6 daddr fd00:1::/64 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
+        assert!(rules.contains("iifname \"br-one\" oifname { \"br-two\" } drop"), "{rules}");
+    }
+
+    #[test]
+    fn subnets_of_chance_are_unique_local() {
+        let [one, other] = [Ipv6Side::unique_local(), Ipv6Side::unique_local()];
+        assert_ne!(one, other);
+        assert!(one.subnet.contains(&one.gateway) && one.subnet.network().segments()[0] >> 8 == 0xfd);
+    }
+}
