@@ -82,8 +82,8 @@ impl<M: Message + Default> Decoder for Messages<M> {
         if len > MESSAGE_LEN_MAX {
             return Err(too_long(len));
         }
+        // Room is made as it comes: who tells of a long message has not sent it yet.
         if bytes.len() < PREFIX_LEN + len {
-            bytes.reserve(PREFIX_LEN + len - bytes.len());
             return Ok(None);
         }
         bytes.advance(PREFIX_LEN);

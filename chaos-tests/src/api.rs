@@ -15,7 +15,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// One connection to a daemon.
 #[derive(Debug)]
-pub struct Api(BufReader<UnixStream>);
+pub struct Api {
+    stream: BufReader<UnixStream>,
+    checks: bool,
+}
 
 /// What a daemon answered.
 #[derive(Debug)]
@@ -25,11 +28,16 @@ pub struct Answer {
 }
 
 impl Api {
+    /// Connects to a daemon's socket; every answer is looked at, whether it has the shape that the API's description gives it.
+    pub fn checking(socket: &Path) -> io::Result<Self> {
+        Ok(Self { checks: true, ..Self::connect(socket)? })
+    }
+
     /// Connects to a daemon's socket.
     pub fn connect(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        Ok(Self(BufReader::new(stream)))
+        Ok(Self { stream: BufReader::new(stream), checks: false })
     }
 
     pub fn get(&mut self, path: &str) -> io::Result<Answer> {
@@ -44,9 +52,11 @@ impl Api {
         self.call("DELETE", path, "")
     }
 
-    /// Asks, and looks whether the answer has the shape that the API's description gives it.
     fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
         let answer = self.exchange(method, path, body)?;
+        if !self.checks {
+            return Ok(answer);
+        }
         let faults = schema::faults(method, path, answer.status, &answer.body);
         assert!(
             faults.is_empty(),
@@ -63,7 +73,7 @@ impl Api {
             "{method} {path} HTTP/1.1\r\nHost: skep\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        self.0.get_mut().write_all(request.as_bytes())?;
+        self.stream.get_mut().write_all(request.as_bytes())?;
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.ok_or_else(|| io::Error::other("no status"))?;
@@ -82,19 +92,19 @@ impl Api {
         let mut body = Vec::new();
         if chunked {
             while let len @ 1.. = usize::from_str_radix(&self.line()?, 16).map_err(io::Error::other)? {
-                self.0.by_ref().take(len as u64).read_to_end(&mut body)?;
+                self.stream.by_ref().take(len as u64).read_to_end(&mut body)?;
                 self.line()?;
             }
             self.line()?;
         } else {
-            self.0.by_ref().take(len).read_to_end(&mut body)?;
+            self.stream.by_ref().take(len).read_to_end(&mut body)?;
         }
         Ok(Answer { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }
 
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        if self.0.read_line(&mut line)? == 0 {
+        if self.stream.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(line.trim_end().to_owned())

@@ -83,7 +83,7 @@ impl Host {
     /// A connection to the daemon's API.
     #[must_use]
     pub fn api(&self) -> Api {
-        Api::connect(&self.placing.dir.join("skep.sock")).expect("the daemon runs")
+        Api::checking(&self.placing.dir.join("skep.sock")).expect("the daemon runs")
     }
 
     /// A process whose namespaces are the host's.

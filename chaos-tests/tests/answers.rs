@@ -1,5 +1,5 @@
-//! Answers of the Engine API against the shapes that its description gives them: [`Api`](skep_chaos_tests::Api)
-//! checks each that it gets.
+//! Answers of the Engine API against the shapes that its description gives them: a checking
+//! [`Api`](skep_chaos_tests::Api) looks at each.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 

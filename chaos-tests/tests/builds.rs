@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::path::Path;
+use std::process::Command;
+
 use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
 
 /// A host with busybox, and a build's context of one Dockerfile.
@@ -60,4 +63,51 @@ fn a_stage_that_fails_ends_those_beside_it() {
         let list = host.ok(&["ps", "-a", "-q"]);
         (list.is_empty(), list)
     });
+}
+
+/// Runs git on this machine, as somebody who has a repository.
+fn git(dir: &Path, args: &[&str]) {
+    let who = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost", "-c", "init.defaultBranch=main"];
+    let done = Command::new("git").arg("-C").arg(dir).args(who).args(args).output();
+    let done = done.expect("git is installed (package git)");
+    assert!(done.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn repositories_are_contexts() {
+    take_turn!();
+    let (rig, _) = scene("");
+    let host = rig.host(1);
+    let repository = host.dir().join("served/shop.git");
+    std::fs::create_dir_all(repository.join("sub")).unwrap();
+    git(&repository, &["init", "--quiet"]);
+    let write = |path: &str, text: &str| std::fs::write(repository.join(path), text).unwrap();
+    write("Dockerfile", "FROM busybox\nCOPY . /src\n");
+    write("sub/Dockerfile", "FROM busybox\nCOPY . /src\nRUN echo old > /age\n");
+    std::os::unix::fs::symlink("/etc", repository.join("out")).unwrap();
+    git(&repository, &["add", "."]);
+    git(&repository, &["commit", "--quiet", "-m", "one"]);
+    git(&repository, &["tag", "v1"]);
+    write("sub/Dockerfile", "FROM busybox\nRUN echo new > /age\n");
+    git(&repository, &["commit", "--quiet", "-a", "-m", "two"]);
+    let base = format!("--base-path={}", repository.parent().unwrap().display());
+    host.spawn("git", &["daemon", "--export-all", "--reuseaddr", "--listen=10.77.0.1", &base]);
+    let url = "git://10.77.0.1/shop.git";
+    wait_until("the repository is served", LIMIT, || {
+        let ran = host.exec("git", &["ls-remote", url]);
+        (ran.success, ran.stderr)
+    });
+    host.ok(&["build", "-t", "whole", url]);
+    let files = host.ok(&["run", "--rm", "whole", "ls", "-A", "/src"]);
+    assert_eq!(files.split_whitespace().collect::<Vec<_>>(), ["Dockerfile", "out", "sub"], "and no .git");
+    let age = |context: &str| {
+        host.ok(&["build", "-t", "part", &format!("{url}#{context}")]);
+        host.ok(&["run", "--rm", "part", "cat", "/age"])
+    };
+    assert_eq!([age("v1:sub"), age("main:sub"), age(":sub")], ["old\n", "new\n", "new\n"]);
+    for (wrong, why) in [("#none", "none"), ("#:out", "none of the repository's"), ("#--upload-pack=x", "no name")] {
+        let refused = host.fails(&["build", &format!("{url}{wrong}")]);
+        assert!(refused.contains(why), "{wrong}: {refused}");
+    }
+    assert_eq!(std::fs::read_dir(host.data().join("tmp")).map_or(0, Iterator::count), 0, "nothing is left");
 }

@@ -39,7 +39,7 @@ const BEATS_PER_SECOND: u32 = 200;
 /// How much longer a new leader waits for nodes to find it.
 const TAKEOVER_GRACE: Duration = Duration::from_secs(4);
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
-/// A worker that is there is heard more often, whatever the period of its heartbeats.
+/// A worker that is there is heard more often: it asks when it hears nothing itself, and beats at times.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 type FromWorker = session::Incoming<PeerStream, WorkerMessage>;
@@ -181,6 +181,7 @@ impl Dispatcher {
         Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
         loop {
             let waiting = assigned.waits_until();
+            let silence = SILENCE_MAX.max(told.period * GRACE_PERIODS);
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
                 message = next(from_worker) => match message? {
@@ -190,7 +191,7 @@ impl Dispatcher {
                         Box::pin(self.handle(id, session, message, &mut told, to_worker)).await?;
                     }
                 },
-                () = tokio::time::sleep_until(heard + SILENCE_MAX) => {
+                () = tokio::time::sleep_until(heard + silence) => {
                     return Err(Status::deadline_exceeded("nothing was heard for too long"));
                 }
                 commit = commits.recv() => {

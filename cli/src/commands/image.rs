@@ -183,7 +183,8 @@ pub(crate) struct BuildArgs {
     /// NAME=SOFT[:HARD] (repeatable)
     #[arg(long = "ulimit", value_name = "ULIMIT")]
     ulimits: Vec<String>,
-    /// Directory that holds what may be copied, or - for an archive or a Dockerfile on standard input
+    /// Directory that holds what may be copied, - for an archive or a Dockerfile on standard input, or what the daemon
+    /// fetches: the URL of an archive, of a Dockerfile, or of a git repository as URL#REFERENCE:DIRECTORY
     context: PathBuf,
 }
 
@@ -303,7 +304,8 @@ async fn fetch(client: &Client, path: &str, image: &str, quiet: bool) -> anyhow:
 }
 
 pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<()> {
-    let context = pack(&args.context)?;
+    let remote = args.context.to_str().filter(|context| is_remote(context));
+    let context = if remote.is_some() { Bytes::new() } else { pack(&args.context)? };
     let ulimits: anyhow::Result<Vec<Value>> = args.ulimits.iter().map(|text| ulimit(text)).collect();
     let bytes = |text: &Option<String>| text.as_deref().map_or(Ok(0), size);
     let mut query = format!(
@@ -322,6 +324,9 @@ pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<(
         bytes(&args.shm_size)?,
         escape(&json!(ulimits?).to_string()),
     );
+    if let Some(remote) = remote {
+        query += &format!("&remote={}", escape(remote));
+    }
     for host in &args.hosts {
         query += &format!("&extrahosts={}", escape(host));
     }
@@ -347,6 +352,12 @@ pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a context is for the daemon to fetch.
+fn is_remote(context: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|start| context.starts_with(start))
+        && !Path::new(context).is_dir()
 }
 
 /// The context as an archive; what `.dockerignore` names is left out by the daemon.

@@ -1,5 +1,7 @@
 //! Building images: the context comes as an archive, the progress goes as lines.
 
+mod remote;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -183,6 +185,7 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
     let dir = state.engine.data_dir().join(format!("tmp/build-{:016x}", rand::random::<u64>()));
     std::fs::create_dir_all(&dir).map_err(|error| ApiError::internal(format!("{}: {error}", dir.display())))?;
     let context = Context(dir);
+    let mut root = context.0.clone();
     if query.remote.is_empty() {
         let into = context.0.clone();
         let unpacked = read_body(request.into_body(), move |archive| skep_engine::unpack_context(archive, &into)).await;
@@ -190,12 +193,13 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
             ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
         })?;
     } else {
-        let plain = fetch_context(&query.remote, &context.0).await.map_err(ApiError::bad_request)?;
-        if plain {
+        let fetched = remote::fetch(&query.remote, &context.0).await.map_err(ApiError::bad_request)?;
+        if fetched.is_dockerfile {
             options.dockerfile = "Dockerfile".into();
         }
+        root = fetched.root;
     }
-    skep_engine::check_dockerfile(&context.0, &options.dockerfile).map_err(ApiError::bad_request)?;
+    skep_engine::check_dockerfile(&root, &options.dockerfile).map_err(ApiError::bad_request)?;
     let quiet = is_on(&query.q);
     let (lines, stream) = mpsc::channel(LINES_AHEAD);
     let engine = state.engine.clone();
@@ -215,7 +219,7 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
             }
         };
         let built = async {
-            let built = engine.build(&context.0, &options, &output).await;
+            let built = engine.build(&root, &options, &output).await;
             drop(output);
             built
         };
@@ -238,21 +242,6 @@ fn failure(error: &BuildError) -> Value {
             json_error(&text)
         }
     }
-}
-
-/// Fetches a context from elsewhere: an archive, or a Dockerfile alone; says whether it was that.
-async fn fetch_context(remote: &str, into: &std::path::Path) -> Result<bool, String> {
-    if !remote.starts_with("http://") && !remote.starts_with("https://") || remote.contains(".git") {
-        return Err(format!("the context {remote:?} is not supported: give the URL of an archive or of a Dockerfile"));
-    }
-    let bytes = skep_engine::fetch(remote).await?;
-    let dir = into.to_owned();
-    let is_text = std::str::from_utf8(&bytes).is_ok_and(|text| !text.contains('\0'));
-    if is_text {
-        return std::fs::write(dir.join("Dockerfile"), bytes).map(|()| true).map_err(|error| error.to_string());
-    }
-    let unpacked = tokio::task::spawn_blocking(move || skep_engine::unpack_context(bytes.as_slice(), &dir)).await;
-    unpacked.map_err(|error| error.to_string())?.map(|()| false).map_err(|error| with_causes(&error))
 }
 
 /// Removes what builds left that no image has.

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::Networks;
 use super::ruleset::TABLE;
+use super::{Networks, v6};
 use crate::sys;
 
 /// How long a firewall is given to do all that it does at once.
@@ -41,8 +41,11 @@ impl Networks {
         if self.leases().is_empty() && self.indexes.lock().await.is_empty() {
             return Ok(false);
         }
-        let there =
-            tokio::task::spawn_blocking(|| skep_host_net::has_table(TABLE)).await.map_err(io::Error::other)??;
+        let with_v6 = self.all().values().any(|network| network.v6.is_some());
+        let look = move || {
+            Ok::<_, io::Error>(skep_host_net::has_table(TABLE)? && (!with_v6 || skep_host_net::has_table(v6::TABLE)?))
+        };
+        let there = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
         if !there {
             self.write_rules().await?;
         }

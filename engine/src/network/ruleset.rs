@@ -6,44 +6,75 @@ use std::collections::BTreeMap;
 use crate::network::LocalNetwork;
 use crate::network::lease::Lease;
 
-/// What the table is called, with its family.
+/// What the table of IPv4 is called, with its family.
 pub(super) const TABLE: &str = "ip skep";
 
-/// The whole table.
-pub(crate) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    let dnat = published(networks, leases);
-    let (mut masquerade, mut forward, mut direct) = (String::new(), String::new(), String::new());
-    for network in networks.values() {
-        let (device, subnet) = (&network.device, network.subnet);
+/// A family of addresses, as rules speak of it.
+pub(super) struct Family {
+    /// What the table is called, with the family.
+    pub(super) table: &'static str,
+    /// How an address of it is named in rules.
+    pub(super) name: &'static str,
+    /// The host's loopback, where packets from there can be led to containers.
+    pub(super) loopback: Option<&'static str>,
+    /// What comes before the ports that are published.
+    pub(super) unpublished: &'static str,
+}
+
+const IPV4: Family = Family { table: TABLE, name: "ip", loopback: Some("127.0.0.0/8"), unpublished: "" };
+
+/// The whole table of IPv4.
+pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
+    let sides: Vec<_> = networks.values().map(|network| (network, network.subnet.to_string())).collect();
+    cleared(TABLE) + &table(&IPV4, networks, &sides, &published(networks, leases))
+}
+
+/// Has a table be gone, whether it was there or not.
+pub(super) fn cleared(table: &str) -> String {
+    format!("table {table} {{}}\ndelete table {table}\n")
+}
+
+/// The table of a family for the networks that have it, with their subnets.
+pub(super) fn table(
+    family: &Family,
+    networks: &BTreeMap<String, LocalNetwork>,
+    sides: &[(&LocalNetwork, String)],
+    published: &str,
+) -> String {
+    let Family { table, name, loopback, unpublished } = family;
+    let (mut masquerade, mut forward, mut direct, mut isolation) =
+        (String::new(), String::new(), String::new(), String::new());
+    for (network, subnet) in sides {
+        let device = &network.device;
         if network.masquerade && !network.internal {
-            masquerade += &format!("    ip saddr {subnet} oifname != \"{device}\" masquerade\n");
+            masquerade += &format!("    {name} saddr {subnet} oifname != \"{device}\" masquerade\n");
         }
         // Containers are reached by their published ports; what comes for their own addresses from
         // elsewhere is refused before any port is led in.
         if !network.is_routed() {
-            direct += &format!("    ip daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
+            direct += &format!("    {name} daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
         }
-        masquerade += &format!("    ip saddr 127.0.0.0/8 oifname \"{device}\" masquerade\n");
-        masquerade += &format!("    ip saddr {subnet} ip daddr {subnet} ct status dnat masquerade\n");
+        if let Some(loopback) = loopback {
+            masquerade += &format!("    {name} saddr {loopback} oifname \"{device}\" masquerade\n");
+        }
+        masquerade += &format!("    {name} saddr {subnet} {name} daddr {subnet} ct status dnat masquerade\n");
         if network.internal {
             forward += &format!("    iifname \"{device}\" oifname != \"{device}\" drop\n");
             forward += &format!("    oifname \"{device}\" iifname != \"{device}\" drop\n");
         }
-    }
-    // What a port leads to may be reached from everywhere; else networks do not see each other.
-    let devices: Vec<_> = networks.values().map(|network| format!("\"{}\"", network.device)).collect();
-    let mut isolation = String::new();
-    if devices.len() > 1 {
-        isolation += "    ct state established,related accept\n    ct status dnat accept\n";
-        for network in networks.values() {
-            let others: Vec<_> =
-                devices.iter().filter(|device| **device != format!("\"{}\"", network.device)).cloned().collect();
-            isolation += &format!("    iifname \"{}\" oifname {{ {} }} drop\n", network.device, others.join(", "));
+        let others = networks.values().filter(|other| other.device != *device);
+        let others: Vec<_> = others.map(|other| format!("\"{}\"", other.device)).collect();
+        if !others.is_empty() {
+            isolation += &format!("    iifname \"{device}\" oifname {{ {} }} drop\n", others.join(", "));
         }
     }
+    // What a port leads to may be reached from everywhere; else networks do not see each other.
+    if !isolation.is_empty() {
+        forward += "    ct state established,related accept\n    ct status dnat accept\n";
+    }
     format!(
-        "table {TABLE} {{}}\ndelete table {TABLE}\ntable {TABLE} {{\n\
-         \x20 chain publish {{\n{dnat}  }}\n\
+        "table {table} {{\n\
+         \x20 chain publish {{\n{unpublished}{published}  }}\n\
          \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
          \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\

@@ -14,9 +14,13 @@ use skep_host_net::{Netns, add_existing_is_fine};
 
 use super::LocalNetwork;
 use super::lease::Lease;
+use super::ruleset::{Family, cleared, table};
 
 /// What the table is called, with its family.
-const TABLE: &str = "ip6 skep";
+pub(super) const TABLE: &str = "ip6 skep";
+
+/// No packet from ::1 may leave its host: who asks there is refused at once, and not kept waiting.
+const IPV6: Family = Family { table: TABLE, name: "ip6", loopback: None, unpublished: "    ip6 daddr ::1 return\n" };
 const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 const UNIQUE_LOCAL_LEN: u8 = 64;
 
@@ -95,51 +99,16 @@ pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeM
     if !Path::new(SETTINGS).exists() {
         return String::new();
     }
-    let cleared = format!("table {TABLE} {{}}\ndelete table {TABLE}\n");
-    let rules = rules(networks, leases);
-    if rules.is_empty() { cleared } else { cleared + &rules }
+    cleared(TABLE) + &rules(networks, leases)
 }
 
 fn rules(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    let sides: Vec<_> = networks.values().filter_map(|network| Some((network, network.v6.as_ref()?.subnet))).collect();
+    let side = |network: &LocalNetwork| network.v6.as_ref().map(|v6| v6.subnet.to_string());
+    let sides: Vec<_> = networks.values().filter_map(|network| Some((network, side(network)?))).collect();
     if sides.is_empty() {
         return String::new();
     }
-    let (mut masquerade, mut forward, mut direct) = (String::new(), String::new(), String::new());
-    for (network, subnet) in &sides {
-        let device = &network.device;
-        if network.masquerade && !network.internal {
-            masquerade += &format!("    ip6 saddr {subnet} oifname != \"{device}\" masquerade\n");
-        }
-        masquerade += &format!("    ip6 saddr {subnet} ip6 daddr {subnet} ct status dnat masquerade\n");
-        if !network.is_routed() {
-            direct += &format!("    ip6 daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
-        }
-        if network.internal {
-            forward += &format!("    iifname \"{device}\" oifname != \"{device}\" drop\n");
-            forward += &format!("    oifname \"{device}\" iifname != \"{device}\" drop\n");
-        }
-    }
-    forward += "    ct state established,related accept\n    ct status dnat accept\n";
-    for (network, _) in &sides {
-        let others: Vec<_> = networks.values().map(|other| &other.device).filter(|d| **d != network.device).collect();
-        let others: Vec<_> = others.iter().map(|device| format!("\"{device}\"")).collect();
-        if !others.is_empty() {
-            forward += &format!("    iifname \"{}\" oifname {{ {} }} drop\n", network.device, others.join(", "));
-        }
-    }
-    let published = published(networks, leases);
-    format!(
-        "table {TABLE} {{\n\
-         \x20 chain publish {{\n    ip6 daddr ::1 return\n{published}  }}\n\
-         \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
-         \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
-         \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain output {{\n    type nat hook output priority -100\n\
-         \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain forward {{\n    type filter hook forward priority 0\n{forward}  }}\n\
-         \x20 chain postrouting {{\n    type nat hook postrouting priority 100\n{masquerade}  }}\n}}\n"
-    )
+    table(&IPV6, networks, &sides, &published(networks, leases))
 }
 
 /// Ports of all of the host's addresses, led to those that have an IPv6 address.
