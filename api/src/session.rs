@@ -19,7 +19,7 @@ pub const MESSAGE_LEN_MAX: usize = 64 << 20;
 pub const SILENCE: Duration = Duration::from_secs(1);
 /// How long an answer to that may take: soon enough for a worker to find a new leader before that
 /// gives it up.
-pub const SILENCE_LIMIT: Duration = Duration::from_millis(2500);
+pub const ANSWER_LIMIT: Duration = Duration::from_millis(1500);
 /// How long the other may take none of a message.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// What most messages fit into, in bytes.

@@ -183,6 +183,8 @@ impl Dispatcher {
             let waiting = assigned.waits_until();
             let silence = SILENCE_MAX.max(told.period * GRACE_PERIODS);
             tokio::select! {
+                // What has come is looked at before anyone is called silent.
+                biased;
                 () = self.stop.cancelled() => return Err(Status::unavailable("this manager leads no more")),
                 message = next(from_worker) => match message? {
                     None => return Ok(()),
@@ -191,9 +193,6 @@ impl Dispatcher {
                         Box::pin(self.handle(id, session, message, &mut told, to_worker)).await?;
                     }
                 },
-                () = tokio::time::sleep_until(heard + silence) => {
-                    return Err(Status::deadline_exceeded("nothing was heard for too long"));
-                }
                 commit = commits.recv() => {
                     let mut touched = Touched::default();
                     let mut tasks = false;
@@ -226,6 +225,9 @@ impl Dispatcher {
                 }
                 () = sleep_until(waiting) => {
                     Box::pin(self.tell_changes(id, &mut assigned, &mut told, to_worker)).await?;
+                }
+                () = tokio::time::sleep_until(heard + silence) => {
+                    return Err(Status::deadline_exceeded("nothing was heard for too long"));
                 }
             }
         }

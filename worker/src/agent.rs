@@ -162,13 +162,18 @@ impl Agent {
         let mut held = self.config.overlay.held();
         held.mark_unchanged();
         let mut beat = tokio::time::interval(Duration::from_secs(1));
-        let (mut heard, mut asked) = (tokio::time::Instant::now(), false);
+        let (mut heard, mut asked) = (tokio::time::Instant::now(), None);
         loop {
             let (reporter, attachments) = (self.reporter.clone(), self.config.attachments.clone());
             tokio::select! {
+                // What has come is looked at before anyone is called silent.
+                biased;
+                _ = beat.tick(), if *welcomed => {
+                    send(&mut to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
+                }
                 message = from_manager.next() => {
                     let Some(message) = message.map_err(lost)? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
-                    (heard, asked) = (tokio::time::Instant::now(), false);
+                    (heard, asked) = (tokio::time::Instant::now(), None);
                     if let Some(manager_message::Kind::Facts(part)) = message.kind {
                         if let Some(update) = facts.take(part).map_err(|e| Status::invalid_argument(e.to_string()))? {
                             self.config.overlay.take(update);
@@ -189,20 +194,17 @@ impl Agent {
                         send(&mut to_manager, worker_message::Kind::Description(description)).await?;
                     }
                 }
-                _ = beat.tick(), if *welcomed => {
-                    send(&mut to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
-                }
                 batch = reporter.next_batch(), if *welcomed => {
                     send(&mut to_manager, worker_message::Kind::Statuses(batch)).await?;
                 }
                 wishes = attachments.next_message(), if *welcomed => {
                     send(&mut to_manager, worker_message::Kind::Attachments(wishes)).await?;
                 }
-                () = tokio::time::sleep_until(heard + session::SILENCE), if *welcomed && !asked => {
-                    asked = true;
+                () = tokio::time::sleep_until(heard + session::SILENCE), if *welcomed && asked.is_none() => {
+                    asked = Some(tokio::time::Instant::now());
                     send(&mut to_manager, worker_message::Kind::AreYouThere(AreYouThere {})).await?;
                 }
-                () = tokio::time::sleep_until(heard + session::SILENCE_LIMIT), if *welcomed => {
+                () = tokio::time::sleep_until(asked.unwrap_or(heard) + session::ANSWER_LIMIT), if *welcomed && asked.is_some() => {
                     return Err(Status::deadline_exceeded("the manager is silent"));
                 }
                 () = tokio::time::sleep_until(heard + WELCOME_LIMIT), if !*welcomed => {
