@@ -28,11 +28,14 @@ use crate::runner::Runner;
 /// Pauses between attempts: the first, and the longest. A new leader waits a few seconds for its
 /// workers before it gives them up: pauses and limits here must leave room for several attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+const MESSAGES_AHEAD: usize = 64;
+/// Of those, for what says that this node lives.
+const MESSAGES_KEPT_FREE: usize = 16;
 const WELCOME_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the future of a [`Connect`] brings.
 pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn session::Connection>>> + Send + 'a>>;
-type ToManager = session::Outgoing<Box<dyn session::Connection>>;
+type ToManager = mpsc::Sender<WorkerMessage>;
 
 /// Connects to managers; the daemon brings the node's certificate into it.
 pub trait Connect: Send + Sync + 'static {
@@ -150,13 +153,17 @@ impl Agent {
 
     async fn run_session(&mut self, addr: &str, welcomed: &mut bool) -> Result<SessionEnd, Status> {
         let connection = self.config.connect.connect(addr).await.map_err(lost)?;
-        let (mut from_manager, mut to_manager) = session::split::<_, ManagerMessage>(connection);
+        let (mut from_manager, writing) = session::split::<_, ManagerMessage>(connection);
+        let (to_manager, messages) = mpsc::channel(MESSAGES_AHEAD);
+        // Ends with the session: an error of its own is one of the reading side's, too.
+        let writer = tokio::spawn(write(writing, messages));
+        let _ended_with_it = AbortOnDrop(writer);
         let mut keys = self.config.overlay.public_keys();
         let hello = Hello {
             description: self.description(&keys.borrow_and_update()),
             bulk_port: u32::from(self.config.bulk_port),
         };
-        send(&mut to_manager, worker_message::Kind::Hello(hello)).await?;
+        send(&to_manager, worker_message::Kind::Hello(hello))?;
         let mut inbox = Inbox::default();
         let mut facts = FactsInbox::default();
         let mut held = self.config.overlay.held();
@@ -165,11 +172,13 @@ impl Agent {
         let (mut heard, mut asked) = (tokio::time::Instant::now(), None);
         loop {
             let (reporter, attachments) = (self.reporter.clone(), self.config.attachments.clone());
+            // Never waits for the manager to take something: it may wait for this side to take something.
+            let room = *welcomed && to_manager.capacity() > MESSAGES_KEPT_FREE;
             tokio::select! {
                 // What has come is looked at before anyone is called silent.
                 biased;
                 _ = beat.tick(), if *welcomed => {
-                    send(&mut to_manager, worker_message::Kind::Heartbeat(Heartbeat {})).await?;
+                    send(&to_manager, worker_message::Kind::Heartbeat(Heartbeat {}))?;
                 }
                 message = from_manager.next() => {
                     let Some(message) = message.map_err(lost)? else { return Ok(SessionEnd::Lost { welcomed: *welcomed }) };
@@ -182,27 +191,27 @@ impl Agent {
                         return Ok(end);
                     }
                 }
-                changed = held.changed(), if *welcomed => {
+                changed = held.changed(), if room => {
                     if changed.is_ok() {
                         let revision = *held.borrow_and_update();
-                        send(&mut to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision })).await?;
+                        send(&to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision }))?;
                     }
                 }
-                changed = keys.changed(), if *welcomed => {
+                changed = keys.changed(), if room => {
                     if changed.is_ok() {
                         let description = self.description(&keys.borrow_and_update());
-                        send(&mut to_manager, worker_message::Kind::Description(description)).await?;
+                        send(&to_manager, worker_message::Kind::Description(description))?;
                     }
                 }
-                batch = reporter.next_batch(), if *welcomed => {
-                    send(&mut to_manager, worker_message::Kind::Statuses(batch)).await?;
+                batch = reporter.next_batch(), if room => {
+                    send(&to_manager, worker_message::Kind::Statuses(batch))?;
                 }
-                wishes = attachments.next_message(), if *welcomed => {
-                    send(&mut to_manager, worker_message::Kind::Attachments(wishes)).await?;
+                wishes = attachments.next_message(), if room => {
+                    send(&to_manager, worker_message::Kind::Attachments(wishes))?;
                 }
                 () = tokio::time::sleep_until(heard + session::SILENCE), if *welcomed && asked.is_none() => {
                     asked = Some(tokio::time::Instant::now());
-                    send(&mut to_manager, worker_message::Kind::AreYouThere(AreYouThere {})).await?;
+                    send(&to_manager, worker_message::Kind::AreYouThere(AreYouThere {}))?;
                 }
                 () = tokio::time::sleep_until(asked.unwrap_or(heard) + session::ANSWER_LIMIT), if *welcomed && asked.is_some() => {
                     return Err(Status::deadline_exceeded("the manager is silent"));
@@ -347,8 +356,30 @@ fn interval(milliseconds: u64) -> tokio::time::Interval {
     interval
 }
 
-async fn send(to_manager: &mut ToManager, kind: worker_message::Kind) -> Result<(), Status> {
-    to_manager.send(&WorkerMessage { kind: Some(kind) }).await.map_err(lost)
+fn send(to_manager: &ToManager, kind: worker_message::Kind) -> Result<(), Status> {
+    let sent = to_manager.try_send(WorkerMessage { kind: Some(kind) });
+    sent.map_err(|_| Status::unavailable("the manager takes nothing any more"))
+}
+
+/// Sends what there is to send, until it cannot.
+async fn write(
+    mut writing: session::Outgoing<Box<dyn session::Connection>>,
+    mut messages: mpsc::Receiver<WorkerMessage>,
+) {
+    while let Some(message) = messages.recv().await {
+        if let Err(error) = writing.send(&message).await {
+            tracing::debug!(%error, "the session's connection takes nothing any more");
+            return;
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn lost(error: io::Error) -> Status {
