@@ -33,7 +33,7 @@ use crate::container::config::PublishedPort;
 use crate::disk;
 use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
 use crate::network::links::{eth, keep_apart, link_suffix, make_bridge, veth_pair, without_ipv6};
-use crate::network::ruleset::ruleset;
+use crate::network::ruleset::{cleared, ruleset};
 
 /// The network that every host has.
 pub const DEFAULT_NETWORK: &str = "bridge";
@@ -233,7 +233,9 @@ impl Networks {
         if let Some(index) = made.or(link_index(netlink.handle(), &network.device).await) {
             netlink.handle().link().del(index).execute().await.map_err(io::Error::other)?;
         }
-        self.write_rules().await
+        // The table of IPv6 is written only for those that have it, and so would outlive the last of them.
+        let gone = if network.v6.is_some() { cleared(v6::TABLE) } else { String::new() };
+        self.write_rules_after(gone).await
     }
 
     /// Takes back what a running container had before the daemon's restart: its places, or what its
@@ -521,9 +523,14 @@ impl Networks {
     }
 
     async fn write_rules(&self) -> io::Result<()> {
+        self.write_rules_after(String::new()).await
+    }
+
+    /// Writes all rules, in one step with what comes first.
+    async fn write_rules_after(&self, first: String) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
         let (networks, leases) = (self.all().clone(), self.leases().clone());
-        let rules = ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
+        let rules = first + &ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
         tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
     }
 }

@@ -15,7 +15,7 @@ use skep_engine::Engine;
 use skep_overlay_net::Overlay;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::Status;
 
 use crate::assignments::{Inbox, Payloads, Update};
@@ -155,9 +155,8 @@ impl Agent {
         let connection = self.config.connect.connect(addr).await.map_err(lost)?;
         let (mut from_manager, writing) = session::split::<_, ManagerMessage>(connection);
         let (to_manager, messages) = mpsc::channel(MESSAGES_AHEAD);
-        // Ends with the session: an error of its own is one of the reading side's, too.
-        let writer = tokio::spawn(write(writing, messages));
-        let _ended_with_it = AbortOnDrop(writer);
+        // Ends with the session; one that fails is noticed by whoever has something to send.
+        let _writer = AbortOnDropHandle::new(tokio::spawn(write(writing, messages)));
         let mut keys = self.config.overlay.public_keys();
         let hello = Hello {
             description: self.description(&keys.borrow_and_update()),
@@ -371,14 +370,6 @@ async fn write(
             tracing::debug!(%error, "the session's connection takes nothing any more");
             return;
         }
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

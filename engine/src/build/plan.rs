@@ -125,7 +125,11 @@ async fn run(plan: &Arc<Plan>, output: &mpsc::Sender<BuildOutput>) -> Result<Sta
                     under_way.shutdown().await;
                     break Err(error);
                 }
-                Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+                Some(Err(error)) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The daemon is on its way down.
+                    Err(_) => break Err(BuildError::GivenUp),
+                },
                 None => break Ok(done.remove(&target).unwrap_or_default()),
             }
         }

@@ -1,6 +1,7 @@
 //! Who has which addresses and ports of the host's networks. Decides; touches nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -64,18 +65,7 @@ pub(crate) fn pick_address(
             || network.reserved.values().any(|&other| other == address)
     };
     if let Some(address) = wanted {
-        if !network.subnet.contains(address) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("address {address} is not in network {name}, which is {}", network.subnet),
-            ));
-        }
-        if reserved(address) {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("address {address} of network {name} is in use: Address already in use"),
-            ));
-        }
+        check_wanted(name, address, network.subnet, network.subnet.contains(address), reserved(address))?;
         return Ok(address);
     }
     let pool = network.range.unwrap_or(network.subnet);
@@ -107,24 +97,34 @@ pub(crate) fn pick_address_v6(
     let places = leases.values().flat_map(|lease| &lease.places).filter(|place| place.network == network.id);
     let taken: BTreeSet<Ipv6Addr> = places.filter_map(|place| place.address_v6).chain([v6.gateway]).collect();
     if let Some(address) = wanted {
-        if !v6.subnet.contains(&address) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("address {address} is not in network {name}, which is {}", v6.subnet),
-            ));
-        }
-        if taken.contains(&address) {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                format!("address {address} of network {name} is in use: Address already in use"),
-            ));
-        }
+        check_wanted(name, address, v6.subnet, v6.subnet.contains(&address), taken.contains(&address))?;
         return Ok(Some(address));
     }
     // The first address of a subnet is its routers'.
     let free = v6.subnet.hosts().skip(1).find(|address| !taken.contains(address));
     free.map(Some)
         .ok_or_else(|| io::Error::other(format!("network {name} has no IPv6 address left: remove containers")))
+}
+
+/// Says why an address that is asked for cannot be had.
+fn check_wanted(
+    network: &str,
+    address: impl Display,
+    subnet: impl Display,
+    within: bool,
+    taken: bool,
+) -> io::Result<()> {
+    let (kind, why) = match (within, taken) {
+        (true, false) => return Ok(()),
+        (false, _) => {
+            (io::ErrorKind::InvalidInput, format!("address {address} is not in network {network}, which is {subnet}"))
+        }
+        (true, true) => (
+            io::ErrorKind::AddrInUse,
+            format!("address {address} of network {network} is in use: Address already in use"),
+        ),
+    };
+    Err(io::Error::new(kind, why))
 }
 
 /// The host's ports that are asked for, and free ones where any will do.

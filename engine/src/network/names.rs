@@ -78,6 +78,13 @@ impl Networks {
     }
 }
 
+/// An alias may be a name, too.
+fn add<A: PartialEq>(addresses: &mut Vec<A>, address: A) {
+    if !addresses.contains(&address) {
+        addresses.push(address);
+    }
+}
+
 /// What the members of each network are called.
 fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> BTreeMap<String, Zone> {
     let mut zones: BTreeMap<String, Zone> =
@@ -85,11 +92,11 @@ fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>)
     for place in leases.values().flat_map(|lease| &lease.places) {
         let Some(zone) = zones.get_mut(&place.network) else { continue };
         for name in &place.names {
-            zone.names_v6.entry(name.to_lowercase()).or_default().extend(place.address_v6);
-            let addresses = zone.names.entry(name.to_lowercase()).or_default();
-            if !addresses.contains(&place.address) {
-                addresses.push(place.address);
+            let name = name.to_lowercase();
+            if let Some(address) = place.address_v6 {
+                add(zone.names_v6.entry(name.clone()).or_default(), address);
             }
+            add(zone.names.entry(name).or_default(), place.address);
         }
         if let (Some(name), Some(network)) = (place.names.first(), all.get(&place.network)) {
             let called = format!("{name}.{}", network.name);

@@ -94,21 +94,14 @@ pub(super) fn forward() -> io::Result<()> {
     fs::write(&all, "1").map_err(|error| named(&all, error))
 }
 
-/// The table, as `ruleset` of IPv4 has it; nothing where the kernel has no IPv6.
+/// The table, as `ruleset` of IPv4 has it; nothing where no network has IPv6, as not every kernel has rules for it.
 pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    if !Path::new(SETTINGS).exists() {
-        return String::new();
-    }
-    cleared(TABLE) + &rules(networks, leases)
-}
-
-fn rules(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
     let side = |network: &LocalNetwork| network.v6.as_ref().map(|v6| v6.subnet.to_string());
     let sides: Vec<_> = networks.values().filter_map(|network| Some((network, side(network)?))).collect();
     if sides.is_empty() {
         return String::new();
     }
-    table(&IPV6, networks, &sides, &published(networks, leases))
+    cleared(TABLE) + &table(&IPV6, networks, &sides, &published(networks, leases))
 }
 
 /// Ports of all of the host's addresses, led to those that have an IPv6 address.
@@ -140,7 +133,7 @@ mod tests {
     fn rules_are_there_for_networks_with_ipv6_alone() {
         let network = |name: &str, subnet: &str| (name.to_owned(), LocalNetwork::new(name, subnet.parse().unwrap()));
         let mut networks = BTreeMap::from([network("one", "10.1.0.0/16"), network("two", "10.2.0.0/16")]);
-        assert_eq!(rules(&networks, &BTreeMap::new()), "");
+        assert_eq!(ruleset(&networks, &BTreeMap::new()), "");
         let side = Ipv6Side::new("fd00:1::/64".parse().unwrap(), None);
         assert_eq!(side.gateway.to_string(), "fd00:1::1");
         networks.get_mut("one").unwrap().v6 = Some(side);
@@ -154,7 +147,7 @@ mod tests {
         };
         let ports = vec![at(Ipv4Addr::UNSPECIFIED), PublishedPort { host_port: 9090, ..at(Ipv4Addr::LOCALHOST) }];
         let leases = BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports })]);
-        let rules = rules(&networks, &leases);
+        let rules = ruleset(&networks, &leases);
         assert!(rules.contains("tcp dport 8080 dnat to [fd00:1::2]:80"), "{rules}");
         assert!(!rules.contains("9090"), "an IPv4 address is not widened: {rules}");
         assert!(rules.contains("ip6 daddr fd00:1::/64 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
