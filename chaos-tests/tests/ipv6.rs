@@ -72,6 +72,8 @@ fn containers_have_ipv6_where_the_network_has() {
     assert!(host.fails(&["run", "--network", "six", "--ip6", "fd60::50", "busybox", "true"]).contains("in use"));
     let overlapping = host.fails(&[&create[..], &["--subnet", "fd60::/60", "more"]].concat());
     assert!(overlapping.contains("overlaps"), "{overlapping}");
+    let gateway = host.fails(&[&create[..], &["--subnet", "fd62::/64", "--gateway", "fd63::1", "astray"]].concat());
+    assert!(gateway.contains("fd63::1"), "{gateway}");
     let alone = host.fails(&["network", "create", "-d", "bridge", "--subnet", "fd61::/64", "unasked"]);
     assert!(alone.contains("--ipv6"), "{alone}");
 

@@ -458,9 +458,7 @@ impl CreateBody {
                 "more than one IPv6 subnet for a network is not supported yet: name one",
             ));
         }
-        let Some(config) = first.as_ref().filter(|_| !subnet.is_empty()) else {
-            return Ok(Some(Ipv6Side::unique_local()));
-        };
+        let Some(config) = &first else { return Ok(Some(Ipv6Side::unique_local())) };
         if !config.ip_range.is_empty() || !config.auxiliary_addresses.is_empty() {
             return Err(ApiError::unsupported(
                 "ranges and reserved addresses of IPv6 are not supported yet: leave them out",
