@@ -241,6 +241,17 @@ impl Host {
         ran.stderr
     }
 
+    /// What the stock client says, with its classic builder; it must succeed.
+    #[allow(clippy::must_use_candidate, reason = "run for what it does")]
+    pub fn docker(&self, args: &[&str]) -> String {
+        let mut client = Command::new("docker");
+        client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(self.socket()).args(args);
+        let output = client.output().expect("docker is installed");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "docker {args:?}: {text}");
+        text
+    }
+
     /// Runs any program inside the host.
     #[must_use]
     pub fn exec(&self, program: &str, args: &[&str]) -> Ran {

@@ -3,14 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
-use std::io::Read as _;
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
-use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
+use skep_chaos_tests::{LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
 
 #[test]
 fn a_service_is_created_scaled_updated_rolled_back_and_removed() {
@@ -359,118 +355,6 @@ fn the_docker_client_works_unchanged() {
     ok(&["service", "rm", "bare", "shop"]);
 }
 
-/// A real registry, a real image, pulled by tag and pinned to its digest.
-#[test]
-fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
-    take_turn!();
-    for tool in ["docker-registry", "skopeo", "umoci", "busybox"] {
-        if Command::new("which").arg(tool).output().is_ok_and(|found| !found.status.success()) {
-            eprintln!("SKIPPED: {tool} is not installed (scripts/bootstrap installs it)");
-            return;
-        }
-    }
-    let rig = Rig::swarm(2, 1);
-    let host = rig.host(1);
-    start_registry(host);
-    push_busybox(host, "v1");
-    let image = "10.77.0.1:5000/box:v1";
-    host.ok(&[
-        "service",
-        "create",
-        "-d",
-        "--name",
-        "box",
-        "--mode",
-        "global",
-        "--init",
-        image,
-        "sh",
-        "-c",
-        "echo from $HOSTNAME; sleep 1000",
-    ]);
-    host.await_replicas("box", "2/2");
-    let pinned = host.ok(&["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Image}}", "box"]);
-    assert!(pinned.contains("box:v1@sha256:"), "{pinned}");
-    wait_until("output of both", LIMIT, || {
-        let logs = host.ok(&["service", "logs", "box"]);
-        (logs.matches("from ").count() == 2, logs)
-    });
-    for host in rig.hosts() {
-        assert!(host.ok(&["images"]).contains("10.77.0.1:5000/box") || host.ok(&["images"]).contains("<none>"));
-    }
-    if !has_docker() {
-        return;
-    }
-    // What a user makes of it goes back, and only what is new goes over the wire.
-    let context = host.dir().join("context");
-    std::fs::create_dir(&context).unwrap();
-    std::fs::write(
-        context.join("Dockerfile"),
-        format!("FROM {image}\nRUN echo made here > /tmp/note\nCMD cat /tmp/note\n"),
-    )
-    .unwrap();
-    docker(host, &["build", "-t", "10.77.0.1:5000/made/here:1", context.to_str().unwrap()]);
-    let pushed = docker(host, &["push", "10.77.0.1:5000/made/here:1"]);
-    assert!(pushed.contains("Mounted from box") && pushed.contains("Pushed"), "{pushed}");
-    assert!(docker(host, &["push", "10.77.0.1:5000/made/here:1"]).contains("Layer already exists"));
-    assert_eq!(docker(rig.host(2), &["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
-}
-
-/// Lets clients through to `to`, each connection for so many bytes of its answers; returns what it let through in all.
-fn let_through(at: &str, to: &'static str, bytes: u64) -> Arc<AtomicU64> {
-    let passed = Arc::new(AtomicU64::new(0));
-    let (listener, counted) = (TcpListener::bind(at).unwrap(), passed.clone());
-    std::thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let server = TcpStream::connect(to).unwrap();
-            let (mut asking, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || drop(std::io::copy(&mut asking, &mut asked)));
-            let counted = counted.clone();
-            std::thread::spawn(move || {
-                let answered = std::io::copy(&mut (&server).take(bytes), &mut &client);
-                counted.fetch_add(answered.unwrap_or(0), Ordering::Relaxed);
-                // Both ends may be closed already.
-                let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
-            });
-        }
-    });
-    passed
-}
-
-#[test]
-fn a_pull_that_breaks_off_goes_on_where_it_was() {
-    const LEN: u64 = 10 << 20;
-    take_turn!();
-    if !Command::new("which").arg("docker-registry").output().is_ok_and(|found| found.status.success()) {
-        eprintln!("SKIPPED: docker-registry is not installed (scripts/bootstrap installs it)");
-        return;
-    }
-    let rig = Rig::new(1);
-    let host = rig.host(1);
-    host.start_daemon();
-    start_registry(host);
-    // What cannot be compressed.
-    host.import("10.77.0.1:5000/big:1", &[], |root| {
-        let mut random = std::fs::File::open("/dev/urandom").unwrap().take(LEN);
-        std::io::copy(&mut random, &mut std::fs::File::create(root.join("big")).unwrap()).unwrap();
-    });
-    let sum = |image: &str| host.ok(&["run", "--rm", image, "sha256sum", "/big"]);
-    let wanted = sum("10.77.0.1:5000/big:1");
-    host.ok(&["push", "10.77.0.1:5000/big:1"]);
-    host.ok(&["rmi", "10.77.0.1:5000/big:1"]);
-    let passed = host.within_network(|| let_through("127.0.0.1:5001", "10.77.0.1:5000", LEN / 4));
-    host.ok(&["pull", "127.0.0.1:5001/big:1"]);
-    assert_eq!(sum("127.0.0.1:5001/big:1"), wanted);
-    let passed = passed.load(Ordering::Relaxed);
-    assert!((LEN..2 * LEN).contains(&passed), "nothing came twice: {passed} bytes came for {LEN}");
-    // One that never gets on is given up, and leaves nothing.
-    host.ok(&["rmi", "127.0.0.1:5001/big:1"]);
-    host.within_network(|| let_through("127.0.0.1:5002", "10.77.0.1:5000", 900));
-    let refused = host.fails(&["pull", "127.0.0.1:5002/big:1"]);
-    assert!(refused.contains("127.0.0.1:5002/big"), "{refused}");
-    assert_eq!(std::fs::read_dir(host.data().join("image/incoming")).map_or(0, Iterator::count), 0);
-}
-
 /// The client makes a stack of single objects, and removes them one after the other without waiting.
 #[test]
 fn a_stack_comes_up_and_goes_by_the_docker_client() {
@@ -483,23 +367,13 @@ fn a_stack_comes_up_and_goes_by_the_docker_client() {
     let file = host.dir().join("stack.yml");
     std::fs::write(host.dir().join("note"), "noted").unwrap();
     std::fs::write(&file, STACK.replace("NOTE", host.dir().join("note").to_str().unwrap())).unwrap();
-    let docker = |args: &[&str]| docker(host, args);
+    let docker = |args: &[&str]| host.docker(args);
     docker(&["stack", "deploy", "-c", file.to_str().unwrap(), "shop"]);
     host.await_replicas("shop_web", "3/3");
     assert!(docker(&["stack", "services", "shop"]).contains("*:8077->8000/tcp"));
     docker(&["stack", "rm", "shop"]);
     assert!(!docker(&["network", "ls"]).contains("shop_back"));
     assert!(!docker(&["secret", "ls"]).contains("shop_note"));
-}
-
-/// What the stock client says; it must succeed.
-fn docker(host: &Host, args: &[&str]) -> String {
-    let mut client = Command::new("docker");
-    client.env("DOCKER_BUILDKIT", "0").arg("-H").arg(host.socket()).args(args);
-    let output = client.output().unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "docker {args:?}: {text}");
-    text
 }
 
 const STACK: &str = r#"
@@ -516,37 +390,6 @@ networks: {back: {driver: overlay}}
 configs: {note: {file: NOTE}}
 secrets: {note: {file: NOTE}}
 "#;
-
-fn start_registry(host: &Host) {
-    let dir = host.dir().join("registry");
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = dir.join("config.yml");
-    let text = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 10.77.0.1:5000\n",
-        dir.join("data").display()
-    );
-    std::fs::write(&config, text).unwrap();
-    host.spawn("docker-registry", &["serve", &config.display().to_string()]);
-    wait_until("the registry answers", LIMIT, || {
-        let ran = host.exec("curl", &["-s", "-m", "2", "http://10.77.0.1:5000/v2/"]);
-        (ran.success, format!("{ran:?}"))
-    });
-}
-
-fn push_busybox(host: &Host, tag: &str) {
-    let layout = host.dir().join("layout").display().to_string();
-    let bundle = host.dir().join("bundle").display().to_string();
-    let image = format!("{layout}:{tag}");
-    let script = format!(
-        "set -e; umoci init --layout {layout}; umoci new --image {image}; umoci unpack --image {image} {bundle}; \
-         mkdir -p {bundle}/rootfs/bin {bundle}/rootfs/tmp; cp $(which busybox) {bundle}/rootfs/bin/busybox; \
-         for a in sh sleep echo cat ls true; do ln -s busybox {bundle}/rootfs/bin/$a; done; \
-         umoci repack --image {image} {bundle}; umoci config --image {image} --config.cmd sh; \
-         skopeo --insecure-policy copy --dest-tls-verify=false oci:{image} docker://10.77.0.1:5000/box:{tag}"
-    );
-    let ran = host.exec("sh", &["-c", &script]);
-    assert!(ran.success, "{ran:?}");
-}
 
 #[test]
 fn a_task_whose_container_was_removed_by_hand_is_replaced() {

@@ -21,6 +21,7 @@ use tonic::Status;
 use crate::assignments::{Inbox, Payloads, Update};
 use crate::attachments::Attachments;
 use crate::conversion::TASK_ID_LABEL;
+use crate::images::Images;
 use crate::networks::FactsInbox;
 use crate::reporter::Reporter;
 use crate::runner::Runner;
@@ -75,6 +76,7 @@ pub enum AgentEvent {
 pub struct Agent {
     config: AgentConfig,
     payloads: Payloads,
+    images: Images,
     reporter: Reporter,
     runners: BTreeMap<TaskId, watch::Sender<TaskState>>,
     tasks: TaskTracker,
@@ -93,6 +95,7 @@ impl Agent {
         Self {
             config,
             payloads: Payloads::default(),
+            images: Images::default(),
             reporter: Reporter::default(),
             runners: BTreeMap::new(),
             tasks: TaskTracker::new(),
@@ -308,6 +311,7 @@ impl Agent {
                 node: self.config.node,
                 engine: self.config.engine.clone(),
                 payloads: self.payloads.clone(),
+                images: self.images.clone(),
                 reporter: self.reporter.clone(),
                 desired,
             };

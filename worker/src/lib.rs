@@ -7,6 +7,7 @@ mod agent;
 mod assignments;
 mod attachments;
 mod conversion;
+mod images;
 mod listening;
 mod networks;
 mod reporter;

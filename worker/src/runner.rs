@@ -8,11 +8,12 @@ use skep_api::container::ContainerSpec;
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::task::{ContainerStatus, PortStatus};
 use skep_api::{NodeId, Task, TaskState, TaskStatus, Timestamp, with_causes};
-use skep_engine::{ContainerState, Credentials, Engine, EngineError, HealthStatus, ImageConfig};
-use tokio::sync::{mpsc, watch};
+use skep_engine::{ContainerState, Engine, HealthStatus};
+use tokio::sync::watch;
 
 use crate::assignments::Payloads;
 use crate::conversion::container_config;
+use crate::images::Images;
 use crate::listening;
 use crate::reporter::Reporter;
 use crate::step::{Step, next_step};
@@ -28,6 +29,7 @@ pub(crate) struct Runner {
     pub(crate) node: NodeId,
     pub(crate) engine: Arc<Engine>,
     pub(crate) payloads: Payloads,
+    pub(crate) images: Images,
     pub(crate) reporter: Reporter,
     pub(crate) desired: watch::Receiver<TaskState>,
 }
@@ -149,8 +151,7 @@ impl Runner {
 
     async fn make_container(&self) -> Result<(), String> {
         let spec: &ContainerSpec = &self.task.spec.container;
-        let credentials = Credentials::from_header(spec.registry_auth.expose()).map_err(|error| error.to_string())?;
-        let image = self.image(&spec.image, &credentials).await.map_err(|error| with_causes(&error))?;
+        let image = self.images.get(&self.engine, &spec.image, &spec.registry_auth).await?;
         let payloads = self.payloads.for_task(&self.task)?;
         let none = BTreeMap::new();
         let (driver, options) =
@@ -159,16 +160,6 @@ impl Runner {
         let mut config = container_config(&self.task, self.node, payloads, &image, log);
         config.runtime = self.engine.default_runtime();
         self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
-    }
-
-    /// The image, pulled unless it is here.
-    async fn image(&self, name: &str, credentials: &Credentials) -> Result<ImageConfig, EngineError> {
-        if let Ok(image) = self.engine.image(name) {
-            return Ok(image.config);
-        }
-        // Nobody watches this progress: what does not fit is dropped.
-        let (progress, _) = mpsc::channel(1);
-        Ok(self.engine.pull(name, credentials, &progress).await?.config)
     }
 
     async fn start(&mut self) {

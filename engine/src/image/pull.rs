@@ -1,10 +1,10 @@
 //! Images from registries: OCI and Docker manifests, multi-arch indexes, mirrors, insecure ones by
 //! permission; digests are verified, layers fetched and unpacked in parallel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,7 +12,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{DecodeError, Engine as _};
 use futures::TryStreamExt as _;
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -138,10 +138,42 @@ const TOLD_EVERY_BYTES: u64 = 512 << 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(60);
 
+/// Whom this host trusts, read once: it is hundreds of files, and each client of a registry needs it.
+static ROOTS: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
+    let found = rustls_native_certs::load_native_certs();
+    found
+        .errors
+        .iter()
+        .for_each(|error| tracing::warn!(%error, "some of this host's root certificates cannot be read"));
+    let der = |cert: &[u8]| Certificate { encoding: CertificateEncoding::Der, data: cert.to_vec() };
+    found.certs.iter().map(|cert| der(cert)).collect()
+});
+
 /// Talks to registries for one engine.
 pub(crate) struct Puller {
     config: ArcSwap<RegistryConfig>,
     store: Arc<ImageStore>,
+    under_way: LayersUnderWay,
+}
+
+/// The layers on their way in: whoever wants one of them too waits for it.
+#[derive(Default)]
+struct LayersUnderWay(Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl LayersUnderWay {
+    /// The turn to bring a layer.
+    async fn turn(&self, diff_id: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut layers = self.0.lock().expect("nobody panics while holding it");
+            layers.retain(|_, turn| turn.strong_count() > 0);
+            layers.get(diff_id).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let turn = Arc::default();
+                layers.insert(diff_id.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
 }
 
 /// What a name stands for in its registry.
@@ -157,7 +189,7 @@ pub struct Resolved {
 
 impl Puller {
     pub(crate) fn new(config: RegistryConfig, store: Arc<ImageStore>) -> Self {
-        Self { config: ArcSwap::from_pointee(config), store }
+        Self { config: ArcSwap::from_pointee(config), store, under_way: LayersUnderWay::default() }
     }
 
     /// What is fetched from now on goes by this.
@@ -194,6 +226,7 @@ impl Puller {
             protocol,
             connect_timeout: Some(CONNECT_LIMIT),
             read_timeout: Some(READ_LIMIT),
+            tls_certs_only: ROOTS.clone(),
             ..ClientConfig::default()
         })
     }
@@ -304,6 +337,8 @@ impl Puller {
         // Whoever watched may have gone; the pull goes on.
         let step = |status: &str, bytes| PullProgress { id: id.clone(), status: status.to_owned(), bytes };
         let tell = |status: &str| drop(progress.try_send(step(status, None)));
+        tell("Waiting");
+        let _turn = self.under_way.turn(diff_id).await;
         if self.store.has_layer(diff_id) {
             tell("Already exists");
             return Ok(());

@@ -1,0 +1,202 @@
+//! Images from a real registry: pulled, pinned, pushed, and fetched once however many want them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_until};
+
+/// A real registry, a real image, pulled by tag and pinned to its digest.
+#[test]
+fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
+    take_turn!();
+    if !has(&["docker-registry", "skopeo", "umoci", "busybox"]) {
+        return;
+    }
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    start_registry(host);
+    push_busybox(host, "v1");
+    let image = "10.77.0.1:5000/box:v1";
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "box",
+        "--mode",
+        "global",
+        "--init",
+        image,
+        "sh",
+        "-c",
+        "echo from $HOSTNAME; sleep 1000",
+    ]);
+    host.await_replicas("box", "2/2");
+    let pinned = host.ok(&["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Image}}", "box"]);
+    assert!(pinned.contains("box:v1@sha256:"), "{pinned}");
+    wait_until("output of both", LIMIT, || {
+        let logs = host.ok(&["service", "logs", "box"]);
+        (logs.matches("from ").count() == 2, logs)
+    });
+    for host in rig.hosts() {
+        assert!(host.ok(&["images"]).contains("10.77.0.1:5000/box") || host.ok(&["images"]).contains("<none>"));
+    }
+    if !has_docker() {
+        return;
+    }
+    // What a user makes of it goes back, and only what is new goes over the wire.
+    let context = host.dir().join("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(
+        context.join("Dockerfile"),
+        format!("FROM {image}\nRUN echo made here > /tmp/note\nCMD cat /tmp/note\n"),
+    )
+    .unwrap();
+    host.docker(&["build", "-t", "10.77.0.1:5000/made/here:1", context.to_str().unwrap()]);
+    let pushed = host.docker(&["push", "10.77.0.1:5000/made/here:1"]);
+    assert!(pushed.contains("Mounted from box") && pushed.contains("Pushed"), "{pushed}");
+    assert!(host.docker(&["push", "10.77.0.1:5000/made/here:1"]).contains("Layer already exists"));
+    assert_eq!(rig.host(2).docker(&["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
+}
+
+/// Lets clients through to `to`, each connection for so many bytes of its answers; returns what it let through in all.
+fn let_through(at: &str, to: &'static str, bytes: u64) -> Arc<AtomicU64> {
+    let passed = Arc::new(AtomicU64::new(0));
+    let (listener, counted) = (TcpListener::bind(at).unwrap(), passed.clone());
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(to).unwrap();
+            let (mut asking, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || drop(std::io::copy(&mut asking, &mut asked)));
+            let counted = counted.clone();
+            std::thread::spawn(move || {
+                let (mut answers, mut part) = ((&server).take(bytes), [0; 16 << 10]);
+                while let Ok(len @ 1..) = answers.read(&mut part)
+                    && (&client).write_all(&part[..len]).is_ok()
+                {
+                    counted.fetch_add(len as u64, Ordering::Relaxed);
+                }
+                // Both ends may be closed already.
+                let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    passed
+}
+
+#[test]
+fn a_pull_that_breaks_off_goes_on_where_it_was() {
+    const LEN: u64 = 10 << 20;
+    take_turn!();
+    if !has(&["docker-registry"]) {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    start_registry(host);
+    import_big(host, LEN);
+    let sum = |image: &str| host.ok(&["run", "--rm", image, "sha256sum", "/big"]);
+    let wanted = sum("10.77.0.1:5000/big:1");
+    host.ok(&["push", "10.77.0.1:5000/big:1"]);
+    host.ok(&["rmi", "10.77.0.1:5000/big:1"]);
+    let passed = host.within_network(|| let_through("127.0.0.1:5001", "10.77.0.1:5000", LEN / 4));
+    host.ok(&["pull", "127.0.0.1:5001/big:1"]);
+    assert_eq!(sum("127.0.0.1:5001/big:1"), wanted);
+    let passed = passed.load(Ordering::Relaxed);
+    assert!((LEN..2 * LEN).contains(&passed), "nothing came twice: {passed} bytes came for {LEN}");
+    // One that never gets on is given up, and leaves nothing.
+    host.ok(&["rmi", "127.0.0.1:5001/big:1"]);
+    host.within_network(|| let_through("127.0.0.1:5002", "10.77.0.1:5000", 900));
+    let refused = host.fails(&["pull", "127.0.0.1:5002/big:1"]);
+    assert!(refused.contains("127.0.0.1:5002/big"), "{refused}");
+    assert_eq!(std::fs::read_dir(host.data().join("image/incoming")).map_or(0, Iterator::count), 0);
+}
+
+/// Twelve tasks on one node want the same image at the same moment; it comes over the wire once. What
+/// nobody has is asked for without holding up the node.
+#[test]
+fn tasks_that_want_the_same_image_get_it_by_one_pull() {
+    const LEN: u64 = 4 << 20;
+    take_turn!();
+    if !has(&["docker-registry"]) {
+        return;
+    }
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    start_registry(host);
+    import_big(host, LEN);
+    host.ok(&["push", "10.77.0.1:5000/big:1"]);
+    host.ok(&["rmi", "10.77.0.1:5000/big:1"]);
+    let passed = host.within_network(|| let_through("127.0.0.1:5001", "10.77.0.1:5000", u64::MAX));
+    let create = ["service", "create", "-d", "--no-resolve-image", "--replicas", "12", "--name"];
+    host.ok(&[&create[..], &["web", "127.0.0.1:5001/big:1", "sleep", "1000"]].concat());
+    host.await_replicas("web", "12/12");
+    let passed = passed.load(Ordering::Relaxed);
+    assert!((LEN..LEN * 3 / 2).contains(&passed), "{passed} bytes came for {LEN}");
+    let pull = || host.run(&["pull", "127.0.0.1:5001/big:1"]);
+    std::thread::scope(|scope| {
+        let pulls = [scope.spawn(pull), scope.spawn(pull)];
+        assert!(pulls.into_iter().all(|pull| pull.join().unwrap().success));
+    });
+    let none = ["--restart-condition", "none", "127.0.0.1:5001/none:1"];
+    host.ok(&[&create[..], &["none"], &none].concat());
+    wait_until("all are rejected for the same reason", LIMIT, || {
+        let tasks = host.ok(&["service", "ps", "--no-trunc", "none"]);
+        (tasks.matches("Rejected").count() == 12 && tasks.matches("image 127.0.0.1:5001/none:1").count() >= 12, tasks)
+    });
+}
+
+/// Whether the tools are here.
+fn has(tools: &[&str]) -> bool {
+    let missing = |tool: &&&str| !Command::new("which").arg(tool).output().is_ok_and(|found| found.status.success());
+    let missing = tools.iter().find(missing);
+    if let Some(tool) = missing {
+        eprintln!("SKIPPED: {tool} is not installed (scripts/bootstrap installs it)");
+    }
+    missing.is_none()
+}
+
+/// Makes an image of so many bytes that cannot be compressed.
+fn import_big(host: &Host, len: u64) {
+    host.import("10.77.0.1:5000/big:1", &[], |root| {
+        let mut random = std::fs::File::open("/dev/urandom").unwrap().take(len);
+        std::io::copy(&mut random, &mut std::fs::File::create(root.join("big")).unwrap()).unwrap();
+    });
+}
+
+fn start_registry(host: &Host) {
+    let dir = host.dir().join("registry");
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("config.yml");
+    let text = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 10.77.0.1:5000\n",
+        dir.join("data").display()
+    );
+    std::fs::write(&config, text).unwrap();
+    host.spawn("docker-registry", &["serve", &config.display().to_string()]);
+    wait_until("the registry answers", LIMIT, || {
+        let ran = host.exec("curl", &["-s", "-m", "2", "http://10.77.0.1:5000/v2/"]);
+        (ran.success, format!("{ran:?}"))
+    });
+}
+
+fn push_busybox(host: &Host, tag: &str) {
+    let layout = host.dir().join("layout").display().to_string();
+    let bundle = host.dir().join("bundle").display().to_string();
+    let image = format!("{layout}:{tag}");
+    let script = format!(
+        "set -e; umoci init --layout {layout}; umoci new --image {image}; umoci unpack --image {image} {bundle}; \
+         mkdir -p {bundle}/rootfs/bin {bundle}/rootfs/tmp; cp $(which busybox) {bundle}/rootfs/bin/busybox; \
+         for a in sh sleep echo cat ls true; do ln -s busybox {bundle}/rootfs/bin/$a; done; \
+         umoci repack --image {image} {bundle}; umoci config --image {image} --config.cmd sh; \
+         skopeo --insecure-policy copy --dest-tls-verify=false oci:{image} docker://10.77.0.1:5000/box:{tag}"
+    );
+    let ran = host.exec("sh", &["-c", &script]);
+    assert!(ran.success, "{ran:?}");
+}
