@@ -20,6 +20,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Each host has a loopback of its own.
 const METRICS: &str = "127.0.0.1:9323";
 
+/// Of the package faketime; the loader puts in where the host's libraries are.
+const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
+
 /// Where a host stands.
 pub(crate) struct Placing {
     pub(crate) name: String,
@@ -132,8 +135,16 @@ impl Host {
     fn spawn_with(&self, flags: &[&str]) {
         let dir = &self.placing.dir;
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log can be made");
-        let child = self
-            .command(&self.placing.program)
+        let mut daemon = self.command(&self.placing.program);
+        if self.clock_file().exists() {
+            daemon
+                .env("LD_PRELOAD", FAKETIME)
+                .env("FAKETIME_TIMESTAMP_FILE", self.clock_file())
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+                .env("NO_FAKE_STAT", "1");
+        }
+        let child = daemon
             .args(["daemon", "--log-level", "info", "--host", &self.socket()])
             .args(["--cgroup-parent", &self.placing.cgroup])
             .args(["--insecure-registry", "10.77.0.1:5000", "--metrics-addr", METRICS])
@@ -211,6 +222,32 @@ impl Host {
     /// Takes the host off the network, or puts it back.
     pub fn cut(&self, cut: bool) {
         enter(self.placing.switch, &["ip", "link", "set", &self.placing.port, if cut { "down" } else { "up" }]);
+    }
+
+    /// Lets the host's link carry no more than `rate`, such as `2mbit`, in either direction; `None` takes that back.
+    pub fn slow(&self, rate: Option<&str>) {
+        let limit = |rate: &'_ str| ["rate", rate, "burst", "16k", "latency", "200ms"].map(str::to_owned);
+        let set = |pid: u32, link: &str| {
+            let words = ["tc", "qdisc", if rate.is_some() { "replace" } else { "del" }, "dev", link, "root"];
+            let limit = rate.map(limit).into_iter().flatten();
+            let command: Vec<String> =
+                words.map(str::to_owned).into_iter().chain(rate.map(|_| "tbf".to_owned())).chain(limit).collect();
+            enter(pid, &command.iter().map(String::as_str).collect::<Vec<_>>());
+        };
+        set(self.placing.switch, &self.placing.port);
+        set(self.holder.id(), "eth0");
+    }
+
+    /// Has daemons that are started from now on see the time as it is plus `offset`, such as `+0` or `-2h`;
+    /// those that were started so see it change at once. Needs the package faketime and a program that is not static.
+    pub fn set_clock(&self, offset: &str) {
+        // Nobody may read half of it.
+        let (file, new) = (self.clock_file(), self.clock_file().with_extension("new"));
+        fs::write(&new, offset).and_then(|()| fs::rename(new, file)).expect("the host's directory is writable");
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.placing.dir.join("clock")
     }
 
     /// Runs the client on this host.

@@ -78,6 +78,10 @@ pub(crate) enum SwarmError {
     Invalid(String),
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "this node's manager is away, as its store cannot be used: {0}. Once that is mended it comes back by itself."
+    )]
+    ManagerAway(String),
     #[error("{doing} failed: {reason}")]
     Failed { doing: &'static str, reason: String },
 }
@@ -118,7 +122,11 @@ impl Swarm {
                 )
             })?;
             let node = ActiveNode::start(&swarm, identity, state)?;
-            node.start_manager_if_due().await?;
+            match node.start_manager_if_due().await {
+                // What users need to make room works meanwhile.
+                Err(error) if is_full_disk(&error) => node.set_failure(Some(format!("{error:#}"))),
+                started => started?,
+            }
             node.start_agent();
             *swarm.active.write().await = Some(node);
         }
@@ -148,7 +156,7 @@ impl Swarm {
     /// The manager on this node; an error if it is none.
     pub(crate) async fn manager(&self) -> Result<Manager, SwarmError> {
         let active = self.active.read().await.clone().ok_or(SwarmError::NotManager)?;
-        active.manager().ok_or(SwarmError::NotManager)
+        active.manager().ok_or_else(|| active.manager_failure().map_or(SwarmError::NotManager, SwarmError::ManagerAway))
     }
 
     /// Makes this node the first manager of a new swarm; returns its id.
@@ -321,6 +329,11 @@ impl Swarm {
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
+}
+
+fn is_full_disk(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::StorageFull)
 }
 
 /// The tunnels' port: as dockerd takes it, 1024 to 49151; the usual one for zero.

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use skep_api::NodeRole;
+use skep_api::{NodeRole, Timestamp};
 use skep_pki::PeerIdentity;
 use skep_raft_store::Tables;
 use tonic::Status;
@@ -25,7 +25,12 @@ pub(crate) fn check(
     let peer = peer.ok_or_else(|| Status::unauthenticated("a node certificate is needed: join the swarm first"))?;
     let node = peer.node();
     if !peer.is_valid_at(now) {
-        return Err(Status::unauthenticated(format!("the certificate of node {node} is not valid now")));
+        return Err(Status::unauthenticated(format!(
+            "the certificate of node {node} is valid from {} to {}, and it is {} here: compare the clocks of this manager and of that node",
+            peer.not_before,
+            peer.not_after,
+            Timestamp::from_system(now)
+        )));
     }
     if let Some(cluster) = tables.cluster() {
         if cluster.id != peer.subject.cluster {

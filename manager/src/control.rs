@@ -82,6 +82,30 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether there is more to keep afterwards.
+    const fn adds(&self) -> bool {
+        match self {
+            Self::CreateService { .. }
+            | Self::UpdateService { .. }
+            | Self::CreateSecret { .. }
+            | Self::CreateConfig { .. }
+            | Self::CreateNetwork { .. }
+            | Self::AdmitNode { .. } => true,
+            // What changes a few words, or makes room.
+            Self::UpdateCluster { .. }
+            | Self::UpdateNode { .. }
+            | Self::UpdateSecret { .. }
+            | Self::UpdateConfig { .. }
+            | Self::RemoveService { .. }
+            | Self::RemoveNode { .. }
+            | Self::RemoveSecret { .. }
+            | Self::RemoveConfig { .. }
+            | Self::RemoveNetwork { .. } => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum ServiceChange {
     Spec(Box<ServiceSpec>),

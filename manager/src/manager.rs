@@ -531,6 +531,17 @@ impl Manager {
         &self.shared.store
     }
 
+    /// Waits until this manager takes part no more; says why. It is to be stopped, and may be started anew.
+    pub async fn failed(&self) -> String {
+        let mut leadership = self.shared.store.leadership();
+        let failed = leadership.wait_for(|now| now.failure.is_some()).await;
+        match failed.map(|now| now.failure.clone()) {
+            Ok(Some(failure)) => failure,
+            // The store was closed.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
     #[must_use]
     pub const fn raft_id(&self) -> u64 {
         self.raft_id

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -23,6 +23,8 @@ use crate::watermark::Watermark;
 const LOG: &str = "log";
 const META: &str = "meta";
 const SNAPSHOT: &str = "snapshot";
+/// What entries for another manager come to at most, unless a single one is longer.
+const MESSAGE_LEN: usize = 256 << 10;
 const CACHE_LEN: u64 = 8 << 20;
 
 /// What waits for the next flush.
@@ -41,6 +43,8 @@ pub(crate) struct LogStore {
     watermark: Arc<Watermark>,
     flushes: mpsc::SyncSender<Flush>,
     pub(crate) activity: Arc<Activity>,
+    /// What the disk said when a write failed: consensus ends with it.
+    pub(crate) failure: Arc<OnceLock<String>>,
 }
 
 /// Appends waiting for a flush at most; more wait in the caller.
@@ -56,23 +60,24 @@ impl LogStore {
             .flush_every_ms(None)
             .mode(sled::Mode::HighThroughput)
             .open()
-            .map_err(io::Error::other)?;
+            .map_err(disk_error)?;
         let watermark = Arc::new(Watermark::open(&dir.join("watermark"))?);
         let (flushes, waiting) = mpsc::sync_channel(FLUSHES_MAX);
         let store = Self {
-            log: db.open_tree(LOG).map_err(io::Error::other)?,
-            meta: db.open_tree(META).map_err(io::Error::other)?,
-            snapshot: db.open_tree(SNAPSHOT).map_err(io::Error::other)?,
+            log: db.open_tree(LOG).map_err(disk_error)?,
+            meta: db.open_tree(META).map_err(disk_error)?,
+            snapshot: db.open_tree(SNAPSHOT).map_err(disk_error)?,
             sealer: Sealer::new(key),
             watermark: watermark.clone(),
             flushes,
             activity: Arc::default(),
+            failure: Arc::default(),
         };
         store.verify()?;
-        let activity = store.activity.clone();
+        let (activity, failure) = (store.activity.clone(), store.failure.clone());
         std::thread::Builder::new().name("raft-flush".into()).spawn(move || {
             while let Ok(first) = waiting.recv() {
-                flush(&db, &watermark, std::iter::once(first).chain(waiting.try_iter()).collect());
+                flush(&db, &watermark, &failure, std::iter::once(first).chain(waiting.try_iter()).collect());
                 activity.count_flush();
             }
         })?;
@@ -83,7 +88,7 @@ impl LogStore {
     fn verify(&self) -> io::Result<()> {
         let mut next = self.purged()?.map_or(0, |id| id.index + 1);
         for record in self.log.iter() {
-            let (key, sealed) = record.map_err(io::Error::other)?;
+            let (key, sealed) = record.map_err(disk_error)?;
             let entry: Entry = self.unseal(LOG, &key, &sealed)?;
             if entry.log_id.index != next {
                 return Err(damaged(format!("log entry {next} is missing")));
@@ -103,13 +108,13 @@ impl LogStore {
     }
 
     fn read_meta<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
-        let sealed = self.meta.get(key).map_err(io::Error::other)?;
+        let sealed = self.meta.get(key).map_err(disk_error)?;
         sealed.map(|sealed| self.unseal(META, key.as_bytes(), &sealed)).transpose()
     }
 
     fn write_meta<T: Serialize>(&self, key: &str, value: &T) -> io::Result<()> {
         let sealed = self.sealer.seal(META, key.as_bytes(), &encoding::encode_serde(value));
-        self.meta.insert(key, sealed).map_err(io::Error::other)?;
+        self.meta.insert(key, sealed).map_err(disk_error)?;
         Ok(())
     }
 
@@ -131,7 +136,7 @@ impl LogStore {
         for (number, part) in (0u32..).zip(parts) {
             let key = part_key(generation, number);
             let sealed = self.sealer.seal(SNAPSHOT, &key, part);
-            self.snapshot.insert(key, sealed).map_err(io::Error::other)?;
+            self.snapshot.insert(key, sealed).map_err(disk_error)?;
         }
         self.sync().await?;
         let count = u32::try_from(parts.len()).map_err(io::Error::other)?;
@@ -140,7 +145,7 @@ impl LogStore {
         self.sync().await?;
         if let Some((generation, count)) = before {
             for number in 0..count {
-                self.snapshot.remove(part_key(generation, number)).map_err(io::Error::other)?;
+                self.snapshot.remove(part_key(generation, number)).map_err(disk_error)?;
             }
         }
         Ok(())
@@ -157,7 +162,7 @@ impl LogStore {
             let sealed = self
                 .snapshot
                 .get(key)
-                .map_err(io::Error::other)?
+                .map_err(disk_error)?
                 .ok_or_else(|| damaged(format!("part {number} of the snapshot is missing")))?;
             let plain = self.sealer.open(SNAPSHOT, &key, &sealed).map_err(|broken| damaged(broken.to_string()))?;
             parts.push(plain.into());
@@ -173,18 +178,29 @@ fn part_key(generation: u64, number: u32) -> [u8; 12] {
     key
 }
 
+/// Keeps what the disk said: whether it is full is of interest.
+fn disk_error(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
 fn damaged(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// Flushes once for all that wait, and tells them.
-fn flush(db: &sled::Db, watermark: &Watermark, batch: Vec<Flush>) {
-    let flushed = db.flush().map(drop).map_err(io::Error::other);
+fn flush(db: &sled::Db, watermark: &Watermark, failure: &OnceLock<String>, batch: Vec<Flush>) {
+    let flushed = db.flush().map(drop).map_err(disk_error);
     let last = batch.iter().filter_map(|flush| match flush {
         Flush::Append { last, .. } => Some(*last),
         Flush::Sync(_) => None,
     });
     let result = flushed.and_then(|()| last.max().map_or(Ok(()), |last| watermark.write(last + 1)));
+    if let Err(error) = &result {
+        failure.get_or_init(|| error.to_string());
+    }
     for flush in batch {
         let result = result.as_ref().map(|&()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
         match flush {
@@ -205,10 +221,24 @@ impl RaftLogReader<Types> for LogStore {
         self.log
             .range::<[u8; 8], _>(keys)
             .map(|record| {
-                let (key, sealed) = record.map_err(io::Error::other)?;
+                let (key, sealed) = record.map_err(disk_error)?;
                 self.unseal(LOG, &key, &sealed)
             })
             .collect()
+    }
+
+    /// One message's worth of entries, one at least.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let (mut entries, mut len) = (Vec::new(), 0);
+        for record in self.log.range(start.to_be_bytes()..end.to_be_bytes()) {
+            let (key, sealed) = record.map_err(disk_error)?;
+            len += sealed.len();
+            if len > MESSAGE_LEN && !entries.is_empty() {
+                break;
+            }
+            entries.push(self.unseal(LOG, &key, &sealed)?);
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -221,7 +251,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let last_purged_log_id = self.purged()?;
-        let last = self.log.last().map_err(io::Error::other)?;
+        let last = self.log.last().map_err(disk_error)?;
         let last = last.map(|(key, sealed)| self.unseal::<Entry>(LOG, &key, &sealed)).transpose()?;
         Ok(LogState { last_purged_log_id, last_log_id: last.map(|entry| entry.log_id).or(last_purged_log_id) })
     }
@@ -257,7 +287,7 @@ impl RaftLogStorage<Types> for LogStore {
             let key = last.to_be_bytes();
             batch.insert(&key, self.sealer.seal(LOG, &key, &encoding::encode_serde(&entry)));
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.log.apply_batch(batch).map_err(disk_error)?;
         self.activity.count_entries(count);
         self.flushes.send(Flush::Append { last, done: callback }).map_err(|_| io::Error::other("the log is closed"))
     }
@@ -268,9 +298,9 @@ impl RaftLogStorage<Types> for LogStore {
         self.watermark.write(first_gone)?;
         let mut batch = sled::Batch::default();
         for key in self.log.range(first_gone.to_be_bytes()..).keys() {
-            batch.remove(key.map_err(io::Error::other)?);
+            batch.remove(key.map_err(disk_error)?);
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.log.apply_batch(batch).map_err(disk_error)?;
         self.sync().await
     }
 
@@ -279,8 +309,8 @@ impl RaftLogStorage<Types> for LogStore {
         self.sync().await?;
         let mut batch = sled::Batch::default();
         for key in self.log.range(..=log_id.index.to_be_bytes()).keys() {
-            batch.remove(key.map_err(io::Error::other)?);
+            batch.remove(key.map_err(disk_error)?);
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)
+        self.log.apply_batch(batch).map_err(disk_error)
     }
 }

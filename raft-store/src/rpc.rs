@@ -1,7 +1,9 @@
 //! The consensus library's network, carried by [`Peers`].
 
 use std::future::Future;
+use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::TransferLeaderResponse;
@@ -15,6 +17,9 @@ use skep_api::encoding;
 
 use crate::peers::{PeerError, Peers, RpcKind};
 use crate::raft_types::{RaftId, Snapshot, SnapshotMeta, SnapshotParts, Types, Vote};
+
+/// The slowest link that managers get on with, in bytes a second: 1 Mbit/s, and a bit for headers.
+const SLOWEST_LINK: u64 = 120_000;
 
 /// What precedes a snapshot's parts on the wire.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,9 +52,15 @@ impl<P: Peers> PeerConnection<P> {
         R: DeserializeOwned,
     {
         let body = encoding::encode_serde(request);
-        let reply = self.peers.call(&self.addr, kind, body, option.hard_ttl()).await.map_err(unreachable)?;
+        let limit = option.hard_ttl() + time_on_the_way(body.len());
+        let reply = self.peers.call(&self.addr, kind, body, limit).await.map_err(unreachable)?;
         decode_reply(&self.addr, &reply)
     }
+}
+
+/// How long so many bytes may be on their way: what is given up before it has arrived would be sent again for ever.
+fn time_on_the_way(len: usize) -> Duration {
+    Duration::from_micros(u64::try_from(len).unwrap_or(u64::MAX).saturating_mul(1_000_000) / SLOWEST_LINK)
 }
 
 /// A reply is the result as the other side encoded it, its error as text.
@@ -98,7 +109,9 @@ impl<P: Peers> RaftNetworkV2<Types> for PeerConnection<P> {
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let header = encoding::encode_serde(&SnapshotHeader { vote, meta: snapshot.meta });
-        let sent = self.peers.send_snapshot(&self.addr, header, snapshot.snapshot, option.hard_ttl());
+        let parts = snapshot.snapshot;
+        let limit = option.hard_ttl() + time_on_the_way(parts.iter().map(Bytes::len).sum());
+        let sent = self.peers.send_snapshot(&self.addr, header, parts, limit);
         tokio::select! {
             reply = sent => {
                 let reply = reply.map_err(unreachable)?;
@@ -118,6 +131,6 @@ impl<P: Peers> RaftNetworkV2<Types> for PeerConnection<P> {
 
     fn backoff(&self) -> Option<Backoff> {
         // A peer that is back is found again within a heartbeat or two.
-        Some(Backoff::new(std::iter::repeat(std::time::Duration::from_millis(100))))
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
     }
 }

@@ -1,15 +1,16 @@
 //! The store as its users see it: propose, read, watch, and who leads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant as _, ReadPolicy, SnapshotPolicy};
-use skep_api::encoding;
+use skep_api::{encoding, with_causes};
 use tokio::sync::{RwLock, broadcast, watch};
 
 use crate::activity::{Activity, ActivityCounts};
@@ -43,6 +44,12 @@ pub struct StoreConfig {
 pub enum OpenError {
     #[error("the replicated store in {dir} cannot be used; if other managers run, let this one leave and join again")]
     Unusable {
+        dir: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the disk of the replicated store in {dir} is full: free some space there")]
+    Full {
         dir: PathBuf,
         #[source]
         cause: std::io::Error,
@@ -81,6 +88,9 @@ pub struct Leadership {
     pub is_leader: bool,
     pub leader: Option<RaftId>,
     pub leader_addr: Option<String>,
+    /// Why this manager takes part no more, such as a disk that is full. What is on disk is whole: a store that
+    /// is opened anew goes on from there.
+    pub failure: Option<String>,
 }
 
 /// A handle on the replicated store; clones share it.
@@ -90,6 +100,7 @@ pub struct Store {
     published: Arc<Published>,
     leadership: watch::Receiver<Leadership>,
     activity: Arc<Activity>,
+    dir: PathBuf,
     /// Held for reading by a proposal under way, for writing while leadership is handed over.
     handover: Arc<RwLock<()>>,
 }
@@ -112,7 +123,10 @@ const UPDATE_TRIES: usize = 32;
 impl Store {
     /// Opens the store in `config.dir`, verifies it, and takes part in consensus.
     pub async fn open<P: Peers>(config: StoreConfig, peers: P) -> Result<Self, OpenError> {
-        let unusable = |cause| OpenError::Unusable { dir: config.dir.clone(), cause };
+        let unusable = |cause: std::io::Error| match cause.kind() {
+            ErrorKind::StorageFull => OpenError::Full { dir: config.dir.clone(), cause },
+            _ => OpenError::Unusable { dir: config.dir.clone(), cause },
+        };
         let (dir, key) = (config.dir.clone(), config.key.clone());
         let published = Arc::new(Published::new());
         let (disk, machine) = tokio::task::spawn_blocking({
@@ -128,12 +142,18 @@ impl Store {
         .flatten()
         .map_err(unusable)?;
         let raft_config = Arc::new(raft_config(&config).map_err(|error| OpenError::Raft(error.to_string()))?);
-        let activity = disk.activity.clone();
+        let (activity, disk_failure) = (disk.activity.clone(), disk.failure.clone());
         let raft = Raft::new(config.raft_id, raft_config, PeerFactory(peers), disk, machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        let leadership = follow_leadership(&raft);
-        Ok(Self { raft, published, leadership, activity, handover: Arc::default() })
+        let leadership = follow_leadership(&raft, disk_failure);
+        Ok(Self { raft, published, leadership, activity, dir: config.dir, handover: Arc::default() })
+    }
+
+    /// The room that is left where the log lies, in bytes.
+    pub fn room_bytes(&self) -> std::io::Result<u64> {
+        let room = nix::sys::statvfs::statvfs(&self.dir)?;
+        Ok(room.blocks_available().saturating_mul(room.fragment_size()))
     }
 
     /// What this manager's log has done since it was opened.
@@ -374,20 +394,22 @@ fn raft_config(config: &StoreConfig) -> Result<openraft::Config, openraft::Confi
 }
 
 /// Follows the consensus library's metrics and tells only when leadership changes.
-fn follow_leadership(raft: &Raft) -> watch::Receiver<Leadership> {
+fn follow_leadership(raft: &Raft, disk_failure: Arc<OnceLock<String>>) -> watch::Receiver<Leadership> {
     let mut metrics = raft.metrics();
     let (told, leadership) = watch::channel(Leadership::default());
     tokio::spawn(async move {
         loop {
             let now = {
                 let metrics = metrics.borrow_watched();
-                let leader = metrics.current_leader;
+                let failure = metrics.running_state.as_ref().err().filter(|fatal| !matches!(fatal, Fatal::Stopped));
+                let leader = metrics.current_leader.filter(|_| failure.is_none());
                 let nodes = metrics.membership_config.membership();
                 Leadership {
                     term: metrics.current_term,
                     is_leader: metrics.state.is_leader() && leader == Some(metrics.id),
                     leader,
                     leader_addr: leader.and_then(|id| nodes.get_node(&id)).map(|node| node.addr.clone()),
+                    failure: failure.map(|fatal| disk_failure.get().cloned().unwrap_or_else(|| with_causes(fatal))),
                 }
             };
             told.send_if_modified(|before| {

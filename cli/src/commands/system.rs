@@ -372,6 +372,9 @@ pub(crate) async fn info(client: &Client, format: FormatArg) -> anyhow::Result<(
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         line(&format!("{name:<18} {value}"))?;
     }
+    if let Some(error) = swarm["Error"].as_str().filter(|error| !error.is_empty()) {
+        line(&format!("{:<18} {error}", "Swarm error"))?;
+    }
     Ok(())
 }
 

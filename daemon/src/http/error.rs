@@ -72,9 +72,11 @@ impl IntoResponse for ApiError {
 impl From<SwarmError> for ApiError {
     fn from(error: SwarmError) -> Self {
         let status = match error {
-            SwarmError::AlreadyMember | SwarmError::NotMember | SwarmError::NotManager | SwarmError::Refused(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            SwarmError::AlreadyMember
+            | SwarmError::NotMember
+            | SwarmError::NotManager
+            | SwarmError::ManagerAway(_)
+            | SwarmError::Refused(_) => StatusCode::SERVICE_UNAVAILABLE,
             SwarmError::Invalid(_) => StatusCode::BAD_REQUEST,
             SwarmError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

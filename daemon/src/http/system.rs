@@ -178,10 +178,12 @@ async fn swarm_info(daemon: &Daemon) -> Value {
     let state = node.state();
     let managers: Vec<_> = state.managers.iter().map(|addr| json!({"NodeID": "", "Addr": addr})).collect();
     let addr = state.advertise.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
-    let local = if node.is_refused() { "error" } else { "active" };
+    let refused = node.is_refused().then(|| "the node was removed from its swarm".to_owned());
+    let error = refused.or_else(|| node.manager_failure());
+    let local = if error.is_some() { "error" } else { "active" };
     let mut info = json!({
         "NodeID": node.id(), "NodeAddr": addr, "LocalNodeState": local, "ControlAvailable": node.manager().is_some(),
-        "Error": if node.is_refused() { "the node was removed from its swarm" } else { "" },
+        "Error": error.unwrap_or_default(),
         "RemoteManagers": managers,
     });
     if let Some(manager) = node.manager() {

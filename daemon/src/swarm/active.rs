@@ -15,7 +15,7 @@ use skep_manager::{Manager, ManagerConfig};
 use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{NodeIdentity, TlsIdentity};
 use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks, TASK_ID_LABEL};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::admission;
@@ -28,6 +28,8 @@ const JOIN_LIMIT: Duration = Duration::from_secs(20);
 const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
 const READY_LIMIT: Duration = Duration::from_secs(5);
 const READY_PAUSE: Duration = Duration::from_millis(10);
+/// Before a manager that failed is started anew.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
 const RENEW_RETRY: Duration = Duration::from_secs(30);
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 const LOG_ENTRIES_KEPT: u64 = 500;
@@ -41,7 +43,9 @@ pub(crate) struct ActiveNode {
     engine: Arc<Engine>,
     description: NodeDescription,
     state: Mutex<NodeStateFile>,
-    manager: Mutex<Option<Manager>>,
+    manager: watch::Sender<Option<Manager>>,
+    /// Why this node's manager is away, if it is.
+    failure: Mutex<Option<String>>,
     bulk: Bulk,
     overlay: Arc<Overlay>,
     refused: Mutex<Option<String>>,
@@ -88,7 +92,8 @@ impl ActiveNode {
             engine: swarm.engine().clone(),
             description,
             state: Mutex::new(state),
-            manager: Mutex::default(),
+            manager: watch::Sender::default(),
+            failure: Mutex::default(),
             bulk,
             overlay,
             refused: Mutex::default(),
@@ -106,7 +111,16 @@ impl ActiveNode {
     }
 
     pub(crate) fn manager(&self) -> Option<Manager> {
-        self.manager.lock().expect("nobody panics while holding it").clone()
+        self.manager.borrow().clone()
+    }
+
+    /// Why this node's manager is away, if it should be there.
+    pub(crate) fn manager_failure(&self) -> Option<String> {
+        self.failure.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(super) fn set_failure(&self, failure: Option<String>) {
+        *self.failure.lock().expect("nobody panics while holding it") = failure;
     }
 
     pub(crate) fn overlay(&self) -> &Arc<Overlay> {
@@ -149,7 +163,8 @@ impl ActiveNode {
         })
         .await?;
         self.bulk.serve_store(Some(manager.store().clone()));
-        *self.manager.lock().expect("nobody panics while holding it") = Some(manager.clone());
+        self.manager.send_replace(Some(manager.clone()));
+        self.set_failure(None);
         self.change_state(|state| state.in_raft = true);
         Ok(manager)
     }
@@ -177,7 +192,7 @@ impl ActiveNode {
     }
 
     async fn stop_manager(&self) {
-        let manager = self.manager.lock().expect("nobody panics while holding it").take();
+        let manager = self.manager.send_replace(None);
         self.bulk.serve_store(None);
         if let Some(manager) = manager {
             manager.stop().await;
@@ -204,6 +219,7 @@ impl ActiveNode {
         tokio::spawn(Agent::new(config, events).run(self.stop.clone()));
         tokio::spawn(Self::follow(Arc::clone(self), from_agent));
         tokio::spawn(Self::keep_certificate(Arc::clone(self)));
+        tokio::spawn(Self::keep_manager(Arc::clone(self)));
         tokio::spawn(async {
             // Joining took far more of the program than being a member does. A convenience, no condition.
             tokio::time::sleep(JOINED_PAUSE).await;
@@ -279,6 +295,36 @@ impl ActiveNode {
             }
         }
         Ok(())
+    }
+
+    /// Starts the manager anew where it failed, as on a disk that was full for a while.
+    async fn keep_manager(self: Arc<Self>) {
+        let mut manager = self.manager.subscribe();
+        loop {
+            let current = manager.borrow_and_update().clone();
+            let failure = async {
+                match current {
+                    Some(manager) => manager.failed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = manager.changed() => if changed.is_err() { return },
+                failure = failure => {
+                    tracing::error!(failure, "this node's manager cannot go on: it is tried again and again");
+                    self.set_failure(Some(failure));
+                    let _one = self.role.lock().await;
+                    self.stop_manager().await;
+                }
+                () = tokio::time::sleep(RESTART_PAUSE), if self.manager_failure().is_some() => {
+                    let _one = self.role.lock().await;
+                    if let Err(error) = self.start_manager_if_due().await {
+                        self.set_failure(Some(format!("{error:#}")));
+                    }
+                }
+            }
+        }
     }
 
     async fn renew(&self) -> anyhow::Result<()> {

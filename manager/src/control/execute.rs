@@ -3,13 +3,27 @@
 use skep_api::Timestamp;
 use skep_raft_store::{Store, Tables, Transaction};
 
-use super::{Command, ControlError, Outcome, cluster, network, node, payload, service};
+use super::{Command, ControlError, Outcome, Reason, cluster, network, node, payload, service};
 
 /// A change made from the tables as they are; made anew if they change meanwhile.
 pub(super) type Change = Result<(Transaction, Outcome), ControlError>;
 
+/// Below this nothing new is taken, so that what is there goes on and can be removed, in bytes.
+const ROOM_KEPT: u64 = 16 << 20;
+
 /// Checks and proposes; the answer is given once the change is applied here.
 pub(crate) async fn execute(store: &Store, command: Command, now: Timestamp) -> Result<Outcome, ControlError> {
+    if command.adds()
+        && let Ok(room @ ..ROOM_KEPT) = store.room_bytes()
+    {
+        let message = format!(
+            "the disk of the leading manager is full: {} KiB are left for its store, and nothing new is taken below {} KiB; \
+             free some space there",
+            room >> 10,
+            ROOM_KEPT >> 10
+        );
+        return Err(ControlError::new(Reason::Unavailable, message));
+    }
     store.update(|tables| change(tables, command.clone(), now)).await.map_err(Into::into)
 }
 
