@@ -1,6 +1,8 @@
 //! A set of hosts on one bridge.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -56,6 +58,8 @@ impl Rig {
         let number = RIGS.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/skep-test-{}-{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix("skep-rig-").tempdir().expect("a temporary directory");
+        // As the directories that it stands for: containers' users pass.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("it is ours");
         let switch = hold(&["--net"]);
         let switch_pid = switch.id();
         enter(switch_pid, &["ip", "link", "add", "br0", "type", "bridge"]);

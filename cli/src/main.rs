@@ -131,16 +131,16 @@ fn main() -> ExitCode {
 /// The hidden commands by which the daemon starts its helpers; before anything that costs memory.
 fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let text = |index: usize| args.get(index).and_then(|arg| arg.to_str());
+    let path = |index: usize| args.get(index).map(Path::new);
     let number = |index: usize| text(index).and_then(|text| text.parse::<i32>().ok());
     let code = match text(1)? {
-        "shim" => skep_engine::shim_main(Path::new(args.get(2)?)),
-        "shim-exec" => skep_engine::exec_main(Path::new(args.get(2)?)),
-        "shim-watch" => {
-            skep_engine::watch_main(Path::new(args.get(2)?), number(3)?, [number(4)?, number(5)?, number(6)?])
-        }
-        "archive-in" => skep_engine::archive_in_main(Path::new(args.get(2)?), Path::new(args.get(3)?)),
-        "archive-out" => skep_engine::archive_out_main(Path::new(args.get(2)?), Path::new(args.get(3)?), text(4)?),
-        "datapath" => skep_overlay_net::path_main(Path::new(args.get(2)?)),
+        "shim" => skep_engine::shim_main(path(2)?),
+        "shim-exec" => skep_engine::exec_main(path(2)?),
+        "shim-watch" => skep_engine::watch_main(path(2)?, number(3)?, [number(4)?, number(5)?, number(6)?]),
+        "archive-in" => skep_engine::archive_in_main(path(2)?, path(3)?, path(4)?),
+        "archive-out" => skep_engine::archive_out_main(path(2)?, path(3)?, path(4)?, text(5)?),
+        "hold-namespace" => skep_engine::hold_namespace_main(path(2)),
+        "datapath" => skep_overlay_net::path_main(path(2)?),
         _ => return None,
     };
     Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use skep_api::units::parse_duration;
-use skep_engine::{ExternalRuntime, LogConfig, RegistryConfig};
+use skep_api::with_causes;
+use skep_engine::{ExternalRuntime, IdMap, LogConfig, RegistryConfig};
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -54,6 +55,9 @@ pub struct DaemonArgs {
     /// Whether containers that do not say gain nothing from set-user-id programs [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub no_new_privileges: Option<bool>,
+    /// Have containers' users be users of the host that own nothing: "default", or whose ids they take: USER[:GROUP]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub userns_remap: Option<String>,
     /// OCI runtime beside the built-in one: NAME=PATH (repeatable)
     #[arg(long = "add-runtime", value_name = "NAME=PATH")]
     pub add_runtimes: Vec<String>,
@@ -103,6 +107,7 @@ struct ConfigFile {
     live_restore: Option<bool>,
     cgroup_parent: Option<String>,
     no_new_privileges: Option<bool>,
+    userns_remap: Option<String>,
     runtimes: BTreeMap<String, RuntimeJson>,
     default_runtime: Option<String>,
     icc: Option<bool>,
@@ -160,6 +165,7 @@ pub struct DaemonConfig {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
+    pub(crate) id_map: Option<IdMap>,
     pub(crate) icc: bool,
     pub(crate) runtimes: BTreeMap<String, ExternalRuntime>,
     pub(crate) default_runtime: String,
@@ -238,6 +244,7 @@ impl DaemonConfig {
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
+            id_map: id_map(args.userns_remap.or(file.userns_remap), &mut problems),
             icc: args.icc.or(file.icc).unwrap_or(true),
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
@@ -281,6 +288,7 @@ impl DaemonConfig {
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
             ("runtimes", self.runtimes != next.runtimes || self.default_runtime != next.default_runtime),
+            ("userns-remap", self.id_map != next.id_map),
             ("icc", self.icc != next.icc),
             ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
@@ -336,6 +344,12 @@ fn log(
         problems.push(error.to_string());
         LogConfig::default()
     })
+}
+
+fn id_map(asked: Option<String>, problems: &mut Vec<String>) -> Option<IdMap> {
+    let asked = asked.filter(|text| !text.is_empty())?;
+    let map = IdMap::resolve(&asked).map_err(|error| problems.push(format!("userns-remap: {}", with_causes(&error))));
+    map.ok()
 }
 
 /// Peers need a moment to hear of a key before it is used.

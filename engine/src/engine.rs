@@ -20,6 +20,7 @@ pub use container::Probe;
 use container::Record;
 pub use exec::{Exec, ExecSpec, ExecState};
 pub use files::{Archiving, Change, CommitOptions, PathStat};
+pub(crate) use helper::HelperProgram;
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
 pub use networks::{LocalNetworkSpec, NetworkRef};
@@ -35,7 +36,8 @@ use skep_api::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::container::config::{ContainerConfig, MountSource};
+use crate::container::config::{ContainerConfig, MountSource, NamespaceMode, NetworkMode};
+use crate::container::id_map::{IdMap, Shift};
 use crate::container::logs::config::{LogConfig, LogConfigError};
 use crate::container::logs::reader::{self, LogOptions, LogStream};
 use crate::container::rootfs::ContainerDirs;
@@ -43,7 +45,6 @@ use crate::container::runtime::ExternalRuntime;
 use crate::container::state::{ContainerState, Exit};
 use crate::container::targets;
 use crate::engine::exec::ExecStore;
-use crate::engine::helper::HelperProgram;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::{Image, ImageStore};
 use crate::image::{builtin, familiar};
@@ -63,6 +64,8 @@ pub struct EngineConfig {
     pub cgroup_parent: String,
     /// For containers that do not say: whether set-user-id bits and the like gain nothing.
     pub no_new_privileges: bool,
+    /// For containers that do not ask for the host's users.
+    pub id_map: Option<IdMap>,
     /// For tasks; none: the built-in one.
     pub runtime: Option<ExternalRuntime>,
     /// For containers that do not say.
@@ -81,6 +84,7 @@ impl EngineConfig {
             program,
             cgroup_parent: "/skep".into(),
             no_new_privileges: true,
+            id_map: None,
             runtime: None,
             log: LogConfig::default(),
             bridge: BridgeConfig::default(),
@@ -185,7 +189,9 @@ pub struct Engine {
     images: Arc<ImageStore>,
     puller: Puller,
     /// What helpers are started from.
-    helper: HelperProgram,
+    helper: Arc<HelperProgram>,
+    /// One map is put in force at a time.
+    shifting: Mutex<()>,
     volumes: VolumeStore,
     networks: Networks,
     execs: ExecStore,
@@ -225,10 +231,11 @@ impl Engine {
         builtin::install(&config.data_dir.join("bin/skep-init"))
             .or_else(busy)
             .map_err(disk_error("storing skep-init"))?;
+        let helper = Arc::new(HelperProgram::new(&config.program));
         let engine = Arc::new(Self {
             puller: Puller::new(config.registries.clone(), images.clone()),
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,
-            networks: Networks::open(&config.bridge, config.data_dir.join("networks"), &config.run_dir)
+            networks: Networks::open(&config.bridge, config.data_dir.join("networks"), &config.run_dir, helper.clone())
                 .map_err(disk_error("preparing the networks"))?,
             containers: Mutex::default(),
             images,
@@ -237,7 +244,8 @@ impl Engine {
             events: broadcast::channel(EVENTS_KEPT).0,
             past_events: Mutex::default(),
             tasks: TaskTracker::new(),
-            helper: HelperProgram::new(&config.program),
+            helper,
+            shifting: Mutex::default(),
             config,
         });
         engine.adopt_all()?;
@@ -253,11 +261,27 @@ impl Engine {
         &self.networks
     }
 
-    fn dirs(&self, id: &str) -> ContainerDirs {
+    fn dirs(&self, id: &str, id_map: Option<&IdMap>) -> ContainerDirs {
         ContainerDirs {
             data: self.config.data_dir.join("containers").join(id),
             run: self.config.run_dir.join("containers").join(id),
+            shift: id_map.map(|map| Shift::new(map.clone(), &self.config.data_dir, &self.config.run_dir)),
         }
+    }
+
+    /// How the users of a new container become users of the host.
+    fn choose_id_map(&self, config: &ContainerConfig) -> Result<Option<IdMap>, EngineError> {
+        let Some(map) = self.config.id_map.as_ref().filter(|_| !config.host_users) else { return Ok(None) };
+        let why = if config.privileged {
+            "privileged mode is incompatible with user namespaces: a privileged container needs --userns=host"
+        } else if config.network == NetworkMode::Host {
+            "cannot share the host's network namespace when user namespaces are enabled: use --userns=host with it"
+        } else if config.pid_mode == NamespaceMode::Host {
+            "cannot share the host PID namespace when user namespaces are enabled: use --userns=host with it"
+        } else {
+            return Ok(Some(map.clone()));
+        };
+        Err(EngineError::Invalid(why.into()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
@@ -320,13 +344,14 @@ impl Engine {
         for mount in &config.mounts {
             targets::check(mount).map_err(EngineError::Invalid)?;
         }
+        config.id_map = self.choose_id_map(&config)?;
         let id = hex::encode(rand::random::<[u8; 32]>());
         for own in [&mut config.hostname, &mut config.name] {
             if own.is_empty() {
                 id[..12].clone_into(own);
             }
         }
-        let dirs = self.dirs(&id);
+        let dirs = self.dirs(&id, config.id_map.as_ref());
         make_dir(&dirs.data)?;
         make_dir(&dirs.run)?;
         for mount in &mut config.mounts {

@@ -30,7 +30,9 @@ pub use place::{Endpoint, MacAddress, WantedPlace};
 pub use v6::Ipv6Side;
 
 use crate::container::config::PublishedPort;
+use crate::container::id_map;
 use crate::disk;
+use crate::engine::HelperProgram;
 use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
 use crate::network::links::{eth, keep_apart, link_suffix, make_bridge, veth_pair, without_ipv6};
 use crate::network::ruleset::{cleared, ruleset};
@@ -132,6 +134,8 @@ pub(crate) struct Member<'a> {
     pub(crate) names: Vec<String>,
     pub(crate) ports: &'a [PublishedPort],
     pub(crate) resolvers: &'a [String],
+    /// Whose namespaces are to be its own; none: the host's.
+    pub(crate) user_namespace: Option<PathBuf>,
 }
 
 /// The host's networks and who is in them.
@@ -148,10 +152,16 @@ pub(crate) struct Networks {
     names: tokio::sync::Mutex<NameServers<String>>,
     resolvers: Mutex<BTreeMap<String, Vec<String>>>,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
+    helper: Arc<HelperProgram>,
 }
 
 impl Networks {
-    pub(crate) fn open(config: &BridgeConfig, dir: PathBuf, run_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(
+        config: &BridgeConfig,
+        dir: PathBuf,
+        run_dir: &Path,
+        helper: Arc<HelperProgram>,
+    ) -> io::Result<Self> {
         let netns_dir = run_dir.join("netns");
         fs::create_dir_all(&netns_dir)?;
         fs::create_dir_all(&dir)?;
@@ -183,6 +193,7 @@ impl Networks {
             names: tokio::sync::Mutex::default(),
             resolvers: Mutex::default(),
             keeper: Mutex::default(),
+            helper,
         })
     }
 
@@ -262,15 +273,24 @@ impl Networks {
 
     /// Makes a namespace for a container that joins networks that are not this host's, and sets its
     /// ports aside.
-    pub(crate) async fn prepare(&self, container: &str, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
+    pub(crate) async fn prepare(&self, member: &Member<'_>) -> io::Result<Vec<PublishedPort>> {
         let leased = {
             let mut leases = self.leases();
-            let leased = pick_ports(&leases, ports)?;
-            leases.insert(container.to_owned(), Lease { ports: leased.clone(), ..Lease::default() });
+            let leased = pick_ports(&leases, member.ports)?;
+            leases.insert(member.id.to_owned(), Lease { ports: leased.clone(), ..Lease::default() });
             leased
         };
-        Netns::create(&self.netns_path(container)).await?;
+        self.make_netns(member).await?;
         Ok(leased)
+    }
+
+    async fn make_netns(&self, member: &Member<'_>) -> io::Result<Netns> {
+        let path = self.netns_path(member.id);
+        let Some(owner) = member.user_namespace.clone() else { return Netns::create(&path).await };
+        let (helper, pin) = (self.helper.clone(), path.clone());
+        let pinned = tokio::task::spawn_blocking(move || id_map::pin_network(&helper, &owner, &pin));
+        pinned.await.map_err(io::Error::other)??;
+        Netns::open(&path)
     }
 
     /// Opens the ports that were set aside: they lead through `through`, or to the container's own place.
@@ -287,8 +307,8 @@ impl Networks {
     }
 
     /// Makes a namespace with nothing but its loopback.
-    pub(crate) async fn isolate(&self, container: &str) -> io::Result<()> {
-        let netns = Netns::create(&self.netns_path(container)).await?;
+    pub(crate) async fn isolate(&self, member: &Member<'_>) -> io::Result<()> {
+        let netns = self.make_netns(member).await?;
         let netlink = Netlink::open_in(&netns).await?;
         let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
         netlink.handle().link().set(up).execute().await.map_err(io::Error::other)
@@ -323,7 +343,7 @@ impl Networks {
         };
         let resolvers = member.resolvers.to_vec();
         self.resolvers.lock().expect("nobody panics while holding it").insert(member.id.to_owned(), resolvers);
-        let netns = Netns::create(&self.netns_path(member.id)).await?;
+        let netns = self.make_netns(member).await?;
         let inside = Netlink::open_in(&netns).await?;
         let up = LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build();
         inside.handle().link().set(up).execute().await.map_err(io::Error::other)?;

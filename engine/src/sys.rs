@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -26,6 +26,33 @@ pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
 /// Opens a program by a view of it that nobody can write through, also not by way of the processes that
 /// run it: what `/proc/PID/exe` leads to is this view.
 pub(crate) fn seal_program(path: &Path) -> io::Result<OwnedFd> {
+    let view = clone_mount(path)?;
+    let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    set_mount(&view, &read_only)?;
+    Ok(view)
+}
+
+/// Mounts `path` at `target`, without what is mounted below it, with owners as `user_namespace` maps them.
+pub(crate) fn mount_shifted(path: &Path, target: &Path, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let view = clone_mount(path)?;
+    let shifted = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        // What is mounted in the one is not to appear in the other.
+        propagation: libc::MS_PRIVATE,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    set_mount(&view, &shifted)?;
+    let target = CString::new(target.as_os_str().as_encoded_bytes())?;
+    let (from, flags) = (view.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+    // SAFETY: both paths are strings that end in NUL and outlive the call.
+    let moved =
+        unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), libc::AT_FDCWD, target.as_ptr(), flags) };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A mount of `path` that is nowhere yet.
+fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: the path is a string that ends in NUL and outlives the call.
@@ -35,13 +62,50 @@ pub(crate) fn seal_program(path: &Path) -> io::Result<OwnedFd> {
     }
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the descriptor is new and ours.
-    let view = unsafe { OwnedFd::from_raw_fd(fd) };
-    let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let (empty, len) = (c"".as_ptr(), size_of::<libc::mount_attr>());
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_mount(view: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
+    let (fd, empty, len) = (view.as_raw_fd(), c"".as_ptr(), size_of::<libc::mount_attr>());
     // SAFETY: path and attributes outlive the call, and the length is the attributes' own.
-    let result =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, libc::AT_EMPTY_PATH, &raw const read_only, len) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(view) }
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, fd, empty, libc::AT_EMPTY_PATH, std::ptr::from_ref(attributes), len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From now on this thread makes files as another user, with all its capabilities as before.
+pub(crate) fn make_files_as(uid: u32, gid: u32) -> io::Result<()> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let mut sets = [CapabilitySets::default(); 2];
+    // SAFETY: header and sets outlive the call and are as long as this version says.
+    let read = unsafe { libc::syscall(libc::SYS_capget, &raw const header, sets.as_mut_ptr()) };
+    if read < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Both tell the id of before, and nothing of success.
+    nix::unistd::setfsgid(gid.into());
+    nix::unistd::setfsuid(uid.into());
+    // SAFETY: as above.
+    let written = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
+    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The kernel's third, of two words a set.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
 }
 
 /// A descriptor that becomes readable when the process ends.

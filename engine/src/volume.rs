@@ -94,18 +94,18 @@ impl VolumeStore {
         fs::remove_dir_all(self.dir.join(name))
     }
 
-    /// Mounts what the volume's options say, unless it is mounted.
-    pub(crate) fn mount(&self, name: &str) -> io::Result<()> {
-        let Some(volume) = self.get(name).filter(|volume| !volume.options.is_empty()) else { return Ok(()) };
+    /// Mounts what the volume's options say, unless it is mounted; tells whether they ask for a file system of its own.
+    pub(crate) fn mount(&self, name: &str) -> io::Result<bool> {
+        let Some(volume) = self.get(name).filter(|volume| !volume.options.is_empty()) else { return Ok(false) };
         let target = self.data_dir(name);
         if fs::metadata(&target)?.dev() != fs::metadata(self.dir.join(name))?.dev() {
-            return Ok(());
+            return Ok(true);
         }
         let option = |key: &str| volume.options.get(key).map_or("", String::as_str);
         let (flags, data) = mount_flags(option("o"));
         let (kind, device) = (option("type"), option("device"));
         let kind = (!matches!(kind, "" | "none" | "bind")).then_some(kind);
-        mount(Some(device), &target, kind, flags, Some(data.as_str())).map_err(|error| {
+        mount(Some(device), &target, kind, flags, Some(data.as_str())).map(|()| true).map_err(|error| {
             let reason = format!("volume {name}: {device:?} cannot be mounted as {:?}: {error}", option("type"));
             io::Error::new(io::Error::from(error).kind(), reason)
         })

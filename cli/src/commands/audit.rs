@@ -225,7 +225,7 @@ fn daemon(facts: &Facts, findings: &mut Vec<Finding>) {
     add(
         "2.9",
         "containers have user namespaces",
-        Verdict::when(option("name=userns"), "user namespaces are not supported yet"),
+        Verdict::when(option("name=userns"), "start the daemon with --userns-remap=default"),
     );
     add(
         "2.12",

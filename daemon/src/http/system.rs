@@ -99,7 +99,8 @@ fn warnings(state: &State) -> Vec<String> {
 
 fn security_options(state: &State) -> Vec<&'static str> {
     let gain_nothing = state.config.no_new_privileges.then_some("name=no-new-privileges");
-    ["name=seccomp,profile=builtin", "name=cgroupns"].into_iter().chain(gain_nothing).collect()
+    let mapped = state.config.id_map.as_ref().map(|_| "name=userns");
+    ["name=seccomp,profile=builtin", "name=cgroupns"].into_iter().chain(mapped).chain(gain_nothing).collect()
 }
 
 fn runtimes(state: &State) -> Value {

@@ -21,7 +21,7 @@ pub(crate) struct Mounted {
 impl Mounted {
     pub(crate) fn new(store: &ImageStore, layers: &[String]) -> io::Result<Self> {
         let data = store.incoming()?;
-        let mounted = Self { dirs: ContainerDirs { run: data.join("run"), data } };
+        let mounted = Self { dirs: ContainerDirs { run: data.join("run"), data, shift: None } };
         let dirs: Vec<PathBuf> = layers.iter().map(|layer| store.layer_dir(layer)).collect();
         mounted.dirs.mount_root(&dirs)?;
         Ok(mounted)

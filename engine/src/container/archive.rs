@@ -8,24 +8,25 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::container::id_map;
 use crate::image::{layer, unpack};
 
 /// What an exit code of the helper means.
 pub(crate) const NOT_FOUND: i32 = 44;
 pub(crate) const NOT_A_DIRECTORY: i32 = 45;
 
-/// `skep archive-out ROOT PATH NAME`: writes what is at PATH to standard output, as NAME; an empty name: all
-/// below it.
-pub fn archive_out_main(root: &Path, path: &Path, name: &str) -> i32 {
-    finish(enter(root).and_then(|()| {
+/// `skep archive-out USERS ROOT PATH NAME`: writes what is at PATH to standard output, as NAME; an empty name: all
+/// below it. USERS is a user namespace; none: the host's.
+pub fn archive_out_main(users: &Path, root: &Path, path: &Path, name: &str) -> i32 {
+    finish(enter(users, root).and_then(|()| {
         let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
         if name.is_empty() { layer::pack_children(path, out) } else { layer::pack_tree(path, Path::new(name), out) }
     }))
 }
 
-/// `skep archive-in ROOT PATH`: unpacks standard input into the directory PATH.
-pub fn archive_in_main(root: &Path, path: &Path) -> i32 {
-    finish(enter(root).and_then(|()| {
+/// `skep archive-in USERS ROOT PATH`: unpacks standard input into the directory PATH.
+pub fn archive_in_main(users: &Path, root: &Path, path: &Path) -> i32 {
+    finish(enter(users, root).and_then(|()| {
         let meta = fs::metadata(path)?;
         if !meta.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
@@ -34,8 +35,13 @@ pub fn archive_in_main(root: &Path, path: &Path) -> i32 {
     }))
 }
 
-fn enter(root: &Path) -> io::Result<()> {
-    nix::unistd::chroot(root)?;
+fn enter(users: &Path, root: &Path) -> io::Result<()> {
+    // What leads there may be closed to who we are then.
+    std::env::set_current_dir(root)?;
+    if !users.as_os_str().is_empty() {
+        id_map::enter_user_namespace(&fs::File::open(users)?)?;
+    }
+    nix::unistd::chroot(".")?;
     std::env::set_current_dir("/")
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_api::container::Ulimit;
 use skep_api::service::Protocol;
 
+use crate::container::id_map::IdMap;
 use crate::container::logs::config::LogConfig;
 use crate::container::runtime::ExternalRuntime;
 use crate::network::{DEFAULT_NETWORK, WantedPlace};
@@ -39,6 +40,10 @@ pub struct ContainerConfig {
     pub read_only: bool,
     /// Whether programs may gain privileges from set-user-id bits; the engine's default if not said.
     pub no_new_privileges: Option<bool>,
+    /// Whether its users are the host's own, whatever the engine does by default.
+    pub host_users: bool,
+    /// How its users become users of the host; none: they are the host's.
+    pub id_map: Option<IdMap>,
     /// Whether the default system-call filter is on.
     pub seccomp: bool,
     pub cap_add: Vec<String>,
@@ -227,7 +232,12 @@ impl ContainerConfig {
 
     /// Whether the system-call filter comes compiled: where putting it on needs no privilege.
     pub(crate) fn has_compiled_filter(&self) -> bool {
-        self.has_filter() && self.has_no_new_privileges() && self.runtime.is_none()
+        self.has_filter() && self.runtime.is_none() && (self.has_no_new_privileges() || self.id_map.is_some())
+    }
+
+    /// Whether the last steps to its program are left to this program.
+    pub(crate) fn has_descent(&self) -> bool {
+        self.id_map.is_some() && self.runtime.is_none()
     }
 }
 

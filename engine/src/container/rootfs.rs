@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload};
+use crate::container::id_map::Shift;
 
 /// overlayfs takes its options in one page.
 const OPTIONS_LEN_MAX: usize = 4095;
@@ -24,11 +25,43 @@ pub(crate) struct ContainerDirs {
     pub(crate) data: PathBuf,
     /// Gone with the host's next start: mounts, sockets.
     pub(crate) run: PathBuf,
+    /// How owners of files are shown; none: as they are on disk.
+    pub(crate) shift: Option<Shift>,
 }
 
 impl ContainerDirs {
     pub(crate) fn rootfs(&self) -> PathBuf {
-        self.data.join("rootfs")
+        self.view(&self.data.join("rootfs"))
+    }
+
+    /// Where the container sees what lies at `path`.
+    pub(crate) fn view(&self, path: &Path) -> PathBuf {
+        self.shift.as_ref().map_or_else(|| path.to_owned(), |shift| shift.view(path))
+    }
+
+    /// Shows a directory with its owners as they are where the container's users can come to it.
+    pub(crate) fn show(&self, name: &str, dir: &Path) -> io::Result<PathBuf> {
+        if self.shift.is_none() {
+            return Ok(dir.to_owned());
+        }
+        let shown = self.shown().join(name);
+        fs::create_dir_all(&shown)?;
+        if !is_mount_point(&shown)? {
+            mount(Some(dir), &shown, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
+        Ok(shown)
+    }
+
+    fn shown(&self) -> PathBuf {
+        self.run.join("shown")
+    }
+
+    /// Does `work` so that what it makes where the container sees it belongs to the container's root.
+    pub(crate) fn as_root<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match &self.shift {
+            Some(shift) => shift.run(work),
+            None => work(),
+        }
     }
 
     pub(crate) fn upper(&self) -> PathBuf {
@@ -51,14 +84,15 @@ impl ContainerDirs {
     /// Mounts the root over `layers`, lowest first.
     pub(crate) fn mount_root(&self, layers: &[PathBuf]) -> io::Result<()> {
         let (upper, work, root) = (self.upper(), self.data.join("work"), self.rootfs());
-        for dir in [&upper, &work, &root] {
+        for dir in [&upper, &work, &self.data.join("rootfs")] {
             fs::create_dir_all(dir)?;
         }
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
         if is_mount_point(&root)? {
             return Ok(());
         }
-        let lower = lower_dirs(layers);
+        let layers: Vec<PathBuf> = layers.iter().map(|dir| self.view(dir)).collect();
+        let (lower, upper, work) = (lower_dirs(&layers), self.view(&upper), self.view(&work));
         let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
         if options.len() > OPTIONS_LEN_MAX {
             return Err(io::Error::new(
@@ -66,8 +100,7 @@ impl ContainerDirs {
                 format!("the image has {} layers, more than overlayfs takes at once", layers.len()),
             ));
         }
-        mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
-        Ok(())
+        self.as_root(|| Ok(mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?))
     }
 
     /// Writes /etc/hosts, with the container's own addresses, /etc/hostname and /etc/resolv.conf; returns how they are shown.
@@ -90,7 +123,11 @@ impl ContainerDirs {
             let source = self.data.join(name);
             fs::write(&source, text)?;
             fs::set_permissions(&source, fs::Permissions::from_mode(0o644))?;
-            mounts.push(FileMount { source, target: format!("/etc/{name}"), read_only: config.read_only });
+            mounts.push(FileMount {
+                source: self.view(&source),
+                target: format!("/etc/{name}"),
+                read_only: config.read_only,
+            });
         }
         Ok(mounts)
     }
@@ -110,7 +147,11 @@ impl ContainerDirs {
         for (number, payload) in payloads.iter().enumerate() {
             let source = dir.join(number.to_string());
             fs::write(&source, payload.bytes.expose())?;
-            chown(&source, Some(payload.uid), Some(payload.gid))?;
+            let (uid, gid) = match &self.shift {
+                Some(shift) => shift.host_ids(payload.uid, payload.gid)?,
+                None => (payload.uid, payload.gid),
+            };
+            chown(&source, Some(uid), Some(gid))?;
             fs::set_permissions(&source, fs::Permissions::from_mode(payload.mode & 0o7777))?;
             mounts.push(FileMount { source, target: payload.target.clone(), read_only: true });
         }
@@ -119,9 +160,9 @@ impl ContainerDirs {
 
     /// Takes every mount down; goes on after an error and returns the first.
     pub(crate) fn unmount(&self) -> io::Result<()> {
-        let root = unmount(&self.rootfs());
-        let payloads = unmount(&self.payloads());
-        root.and(payloads)
+        let shown = fs::read_dir(self.shown()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let all = shown.chain([self.rootfs(), self.payloads()]);
+        all.map(|path| unmount(&path)).fold(Ok(()), io::Result::and)
     }
 
     /// Unmounts and removes all there is.

@@ -5,7 +5,7 @@
 //! make the calls that it stands for, which kernels have since 4.3.
 //!
 //! Compiling it takes libseccomp about 25 ms, more than all the rest of a container's start. So the
-//! daemon compiles a [`Profile`] once, and shims load the finished program ([`FilteredExecutor`]).
+//! daemon compiles a [`Profile`] once, and shims load the finished program ([`Starter`](super::starter::Starter)).
 //! That needs no privilege under no-new-privileges; for a container without it the filter has to be
 //! on before the capabilities are gone, and libcontainer compiles it in its own place.
 
@@ -13,16 +13,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::default::get_executor;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{disk, sys};
+use crate::disk;
 
 const TABLE: &str = include_str!("syscalls.txt");
 
@@ -212,40 +208,10 @@ fn architectures() -> &'static [(&'static str, ScmpArch)] {
     }
 }
 
-/// Puts a finished filter on, then runs the container's program.
-///
-/// Invariant: a program that has a filter never runs without it; what cannot be put on is an error.
-#[derive(Clone)]
-pub(crate) struct FilteredExecutor {
-    filter: Option<Arc<sys::Filter>>,
-}
-
-impl FilteredExecutor {
-    pub(crate) fn new(filter: Option<&Path>) -> Result<Self, String> {
-        let read = |path: &Path| {
-            let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            sys::Filter::parse(&bytes).ok_or_else(|| format!("{} is damaged: remove it", path.display()))
-        };
-        Ok(Self { filter: filter.map(read).transpose()?.map(Arc::new) })
-    }
-}
-
-impl Executor for FilteredExecutor {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        if let Some(filter) = &self.filter {
-            filter.install().map_err(|error| ExecutorError::Other(format!("the system-call filter: {error}")))?;
-        }
-        get_executor().exec(spec)
-    }
-
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        get_executor().validate(spec)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     fn names(capabilities: &[&str]) -> String {
         Profile::new(&capabilities.iter().map(|&c| c.to_owned()).collect()).to_oci().to_string()

@@ -25,7 +25,7 @@ use crate::container::logs::LogWriter;
 use crate::container::logs::config::LogConfig;
 use crate::container::logs::forward::LogSubject;
 use crate::container::runtime::{self, ExternalRuntime, Runner};
-use crate::container::seccomp::FilteredExecutor;
+use crate::container::starter::{Descent, Starter};
 use crate::container::state::ExitRecord;
 use crate::container::streams::{Endpoints, Streams, now};
 use crate::{disk, sys};
@@ -52,6 +52,8 @@ pub(crate) struct ShimConfig {
     pub(crate) stdio: Stdio,
     /// The system-call filter to put on, compiled; none if libcontainer does it, or if none is wanted.
     pub(crate) filter: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) descent: Option<Descent>,
     /// The cgroup file that counts kills for want of memory.
     pub(crate) oom_file: PathBuf,
 }
@@ -205,7 +207,7 @@ fn make_container(config: &ShimConfig, plumbing: &Plumbing) -> Result<Pid, Strin
     let builder = ContainerBuilder::new(config.id.clone(), SyscallType::default())
         .with_root_path(&config.root)
         .map_err(fail)?
-        .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
+        .with_executor(Starter::new(config.filter.as_deref(), config.descent.clone())?);
     let mut container = plumbing
         .connect(builder)?
         .as_init(&config.bundle)
@@ -303,6 +305,8 @@ pub(crate) struct ExecConfig {
     pub(crate) process_path: PathBuf,
     /// As [`ShimConfig::filter`].
     pub(crate) filter: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) descent: Option<Descent>,
     pub(crate) stdio: Stdio,
     /// After this the process is killed.
     pub(crate) limit: Option<Duration>,
@@ -343,7 +347,7 @@ fn make_tenant(config: &ExecConfig, plumbing: &Plumbing) -> Result<i32, String> 
     let builder = ContainerBuilder::new(config.id.clone(), SyscallType::default())
         .with_root_path(&config.root)
         .map_err(|error| with_causes(&error))?
-        .with_executor(FilteredExecutor::new(config.filter.as_deref())?);
+        .with_executor(Starter::new(config.filter.as_deref(), config.descent.clone())?);
     let process = Some(config.process_path.clone());
     let builder = plumbing.connect(builder)?.as_tenant().with_detach(true).with_process(process);
     builder.build().map(|pid| pid.as_raw()).map_err(|error| with_causes(&error))

@@ -9,6 +9,7 @@ use crate::container::config::{
     BlockLimitKind, ContainerConfig, FileMount, MountSource, NamespaceMode, ResourceLimits,
 };
 use crate::container::devices;
+use crate::container::id_map::Shift;
 use crate::container::seccomp::Profile;
 use crate::container::user::ResolvedUser;
 
@@ -91,6 +92,9 @@ const MASKED: [&str; 12] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Whose terminals are, by convention.
+pub(crate) const TERMINAL_GROUP: u32 = 5;
+
 const CPU_PERIOD_MICROS: i64 = 100_000;
 
 /// What the spec needs beside the configuration.
@@ -105,6 +109,8 @@ pub(crate) struct Place<'a> {
     pub(crate) user: &'a ResolvedUser,
     /// The first processes of the containers whose namespaces are shared, by their ids.
     pub(crate) peers: &'a BTreeMap<String, i32>,
+    /// None: the host's.
+    pub(crate) shift: Option<&'a Shift>,
 }
 
 /// The capabilities that `config` comes to.
@@ -242,6 +248,7 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
 fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     let access = if config.privileged { "rw" } else { "ro" };
+    let terminal_group = format!("gid={TERMINAL_GROUP}");
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -249,7 +256,7 @@ fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", &terminal_group],
         ),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
@@ -300,6 +307,9 @@ fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<St
         "devices": devices::nodes(config),
         "resources": resources(config),
     });
+    if let Some(shift) = place.shift {
+        [linux["uidMappings"], linux["gidMappings"]] = shift.mappings();
+    }
     if !config.seccomp_profile.is_null() && !config.privileged {
         linux["seccomp"] = config.seccomp_profile.clone();
         return linux;
@@ -326,6 +336,9 @@ fn namespaces(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
                 namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
             }
         }
+    }
+    if let Some(shift) = place.shift {
+        namespaces.push(json!({"type": "user", "path": shift.user_namespace()}));
     }
     if let Some(netns) = place.netns {
         namespaces.push(json!({"type": "network", "path": netns}));

@@ -14,7 +14,9 @@ use super::attach::{Attachment, attach_at};
 use super::launch::read_answer;
 use super::lifecycle::start_failure;
 use super::{Container, Engine, EngineError, disk_error};
-use crate::container::shim::{ExecConfig, Stdio};
+use crate::container::shim::{ExecConfig, ShimConfig, Stdio};
+use crate::container::spec::TERMINAL_GROUP;
+use crate::container::starter::{Descent, WayIn};
 use crate::container::state::ContainerState;
 use crate::container::user;
 use crate::{disk, sys};
@@ -234,13 +236,15 @@ impl Engine {
         let dir = socket.parent().ok_or_else(|| io::Error::other("an exec has its directory"))?;
         fs::create_dir_all(dir)?;
         let process_path = dir.join("process.json");
-        disk::write_passing(&process_path, &process(container, spec)?)?;
+        let (process, descent) = process(container, spec)?;
+        disk::write_passing(&process_path, process.to_string().as_bytes())?;
         let config = ExecConfig {
             id: container.id.clone(),
             root: self.runtime_root(container.config().runtime.as_ref()),
             runtime: container.config().runtime.clone(),
             process_path,
             filter: if spec.privileged { None } else { self.filter(&container.config())? },
+            descent,
             stdio: if spec.tty { Stdio::Terminal } else { Stdio::Pipes { open_stdin: spec.open_stdin } },
             limit,
         };
@@ -266,10 +270,14 @@ fn remove_dir(socket: &Path) {
     }
 }
 
-/// The runtime-spec's `process`: the container's own, but for what the exec says.
-fn process(container: &Container, spec: &ExecSpec) -> io::Result<Vec<u8>> {
+/// The runtime-spec's `process`: the container's own, but for what the exec says; and how it comes to its user.
+fn process(container: &Container, spec: &ExecSpec) -> io::Result<(serde_json::Value, Option<Descent>)> {
     let whole: serde_json::Value = serde_json::from_slice(&fs::read(container.dirs.data.join("config.json"))?)?;
     let mut process = whole["process"].clone();
+    let shim: ShimConfig = serde_json::from_slice(&fs::read(container.dirs.data.join("shim.json"))?)?;
+    if let Some(descent) = &shim.descent {
+        descent.give_back(&mut process);
+    }
     process["args"] = spec.command.clone().into();
     process["terminal"] = spec.tty.into();
     if let Some(env) = process["env"].as_array_mut() {
@@ -306,7 +314,14 @@ fn process(container: &Container, spec: &ExecSpec) -> io::Result<Vec<u8>> {
         }
         process["noNewPrivileges"] = serde_json::Value::Null;
     }
-    Ok(process.to_string().into_bytes())
+    let descent = match (&container.dirs.shift, shim.descent) {
+        (Some(shift), Some(descent)) => {
+            let way_in = WayIn { namespace: shift.user_namespace(), terminal: shift.host_ids(0, TERMINAL_GROUP)? };
+            Some(descent.of_process(&mut process, way_in))
+        }
+        _ => None,
+    };
+    Ok((process, descent))
 }
 
 impl Container {

@@ -17,6 +17,7 @@ use super::{Container, Engine, EngineError, disk_error, now};
 use crate::build::instruction;
 use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
 use crate::container::config::MountSource;
+use crate::container::id_map::Shift;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
 use crate::image::{layer, normalize};
 use crate::sys;
@@ -113,6 +114,7 @@ impl Engine {
     fn mounted(&self, container: &Arc<Container>) -> Result<Mounted, EngineError> {
         let ours = container.require_running().is_err();
         if ours {
+            self.put_shift_in_force(container).map_err(disk_error("mapping owners of files"))?;
             let layers: Vec<PathBuf> = self.layer_dirs(&container.layers);
             let doing = format!("mounting the files of container {}", container.id);
             container.dirs.mount_root(&layers).map_err(disk_error(doing))?;
@@ -127,7 +129,7 @@ impl Engine {
         let mut best = (0, container.dirs.rootfs(), whole.clone());
         for mount in &mounts.mounts {
             let source = match &mount.source {
-                MountSource::Volume { name, .. } => self.volumes.data_dir(name),
+                MountSource::Volume { name, .. } => container.dirs.view(&self.volumes.data_dir(name)),
                 MountSource::Bind { path, .. } => path.into(),
                 MountSource::Tmpfs { .. } => continue,
             };
@@ -173,8 +175,12 @@ impl Engine {
         let last =
             if path.ends_with("/.") { "." } else { path.trim_end_matches('/').rsplit('/').next().unwrap_or("/") };
         let last = if last.is_empty() { "." } else { last };
-        let child =
-            self.archiver("archive-out", &root, &inside).arg(last).stdout(Stdio::piped()).stdin(Stdio::null()).spawn();
+        let child = self
+            .archiver("archive-out", &container, &root, &inside)
+            .arg(last)
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
         Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
     }
@@ -186,7 +192,8 @@ impl Engine {
             return Err(EngineError::Forbidden("container rootfs is marked read-only: copy to a volume".into()));
         }
         let (root, inside) = self.place(&container, path);
-        let child = self.archiver("archive-in", &root, &inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let child =
+            self.archiver("archive-in", &container, &root, &inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
         Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
     }
@@ -196,7 +203,7 @@ impl Engine {
         let (container, mounted, one) = self.archiving(name, "/").await?;
         let root = container.dirs.rootfs();
         let child = self
-            .archiver("archive-out", &root, Path::new("/"))
+            .archiver("archive-out", &container, &root, Path::new("/"))
             .arg("")
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
@@ -206,9 +213,17 @@ impl Engine {
         Ok(Archiving { child, _mounted: mounted, _one: one, path: "/".into() })
     }
 
-    fn archiver(&self, command: &str, root: &Path, inside: &Path) -> Command {
+    fn archiver(&self, command: &str, container: &Container, root: &Path, inside: &Path) -> Command {
         let mut archiver = self.helper.command();
-        archiver.arg(command).arg(root).arg(inside).stderr(Stdio::piped()).kill_on_drop(true).current_dir("/");
+        let owner = container.dirs.shift.as_ref().map(Shift::user_namespace).unwrap_or_default();
+        archiver
+            .arg(command)
+            .arg(owner)
+            .arg(root)
+            .arg(inside)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .current_dir("/");
         archiver
     }
 

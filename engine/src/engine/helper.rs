@@ -10,7 +10,7 @@ use crate::sys;
 /// Starts helpers. Some of them show themselves to containers for a moment, in `/proc/PID/exe`; there
 /// they are a view of the binary that cannot be written (CVE-2019-5736).
 #[derive(Debug)]
-pub(super) struct HelperProgram {
+pub(crate) struct HelperProgram {
     path: PathBuf,
     /// None, where the kernel (before 5.12) has no such views.
     sealed: Option<OwnedFd>,
@@ -25,7 +25,7 @@ impl HelperProgram {
         Self { path: path.to_owned(), sealed: sealed.ok() }
     }
 
-    pub(super) fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = match &self.sealed {
             // The descriptor is closed by the very exec that it names.
             Some(view) => Command::new(format!("/proc/self/fd/{}", view.as_raw_fd())),

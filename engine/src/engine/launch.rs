@@ -27,6 +27,7 @@ use crate::container::runtime::ExternalRuntime;
 use crate::container::seccomp::Profile;
 use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
+use crate::container::starter::Descent;
 use crate::container::state::{ContainerState, Running};
 use crate::container::{targets, user};
 use crate::network::Endpoint;
@@ -38,6 +39,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 impl Engine {
     pub(super) async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
         let config = container.config();
+        self.put_shift_in_force(container)?;
         let Connected { address, through, ports, endpoints } = self.connect(container, &config).await?;
         let layers = self.layer_dirs(&container.layers);
         let shim = self.shim_config(container)?;
@@ -53,9 +55,11 @@ impl Engine {
             };
             let cgroup = self.cgroup(&container.id, &config);
             let init = self.config.data_dir.join("bin/skep-init");
-            let volumes = self.volume_dirs(&config);
-            for name in volumes.keys() {
-                self.volumes.mount(name)?;
+            let mut volumes = self.volume_dirs(&config);
+            for (name, dir) in &mut volumes {
+                // One that is a file system of its own is in no view.
+                let own = self.volumes.mount(name)?;
+                *dir = if own { container.dirs.show(name, dir)? } else { container.dirs.view(dir) };
             }
             let first = matches!(*container.state.borrow(), ContainerState::Created);
             let outside = Outside { netns, cgroup, init, volumes, shim, first, peers };
@@ -82,9 +86,15 @@ impl Engine {
         })
     }
 
+    /// Has the map of a container's users in force, if it has one.
+    pub(super) fn put_shift_in_force(&self, container: &Container) -> io::Result<()> {
+        let Some(shift) = &container.dirs.shift else { return Ok(()) };
+        let _one = self.shifting.lock().expect("nobody panics while holding it");
+        tokio::task::block_in_place(|| shift.ensure(&self.helper))
+    }
+
     /// Gives a container what it is to see of networks.
     async fn connect(&self, container: &Container, config: &ContainerConfig) -> io::Result<Connected> {
-        let id = &container.id;
         let alone =
             || Connected { address: Ipv4Addr::LOCALHOST, through: None, ports: Vec::new(), endpoints: Vec::new() };
         match &config.network {
@@ -98,10 +108,11 @@ impl Engine {
                 Ok(Connected { address, through, ports, endpoints })
             }
             NetworkMode::Host | NetworkMode::Container(_) => Ok(alone()),
-            NetworkMode::None => self.networks.isolate(id).await.map(|()| alone()),
+            NetworkMode::None => self.networks.isolate(&member(container, config)).await.map(|()| alone()),
             NetworkMode::Joined(networks) => {
-                let ports = self.networks.prepare(id, &config.ports).await?;
-                let through = self.join_kept(&member(container, config), &planned(networks), &ports).await?;
+                let member = member(container, config);
+                let ports = self.networks.prepare(&member).await?;
+                let through = self.join_kept(&member, &planned(networks), &ports).await?;
                 let address = networks.first().map_or(Ipv4Addr::LOCALHOST, |network| network.address);
                 Ok(Connected { address, through, ports, endpoints: Vec::new() })
             }
@@ -134,6 +145,7 @@ impl Engine {
             run_dir: container.dirs.run.clone(),
             stdio: stdio(&container.config()),
             filter: self.filter(&container.config())?,
+            descent: None,
             oom_file,
         })
     }
@@ -166,6 +178,11 @@ impl Engine {
         };
         for id in shared.chain(network) {
             let peer = self.find(id).map_err(io::Error::other)?;
+            if peer.config().id_map != config.id_map {
+                return Err(io::Error::other(format!(
+                    "container {id}, whose namespace is to be shared, has other users: both need --userns=host, or neither"
+                )));
+            }
             let ContainerState::Running(running) = peer.state.borrow().clone() else {
                 return Err(io::Error::other(format!("container {id}, whose namespace is to be shared, does not run")));
             };
@@ -289,13 +306,13 @@ fn prepare(
     dirs.mount_root(layers)?;
     targets::check_in_root(&config.mounts, &dirs.rootfs())?;
     if outside.first {
-        populate_volumes(config, &dirs.rootfs(), &outside.volumes)?;
+        dirs.as_root(|| populate_volumes(config, &dirs.rootfs(), &outside.volumes))?;
     }
     let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
     let mut files = dirs.write_etc(config, addresses)?;
     files.extend(dirs.write_payloads(&config.payloads)?);
     if config.init {
-        files.push(FileMount { source: outside.init.clone(), target: "/sbin/skep-init".into(), read_only: true });
+        files.push(FileMount { source: dirs.view(&outside.init), target: "/sbin/skep-init".into(), read_only: true });
     }
     let place = Place {
         rootfs: &dirs.rootfs(),
@@ -305,14 +322,16 @@ fn prepare(
         volumes: &outside.volumes,
         user: &user,
         peers: &outside.peers,
+        shift: dirs.shift.as_ref(),
     };
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));
     }
     file::ensure(&dirs.log())?;
     // Names are looked up here, where nobody else waits for it.
-    let shim = ShimConfig { log: forward::reachable(&config.log)?, ..outside.shim };
-    let spec = spec::build(config, &place);
+    let mut spec = spec::build(config, &place);
+    let descent = config.has_descent().then(|| Descent::take_from(&mut spec));
+    let shim = ShimConfig { log: forward::reachable(&config.log)?, descent, ..outside.shim };
     disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;
     disk::write_passing(&dirs.data.join("shim.json"), &serde_json::to_vec(&shim)?)?;
     for path in dirs.exits() {

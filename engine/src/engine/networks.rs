@@ -9,6 +9,7 @@ use skep_api::{Subnet, with_causes};
 
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
+use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, Ipv6Side, LocalNetwork, Member, WantedPlace};
 
@@ -327,6 +328,7 @@ pub(super) fn member<'a>(container: &'a Container, config: &'a ContainerConfig) 
         names: vec![config.name.clone(), container.id[..12].to_owned()],
         ports: &config.ports,
         resolvers: &config.dns,
+        user_namespace: container.dirs.shift.as_ref().map(Shift::user_namespace),
     }
 }
 

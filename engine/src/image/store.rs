@@ -130,7 +130,7 @@ impl ImageStore {
         // What an interrupted pull or build left is of no use. A file system that a build had mounted is
         // taken down first, so that nothing is removed through it.
         for entry in fs::read_dir(dir.join("incoming")).into_iter().flatten().flatten() {
-            let left = ContainerDirs { run: entry.path().join("run"), data: entry.path() };
+            let left = ContainerDirs { run: entry.path().join("run"), data: entry.path(), shift: None };
             left.unmount()?;
         }
         let _ = fs::remove_dir_all(dir.join("incoming"));

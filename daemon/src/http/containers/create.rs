@@ -92,6 +92,7 @@ struct HostConfig {
     ipc_mode: String,
     #[serde(rename = "UTSMode")]
     uts_mode: String,
+    userns_mode: String,
     cgroupns_mode: String,
     cgroup_parent: String,
     log_config: LogConfigBody,
@@ -176,7 +177,7 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 const UNSUPPORTED: [(&str, &[&str], &str); 7] = [
     ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
     ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
-    ("/HostConfig/UsernsMode", &["host"], "--userns"),
+    ("/HostConfig/UsernsMode", &["host"], "--userns other than host"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
     ("/HostConfig/CpuRealtimeRuntime", &[], "--cpu-rt-runtime"),
@@ -364,6 +365,7 @@ impl CreateBody {
             init: host.init,
             read_only: host.readonly_rootfs,
             no_new_privileges: security.no_new_privileges,
+            host_users: host.userns_mode == "host",
             seccomp: security.seccomp,
             seccomp_profile: security.profile,
             privileged: host.privileged,
