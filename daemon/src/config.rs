@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use skep_api::units::parse_duration;
 use skep_api::with_causes;
-use skep_engine::{ExternalRuntime, IdMap, LogConfig, RegistryConfig};
+use skep_engine::{ExternalRuntime, IdMap, LogConfig, RegistryConfig, StorageDriver};
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -43,7 +43,7 @@ pub struct DaemonArgs {
     /// Label of this node's engine: KEY=VALUE (repeatable)
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
-    /// Storage driver: overlay2
+    /// What makes containers' roots of layers: overlay2, btrfs or vfs [default: overlay2, vfs where that cannot be]
     #[arg(short = 's', long, value_name = "DRIVER")]
     pub storage_driver: Option<String>,
     /// Keep containers while the daemon is down (always so: accepted for dockerd's sake)
@@ -165,6 +165,7 @@ pub struct DaemonConfig {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
+    pub(crate) storage: Option<StorageDriver>,
     pub(crate) id_map: Option<IdMap>,
     pub(crate) icc: bool,
     pub(crate) runtimes: BTreeMap<String, ExternalRuntime>,
@@ -204,10 +205,6 @@ impl DaemonConfig {
         problems.extend(twice("exec-root", args.exec_root.is_some(), file.exec_root.is_some()));
         problems.extend(twice("hosts", !args.hosts.is_empty(), !file.hosts.is_empty()));
         problems.extend(twice("log-level", args.log_level.is_some(), file.log_level.is_some()));
-        let driver = args.storage_driver.or(file.storage_driver);
-        if let Some(driver) = driver.filter(|driver| driver != "overlay2") {
-            problems.push(format!("storage-driver {driver:?} is not supported yet: use overlay2"));
-        }
         if args.live_restore.or(file.live_restore) == Some(false) {
             problems.push("live-restore cannot be switched off: containers always outlive the daemon".into());
         }
@@ -244,6 +241,7 @@ impl DaemonConfig {
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
+            storage: storage(args.storage_driver.or(file.storage_driver), &mut problems),
             id_map: id_map(args.userns_remap.or(file.userns_remap), &mut problems),
             icc: args.icc.or(file.icc).unwrap_or(true),
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
@@ -288,6 +286,7 @@ impl DaemonConfig {
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
             ("runtimes", self.runtimes != next.runtimes || self.default_runtime != next.default_runtime),
+            ("storage-driver", self.storage != next.storage),
             ("userns-remap", self.id_map != next.id_map),
             ("icc", self.icc != next.icc),
             ("log-driver and log-opts", self.log != next.log),
@@ -344,6 +343,15 @@ fn log(
         problems.push(error.to_string());
         LogConfig::default()
     })
+}
+
+fn storage(asked: Option<String>, problems: &mut Vec<String>) -> Option<StorageDriver> {
+    let asked = asked.filter(|name| !name.is_empty())?;
+    let driver = StorageDriver::from_name(&asked);
+    if driver.is_none() {
+        problems.push(format!("storage-driver {asked:?} is not supported: use overlay2, btrfs or vfs"));
+    }
+    driver
 }
 
 fn id_map(asked: Option<String>, problems: &mut Vec<String>) -> Option<IdMap> {

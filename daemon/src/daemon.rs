@@ -43,6 +43,7 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.cgroup_parent.clone_from(&config.cgroup_parent);
     engine.no_new_privileges = config.no_new_privileges;
     engine.id_map.clone_from(&config.id_map);
+    engine.storage = config.storage;
     engine.log = config.log.clone();
     engine.runtime = config.runtimes.get(&config.default_runtime).cloned();
     engine.set_bridge(config.bridge.0, config.bridge.1);

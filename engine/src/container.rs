@@ -14,6 +14,7 @@ pub(crate) mod shim;
 pub(crate) mod spec;
 pub(crate) mod starter;
 pub(crate) mod state;
+pub(crate) mod storage;
 pub(crate) mod streams;
 pub(crate) mod targets;
 pub(crate) mod user;

@@ -43,6 +43,7 @@ use crate::container::logs::reader::{self, LogOptions, LogStream};
 use crate::container::rootfs::ContainerDirs;
 use crate::container::runtime::ExternalRuntime;
 use crate::container::state::{ContainerState, Exit};
+use crate::container::storage::{Storage, StorageDriver};
 use crate::container::targets;
 use crate::engine::exec::ExecStore;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
@@ -66,6 +67,8 @@ pub struct EngineConfig {
     pub no_new_privileges: bool,
     /// For containers that do not ask for the host's users.
     pub id_map: Option<IdMap>,
+    /// What makes containers' roots; none: what the data directory's file system lets.
+    pub storage: Option<StorageDriver>,
     /// For tasks; none: the built-in one.
     pub runtime: Option<ExternalRuntime>,
     /// For containers that do not say.
@@ -85,6 +88,7 @@ impl EngineConfig {
             cgroup_parent: "/skep".into(),
             no_new_privileges: true,
             id_map: None,
+            storage: None,
             runtime: None,
             log: LogConfig::default(),
             bridge: BridgeConfig::default(),
@@ -190,6 +194,7 @@ pub struct Engine {
     puller: Puller,
     /// What helpers are started from.
     helper: Arc<HelperProgram>,
+    storage: StorageDriver,
     /// One map is put in force at a time.
     shifting: Mutex<()>,
     volumes: VolumeStore,
@@ -245,6 +250,7 @@ impl Engine {
             past_events: Mutex::default(),
             tasks: TaskTracker::new(),
             helper,
+            storage: choose_storage(&config)?,
             shifting: Mutex::default(),
             config,
         });
@@ -261,12 +267,24 @@ impl Engine {
         &self.networks
     }
 
-    fn dirs(&self, id: &str, id_map: Option<&IdMap>) -> ContainerDirs {
+    fn dirs(&self, id: &str, config: &ContainerConfig) -> ContainerDirs {
+        let id_map = config.id_map.as_ref();
         ContainerDirs {
             data: self.config.data_dir.join("containers").join(id),
             run: self.config.run_dir.join("containers").join(id),
             shift: id_map.map(|map| Shift::new(map.clone(), &self.config.data_dir, &self.config.run_dir)),
+            storage: config.storage.open(&self.config.data_dir),
         }
+    }
+
+    /// What makes the roots of new containers.
+    #[must_use]
+    pub const fn storage_driver(&self) -> StorageDriver {
+        self.storage
+    }
+
+    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+        self.storage.open(&self.config.data_dir)
     }
 
     /// How the users of a new container become users of the host.
@@ -345,13 +363,14 @@ impl Engine {
             targets::check(mount).map_err(EngineError::Invalid)?;
         }
         config.id_map = self.choose_id_map(&config)?;
+        config.storage = self.storage;
         let id = hex::encode(rand::random::<[u8; 32]>());
         for own in [&mut config.hostname, &mut config.name] {
             if own.is_empty() {
                 id[..12].clone_into(own);
             }
         }
-        let dirs = self.dirs(&id, config.id_map.as_ref());
+        let dirs = self.dirs(&id, &config);
         make_dir(&dirs.data)?;
         make_dir(&dirs.run)?;
         for mount in &mut config.mounts {
@@ -489,6 +508,23 @@ impl Engine {
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::debug!("containers go on; their shims keep what happens");
+        }
+    }
+}
+
+fn choose_storage(config: &EngineConfig) -> Result<StorageDriver, EngineError> {
+    let dir = &config.data_dir;
+    let wanted = config.storage.unwrap_or_default();
+    match (wanted.try_in(dir), config.storage) {
+        (Ok(()), _) => Ok(wanted),
+        (Err(cause), Some(_)) => {
+            let doing = format!("making roots by the storage driver {} in {}", wanted.as_str(), dir.display());
+            Err(disk_error(doing)(cause))
+        }
+        (Err(error), None) => {
+            let (dir, wanted) = (dir.display(), wanted.as_str());
+            tracing::warn!(%dir, %error, "{wanted} cannot be used here: containers' files are copied instead (vfs)");
+            Ok(StorageDriver::Vfs)
         }
     }
 }

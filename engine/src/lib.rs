@@ -12,6 +12,7 @@ mod engine;
 mod image;
 mod network;
 mod sys;
+mod tree;
 mod volume;
 
 pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
@@ -30,6 +31,7 @@ pub use container::runtime::ExternalRuntime;
 pub use container::seccomp::seccomp_profile;
 pub use container::shim::{exec_main, shim_main, watch_main};
 pub use container::state::{ContainerState, Exit, Running};
+pub use container::storage::StorageDriver;
 pub use container::user::UserError;
 pub use engine::{
     Archiving, Attachment, BlockCount, Change, CommitOptions, Engine, EngineConfig, EngineError, EngineEvent, Exec,

@@ -74,6 +74,44 @@ fn set_mount(view: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes a subvolume of btrfs.
+pub(crate) fn create_subvolume(path: &Path) -> io::Result<()> {
+    change_subvolume(path, BTRFS_IOC_SUBVOL_CREATE, -1)
+}
+
+/// Makes a subvolume that is what another one is now, and may be changed.
+pub(crate) fn snapshot_subvolume(from: &Path, path: &Path) -> io::Result<()> {
+    let from = File::open(from)?;
+    change_subvolume(path, BTRFS_IOC_SNAP_CREATE, from.as_raw_fd())
+}
+
+/// Numbers and arguments of `linux/btrfs.h`.
+const BTRFS_IOC_SNAP_CREATE: libc::Ioctl = 0x5000_9401_u32 as libc::Ioctl;
+const BTRFS_IOC_SUBVOL_CREATE: libc::Ioctl = 0x5000_940e_u32 as libc::Ioctl;
+const BTRFS_PATH_LEN_MAX: usize = 4087;
+
+#[repr(C)]
+struct SubvolumeArguments {
+    fd: i64,
+    name: [u8; BTRFS_PATH_LEN_MAX + 1],
+}
+
+fn change_subvolume(path: &Path, number: libc::Ioctl, from: RawFd) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let parent = File::open(path.parent().ok_or_else(invalid)?)?;
+    let name = path.file_name().ok_or_else(invalid)?.as_encoded_bytes();
+    let mut arguments = SubvolumeArguments { fd: from.into(), name: [0; BTRFS_PATH_LEN_MAX + 1] };
+    arguments
+        .name
+        .get_mut(..name.len())
+        .filter(|_| name.len() <= BTRFS_PATH_LEN_MAX)
+        .ok_or_else(invalid)?
+        .copy_from_slice(name);
+    // SAFETY: the arguments are what these numbers take, and outlive the call; the name ends in NUL.
+    let result = unsafe { libc::ioctl(parent.as_raw_fd(), number, &raw const arguments) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// From now on this thread makes files as another user, with all its capabilities as before.
 pub(crate) fn make_files_as(uid: u32, gid: u32) -> io::Result<()> {
     let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };

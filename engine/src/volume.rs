@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
 
 use crate::disk;
+use crate::tree::{Copier, copy_attributes};
 
 /// A volume as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -158,52 +159,14 @@ pub(crate) fn populate(volume: &Path, from: &Path) -> io::Result<()> {
     if fs::read_dir(volume)?.next().is_some() || !from.is_dir() {
         return Ok(());
     }
-    copy_attributes(from, volume)?;
-    copy_children(from, volume)
-}
-
-/// Copies a directory's content with owners, modes and extended attributes; follows no link.
-fn copy_children(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-            let meta = fs::symlink_metadata(&source)?;
-            std::os::unix::fs::lchown(&target, Some(meta.uid()), Some(meta.gid()))?;
-            continue;
-        }
-        if kind.is_dir() {
-            fs::create_dir(&target)?;
-            copy_children(&source, &target)?;
-        } else if kind.is_file() {
-            fs::copy(&source, &target)?;
-        } else if kind.is_fifo() {
-            nix::unistd::mkfifo(&target, nix::sys::stat::Mode::S_IRWXU)?;
-        } else {
-            // Devices and sockets are nobody's data.
-            continue;
-        }
-        copy_attributes(&source, &target)?;
-    }
-    Ok(())
-}
-
-fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let meta = fs::metadata(from)?;
-    chown(to, Some(meta.uid()), Some(meta.gid()))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(meta.mode() & 0o7777))?;
-    for name in xattr::list(from).into_iter().flatten().filter(|name| name.to_string_lossy().starts_with("user.")) {
-        if let Ok(Some(value)) = xattr::get(from, &name) {
-            xattr::set(to, &name, &value)?;
-        }
-    }
-    Ok(())
+    Copier::default().copy_children(from, volume)?;
+    copy_attributes(from, volume, &fs::metadata(from)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
 
     #[test]

@@ -136,7 +136,7 @@ fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
         "Created": image.created, "Author": author, "Architecture": image.architecture, "Os": image.os,
         "Size": image.size_bytes, "VirtualSize": image.size_bytes, "DockerVersion": "",
         "Config": config, "RootFS": {"Type": "layers", "Layers": image.layers},
-        "GraphDriver": {"Name": "overlay2", "Data": {}}, "Metadata": {"LastTagTime": Timestamp::NEVER},
+        "GraphDriver": {"Name": state.engine.storage_driver().as_str(), "Data": {}}, "Metadata": {"LastTagTime": Timestamp::NEVER},
     }))
 }
 

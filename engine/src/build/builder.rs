@@ -265,7 +265,7 @@ impl Builder {
             Self::note(stage, instruction, true);
             return Ok(());
         }
-        let mounted = Mounted::new(store, &stage.layers).map_err(failed)?;
+        let mounted = Mounted::new(&self.plan.engine, &stage.layers).map_err(failed)?;
         let there = crate::sys::open_in_root(&mounted.root(), &clean(&dir)).is_ok();
         if there {
             Self::note(stage, instruction, true);

@@ -34,7 +34,7 @@ impl Builder {
             None => None,
         };
         let store = self.plan.engine.image_store().clone();
-        let other = origin.map(|layers| Mounted::new(&store, &layers)).transpose().map_err(failed)?;
+        let other = origin.map(|layers| Mounted::new(&self.plan.engine, &layers)).transpose().map_err(failed)?;
         let whole = other.as_ref().map(|other| Sources::whole(&other.root()));
         let sources_of = whole.as_ref().unwrap_or(&self.plan.context);
         let options = CopyOptions { keeps_owners: sources_of.has_owners(), ..options };
@@ -71,7 +71,7 @@ impl Builder {
             Self::note(stage, instruction, false);
             return Ok(());
         }
-        let mounted = Mounted::new(&store, &stage.layers).map_err(failed)?;
+        let mounted = Mounted::new(&self.plan.engine, &stage.layers).map_err(failed)?;
         pieces.copy(sources_of, &mounted.root(), &target, &options).map_err(failed)?;
         let layer = tokio::task::block_in_place(|| mounted.seal(&store)).map_err(failed)?;
         self.plan.remember(&stage.key, &layer)?;

@@ -93,9 +93,9 @@ impl Builder {
         if exit.code != 0 {
             return Err(BuildError::Command { command: command.join(" "), code: exit.code });
         }
-        let upper = self.plan.engine.container_dirs(&id)?.upper();
+        let dirs = self.plan.engine.container_dirs(&id)?;
         let store = self.plan.engine.image_store().clone();
-        let sealed = tokio::task::spawn_blocking(move || stage::seal_upper(&store, &upper)).await;
+        let sealed = tokio::task::spawn_blocking(move || stage::seal_changes(&store, &dirs)).await;
         let layer = sealed.map_err(io::Error::other).flatten().map_err(|error| BuildError::Step {
             step: format!("keeping what '{}' wrote", command.join(" ")),
             reason: error.to_string(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::build::context::{Sources, clean};
 use crate::container::rootfs::ContainerDirs;
 use crate::container::user;
+use crate::engine::Engine;
 use crate::image::store::ImageStore;
 use crate::image::{layer, unpack};
 use crate::sys;
@@ -19,9 +20,10 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    pub(crate) fn new(store: &ImageStore, layers: &[String]) -> io::Result<Self> {
+    pub(crate) fn new(engine: &Engine, layers: &[String]) -> io::Result<Self> {
+        let (store, storage) = (engine.image_store(), engine.storage());
         let data = store.incoming()?;
-        let mounted = Self { dirs: ContainerDirs { run: data.join("run"), data, shift: None } };
+        let mounted = Self { dirs: ContainerDirs { run: data.join("run"), data, shift: None, storage } };
         let dirs: Vec<PathBuf> = layers.iter().map(|layer| store.layer_dir(layer)).collect();
         mounted.dirs.mount_root(&dirs)?;
         Ok(mounted)
@@ -34,7 +36,7 @@ impl Mounted {
     /// Makes a layer of what was changed.
     pub(crate) fn seal(self, store: &ImageStore) -> io::Result<String> {
         self.dirs.unmount()?;
-        seal_upper(store, &self.dirs.upper())
+        seal_changes(store, &self.dirs)
     }
 }
 
@@ -46,11 +48,11 @@ impl Drop for Mounted {
     }
 }
 
-/// Makes a layer of a directory that overlayfs has written; takes it away.
-pub(crate) fn seal_upper(store: &ImageStore, upper: &Path) -> io::Result<String> {
+/// Makes a layer of what was changed in a root; takes it away.
+pub(crate) fn seal_changes(store: &ImageStore, dirs: &ContainerDirs) -> io::Result<String> {
     let dir = store.incoming()?;
     fs::remove_dir(&dir)?;
-    fs::rename(upper, &dir)?;
+    fs::rename(dirs.changed()?, &dir)?;
     layer::seal(store, &dir).map(|(diff_id, _)| diff_id)
 }
 

@@ -12,6 +12,7 @@ use skep_api::service::Protocol;
 use crate::container::id_map::IdMap;
 use crate::container::logs::config::LogConfig;
 use crate::container::runtime::ExternalRuntime;
+use crate::container::storage::StorageDriver;
 use crate::network::{DEFAULT_NETWORK, WantedPlace};
 
 /// A container's configuration, with the image's own already merged in.
@@ -44,6 +45,8 @@ pub struct ContainerConfig {
     pub host_users: bool,
     /// How its users become users of the host; none: they are the host's.
     pub id_map: Option<IdMap>,
+    /// What its root is made by.
+    pub storage: StorageDriver,
     /// Whether the default system-call filter is on.
     pub seccomp: bool,
     pub cap_add: Vec<String>,

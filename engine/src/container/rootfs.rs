@@ -1,20 +1,19 @@
-//! A container's file system: overlayfs over the image's layers, the files it is given, payloads
+//! A container's file system: a root of the image's layers, the files it is given, payloads
 //! on tmpfs. All of it can be taken down twice and half-made.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload};
 use crate::container::id_map::Shift;
+use crate::container::storage::{Storage, unmount};
 
-/// overlayfs takes its options in one page.
-const OPTIONS_LEN_MAX: usize = 4095;
 /// All payloads of one container fit: configs alone may have near 1 MB each.
 const PAYLOADS_LEN: &str = "size=64m,mode=0711";
 
@@ -27,11 +26,31 @@ pub(crate) struct ContainerDirs {
     pub(crate) run: PathBuf,
     /// How owners of files are shown; none: as they are on disk.
     pub(crate) shift: Option<Shift>,
+    pub(crate) storage: Arc<dyn Storage>,
 }
 
 impl ContainerDirs {
     pub(crate) fn rootfs(&self) -> PathBuf {
-        self.view(&self.data.join("rootfs"))
+        self.view(&self.plain_rootfs())
+    }
+
+    /// The root with owners as they are on disk; no place to mount anything at.
+    pub(crate) fn plain_rootfs(&self) -> PathBuf {
+        self.data.join("rootfs")
+    }
+
+    pub(crate) fn make_rootfs(&self) -> io::Result<()> {
+        fs::create_dir_all(self.plain_rootfs())
+    }
+
+    /// What overlayfs needs for itself.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.data.join("work")
+    }
+
+    /// What a root of copies was when it was made.
+    pub(crate) fn made(&self) -> PathBuf {
+        self.data.join("made")
     }
 
     /// Where the container sees what lies at `path`.
@@ -81,26 +100,15 @@ impl ContainerDirs {
         self.run.join("payloads")
     }
 
-    /// Mounts the root over `layers`, lowest first.
+    /// Makes the root of `layers`, the lowest first.
     pub(crate) fn mount_root(&self, layers: &[PathBuf]) -> io::Result<()> {
-        let (upper, work, root) = (self.upper(), self.data.join("work"), self.rootfs());
-        for dir in [&upper, &work, &self.data.join("rootfs")] {
-            fs::create_dir_all(dir)?;
-        }
-        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
-        if is_mount_point(&root)? {
-            return Ok(());
-        }
-        let layers: Vec<PathBuf> = layers.iter().map(|dir| self.view(dir)).collect();
-        let (lower, upper, work) = (lower_dirs(&layers), self.view(&upper), self.view(&work));
-        let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
-        if options.len() > OPTIONS_LEN_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("the image has {} layers, more than overlayfs takes at once", layers.len()),
-            ));
-        }
-        self.as_root(|| Ok(mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?))
+        self.storage.raise(self, layers)
+    }
+
+    /// Where what was changed in the root lies, as overlayfs has it; not there if nothing ever was.
+    pub(crate) fn changed(&self) -> io::Result<PathBuf> {
+        self.storage.note_changes(self)?;
+        Ok(self.upper())
     }
 
     /// Writes /etc/hosts, with the container's own addresses, /etc/hostname and /etc/resolv.conf; returns how they are shown.
@@ -161,8 +169,8 @@ impl ContainerDirs {
     /// Takes every mount down; goes on after an error and returns the first.
     pub(crate) fn unmount(&self) -> io::Result<()> {
         let shown = fs::read_dir(self.shown()).into_iter().flatten().flatten().map(|entry| entry.path());
-        let all = shown.chain([self.rootfs(), self.payloads()]);
-        all.map(|path| unmount(&path)).fold(Ok(()), io::Result::and)
+        let others = shown.chain([self.payloads()]).map(|path| unmount(&path));
+        others.fold(self.storage.lower(self), io::Result::and)
     }
 
     /// Unmounts and removes all there is.
@@ -178,23 +186,7 @@ impl ContainerDirs {
     }
 }
 
-/// Layers as overlayfs takes them, the uppermost first. It refuses one that is there twice, as steps of a
-/// build that change nothing make them; the upper one hides whatever the lower would show.
-fn lower_dirs(layers: &[PathBuf]) -> String {
-    let mut seen = BTreeSet::new();
-    let uppermost = layers.iter().rev().filter(|dir| seen.insert(*dir));
-    uppermost.map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":")
-}
-
-fn unmount(path: &Path) -> io::Result<()> {
-    match umount2(path, MntFlags::MNT_DETACH) {
-        // Not mounted, or not there.
-        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn is_mount_point(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let parent = path.parent().unwrap_or(path);
     Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
@@ -230,15 +222,4 @@ fn resolv_conf(config: &ContainerConfig) -> String {
         text += &format!("options {}\n", options.join(" "));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_that_is_there_twice_is_mounted_once_where_it_is_uppermost() {
-        let layers = ["/a", "/b", "/a", "/c"].map(PathBuf::from);
-        assert_eq!(lower_dirs(&layers), "/c:/a:/b");
-    }
 }

@@ -134,7 +134,8 @@ impl Engine {
     /// Bytes that a container has written to its own layer.
     #[must_use]
     pub fn container_size(&self, name: &str) -> u64 {
-        self.find(name).map_or(0, |container| disk::usage(&container.dirs.upper()))
+        let changed = self.find(name).map(|container| container.dirs.changed());
+        changed.map_or(0, |changed| changed.map_or(0, |changed| disk::usage(&changed)))
     }
 
     /// Says that a client has left a container's streams by its own wish.

@@ -232,7 +232,9 @@ impl Engine {
         let container = self.find(name)?;
         let layers = self.layer_dirs(&container.layers);
         let mut changes = Vec::new();
-        changes_below(&container.dirs.upper(), &layers, Path::new(""), &mut changes)
+        let changed = container.dirs.changed();
+        changed
+            .and_then(|changed| changes_below(&changed, &layers, Path::new(""), &mut changes))
             .map_err(disk_error(format!("comparing the files of container {}", container.id)))?;
         changes.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(changes)
@@ -280,8 +282,8 @@ impl Engine {
         let image_config = instruction::apply_changes(image_config, &options.changes).map_err(EngineError::Invalid)?;
         let holds = container.require_running().is_ok() && !container.is_paused();
         let holds = holds && self.try_hold(&container)?;
-        let (store, upper) = (self.images.clone(), container.dirs.upper());
-        let sealed = tokio::task::spawn_blocking(move || layer::seal_copy(&store, &upper)).await;
+        let (store, dirs) = (self.images.clone(), container.dirs.clone());
+        let sealed = tokio::task::spawn_blocking(move || layer::seal_copy(&store, &dirs.changed()?)).await;
         if holds {
             self.let_go(&container)?;
         }

@@ -123,6 +123,7 @@ impl Engine {
         let removal =
             self.images.remove(name, &image, &in_use, false).map_err(disk_error(format!("removing image {name}")))?;
         drop(containers);
+        self.prune_storage()?;
         for tag in &removal.untagged {
             self.tell_image("untag", &image.id, tag);
         }
@@ -151,7 +152,14 @@ impl Engine {
     pub fn prune_layers(&self) -> Result<u64, EngineError> {
         let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(0) };
         let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.layers.clone()).collect();
-        self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))
+        let bytes = self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))?;
+        self.prune_storage()?;
+        Ok(bytes)
+    }
+
+    fn prune_storage(&self) -> Result<(), EngineError> {
+        let is_there = |layer: &str| self.images.has_directory(layer) || self.config.data_dir.join(layer).is_dir();
+        self.storage().prune(&is_there).map_err(disk_error("removing what stands on layers that are gone"))
     }
 
     /// Says that layers come in, as long as the guard lives.

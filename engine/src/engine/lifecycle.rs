@@ -381,7 +381,7 @@ impl Engine {
                 Ok(Ok(record)) => self.adopt(id, record),
                 Ok(Err(error)) => tracing::error!(container = %id, %error, "a container's record is damaged"),
                 // It was being created when the daemon died; nobody was told of it.
-                Err(_) => drop(self.dirs(&id, None).remove()),
+                Err(_) => drop(self.dirs(&id, &ContainerConfig::default()).remove()),
             }
         }
         Ok(())
@@ -390,7 +390,7 @@ impl Engine {
     fn adopt(self: &Arc<Self>, id: String, record: Record) {
         let (state, restart) = (record.state.clone(), record.config.restart);
         let by_hand = record.stopped_by_hand;
-        let dirs = self.dirs(&id, record.config.id_map.as_ref());
+        let dirs = self.dirs(&id, &record.config);
         let container = Arc::new(Container::from_record(id.clone(), dirs, record));
         self.lock().insert(id.clone(), container.clone());
         let of_a_build = container.config().image == BUILD_IMAGE;

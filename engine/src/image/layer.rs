@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::image::store::ImageStore;
+use crate::image::unpack::is_opaque;
 
 /// A layer's archive as it is kept, and as registries name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,8 +159,7 @@ impl<W: Write> Packer<W> {
             let mut slashed = name.as_os_str().to_owned();
             slashed.push("/");
             self.tar.append_data(&mut header, Path::new(&slashed), io::empty())?;
-            if self.whiteouts && matches!(xattr::get(path, "trusted.overlay.opaque"), Ok(Some(value)) if value == b"y")
-            {
+            if self.whiteouts && is_opaque(path) {
                 self.marker(&name.join(".wh..wh..opq"), &meta)?;
             }
             return self.children(path, name);

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use skep_api::Timestamp;
 
 use crate::container::rootfs::ContainerDirs;
+use crate::container::storage::Overlay2;
 use crate::disk;
 use crate::image::layer::LayerBlob;
 
@@ -130,7 +131,12 @@ impl ImageStore {
         // What an interrupted pull or build left is of no use. A file system that a build had mounted is
         // taken down first, so that nothing is removed through it.
         for entry in fs::read_dir(dir.join("incoming")).into_iter().flatten().flatten() {
-            let left = ContainerDirs { run: entry.path().join("run"), data: entry.path(), shift: None };
+            let left = ContainerDirs {
+                run: entry.path().join("run"),
+                data: entry.path(),
+                shift: None,
+                storage: Arc::new(Overlay2),
+            };
             left.unmount()?;
         }
         let _ = fs::remove_dir_all(dir.join("incoming"));
@@ -179,6 +185,11 @@ impl ImageStore {
 
     pub(crate) fn layer_dir(&self, diff_id: &str) -> PathBuf {
         self.dir.join("layers").join(layer_name(diff_id))
+    }
+
+    /// Whether a layer's directory of this name is here.
+    pub(crate) fn has_directory(&self, name: &str) -> bool {
+        self.dir.join("layers").join(name).is_dir()
     }
 
     /// Whether the layer is here, unpacked and as an archive.

@@ -6,7 +6,10 @@
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::path::{Component, Path, PathBuf};
 
+use nix::sys::time::TimeSpec;
 use sha2::{Digest as _, Sha256};
+
+use crate::sys;
 
 /// More unpacked bytes than this in one layer are refused: an image may be a bomb.
 const LAYER_LEN_MAX: u64 = 64 << 30;
@@ -35,9 +38,10 @@ pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, Un
 
 /// Unpacks an archive that holds files as they are: no name says that another is hidden.
 pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
-    let mut tar = open(decompress(archive)?)?;
+    let (mut tar, mut times) = open(decompress(archive)?)?;
     for entry in tar.entries()? {
         let mut entry = entry?;
+        times.note(&entry)?;
         if !entry.unpack_in(dir)? {
             let path = entry.path()?.display().to_string();
             return Err(io::Error::new(
@@ -46,17 +50,20 @@ pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
             ));
         }
     }
-    Ok(())
+    times.set(dir)
 }
 
 fn unpack_plain(archive: impl Read, dir: &Path, diff_id: &str) -> Result<(u64, String), UnpackError> {
     let io_error = |cause| UnpackError::Io(diff_id.to_owned(), cause);
     let mut plain = Counted { inner: decompress(archive).map_err(io_error)?, hash: Sha256::new(), len: 0 };
     {
-        let mut tar = open(&mut plain).map_err(io_error)?;
+        let (mut tar, mut times) = open(&mut plain).map_err(io_error)?;
         for entry in tar.entries().map_err(io_error)? {
-            unpack_entry(&mut entry.map_err(io_error)?, dir, diff_id)?;
+            let mut entry = entry.map_err(io_error)?;
+            times.note(&entry).map_err(io_error)?;
+            unpack_entry(&mut entry, dir, diff_id)?;
         }
+        times.set(dir).map_err(io_error)?;
     }
     // What follows the archive's end belongs to the digest too.
     io::copy(&mut plain, &mut io::sink()).map_err(io_error)?;
@@ -87,9 +94,44 @@ fn unpack_entry<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, layer: &str)
     }
 }
 
+/// When directories were changed last: that is set when nothing is put into them any more.
+#[derive(Debug)]
+struct DirectoryTimes {
+    /// Whether the archive says anything of times.
+    said: bool,
+    all: Vec<(PathBuf, i64)>,
+}
+
+impl DirectoryTimes {
+    fn note<R: Read>(&mut self, entry: &tar::Entry<'_, R>) -> io::Result<()> {
+        if self.said && entry.header().entry_type().is_dir() {
+            let seconds = i64::try_from(entry.header().mtime()?).unwrap_or(i64::MAX);
+            self.all.push((entry.path()?.into_owned(), seconds));
+        }
+        Ok(())
+    }
+
+    fn set(self, root: &Path) -> io::Result<()> {
+        for (path, seconds) in self.all {
+            let path: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+            // A later entry may have put something else in its place.
+            if let Ok(file) = sys::open_in_root(root, &path)
+                && file.metadata()?.is_dir()
+            {
+                let time = TimeSpec::new(seconds, 0);
+                nix::sys::stat::futimens(&file, &time, &time)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An archive whose beginning was looked at.
+type Looked<R> = tar::Archive<Chain<Cursor<Vec<u8>>, R>>;
+
 /// Opens an archive to unpack it with all that it says of its files. Some programs leave owners and times
 /// blank, in all entries or in none: root is meant, and now.
-fn open<R: Read>(mut archive: R) -> io::Result<tar::Archive<Chain<Cursor<Vec<u8>>, R>>> {
+fn open<R: Read>(mut archive: R) -> io::Result<(Looked<R>, DirectoryTimes)> {
     let mut first = Vec::with_capacity(HEADER_LEN);
     archive.by_ref().take(HEADER_LEN as u64).read_to_end(&mut first)?;
     let (owners, times) = match first.first_chunk::<HEADER_LEN>() {
@@ -105,7 +147,7 @@ fn open<R: Read>(mut archive: R) -> io::Result<tar::Archive<Chain<Cursor<Vec<u8>
     archive.set_preserve_mtime(times);
     archive.set_unpack_xattrs(true);
     archive.set_overwrite(true);
-    Ok(archive)
+    Ok((archive, DirectoryTimes { said: times, all: Vec::new() }))
 }
 
 const HEADER_LEN: usize = 512;
@@ -133,11 +175,19 @@ fn parent_inside(dir: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(current))
 }
 
+/// What says that a directory hides all that is below it: as overlayfs has it, and where a file system cannot have that.
+pub(crate) const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+
+/// Whether a layer's directory hides all that is below it.
+pub(crate) fn is_opaque(dir: &Path) -> bool {
+    OPAQUE.iter().any(|name| matches!(xattr::get(dir, name), Ok(Some(value)) if value == b"y"))
+}
+
 /// Says in overlayfs' terms that a name, or all of a directory, is hidden from below.
 fn whiteout(parent: &Path, hidden: &str) -> io::Result<()> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     if hidden == ".wh..opq" {
-        return xattr::set(parent, "trusted.overlay.opaque", b"y");
+        return xattr::set(parent, OPAQUE[0], b"y").or_else(|_| xattr::set(parent, OPAQUE[1], b"y"));
     }
     if hidden.is_empty() || hidden.contains('/') || hidden == "." || hidden == ".." {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("whiteout of {hidden:?}")));

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
     ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection, JoinedNetwork,
-    MountSource, NetworkMode, PublishedPort, WantedPlace, familiar,
+    MountSource, NetworkMode, PublishedPort, StorageDriver, WantedPlace, familiar,
 };
 
 pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
@@ -97,21 +97,29 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Id": container.id, "Created": container.created, "Path": command.first().map_or("", String::as_str),
         "Args": command.get(1..).unwrap_or_default(), "State": state_json,
         "Image": config.image_id, "Name": format!("/{}", config.name), "RestartCount": container.restarts,
-        "Driver": "overlay2", "Platform": "linux", "LogPath": container.log_path,
+        "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path,
         "ResolvConfPath": container.data_dir.join("resolv.conf"),
         "HostnamePath": container.data_dir.join("hostname"), "HostsPath": container.data_dir.join("hosts"),
         "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
         "ExecIDs": if container.execs.is_empty() { Value::Null } else { json!(container.execs) },
-        "GraphDriver": {"Name": "overlay2", "Data": {
-            "UpperDir": container.data_dir.join("diff"), "MergedDir": container.data_dir.join("rootfs"),
-            "WorkDir": container.data_dir.join("work"), "LowerDir": container.layer_dirs.join(":"),
-        }},
+        "GraphDriver": {"Name": config.storage.as_str(), "Data": graph_data(container)},
         "Mounts": mounts(engine, container),
     });
     value["Config"] = config_json(container);
     value["HostConfig"] = host_config(container);
     value["NetworkSettings"] = network_settings(engine, container);
     value
+}
+
+fn graph_data(container: &Inspection) -> Value {
+    let root = container.data_dir.join("rootfs");
+    match container.config.storage {
+        StorageDriver::Overlay2 => json!({
+            "UpperDir": container.data_dir.join("diff"), "MergedDir": root,
+            "WorkDir": container.data_dir.join("work"), "LowerDir": container.layer_dirs.join(":"),
+        }),
+        StorageDriver::Vfs | StorageDriver::Btrfs => json!({"MergedDir": root}),
+    }
 }
 
 fn config_json(container: &Inspection) -> Value {
