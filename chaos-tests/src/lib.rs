@@ -6,6 +6,7 @@ mod api;
 mod host;
 mod image;
 mod processes;
+mod registry;
 mod rig;
 mod scene;
 mod schema;

@@ -19,7 +19,7 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     }
     let rig = Rig::swarm(2, 1);
     let host = rig.host(1);
-    start_registry(host);
+    host.start_registry();
     push_busybox(host, "v1");
     let image = "10.77.0.1:5000/box:v1";
     host.ok(&[
@@ -99,7 +99,7 @@ fn a_pull_that_breaks_off_goes_on_where_it_was() {
     let rig = Rig::new(1);
     let host = rig.host(1);
     host.start_daemon();
-    start_registry(host);
+    host.start_registry();
     import_big(host, LEN);
     let sum = |image: &str| host.ok(&["run", "--rm", image, "sha256sum", "/big"]);
     let wanted = sum("10.77.0.1:5000/big:1");
@@ -129,7 +129,7 @@ fn tasks_that_want_the_same_image_get_it_by_one_pull() {
     }
     let rig = Rig::swarm(1, 1);
     let host = rig.host(1);
-    start_registry(host);
+    host.start_registry();
     import_big(host, LEN);
     host.ok(&["push", "10.77.0.1:5000/big:1"]);
     host.ok(&["rmi", "10.77.0.1:5000/big:1"]);
@@ -167,22 +167,6 @@ fn import_big(host: &Host, len: u64) {
     host.import("10.77.0.1:5000/big:1", &[], |root| {
         let mut random = std::fs::File::open("/dev/urandom").unwrap().take(len);
         std::io::copy(&mut random, &mut std::fs::File::create(root.join("big")).unwrap()).unwrap();
-    });
-}
-
-fn start_registry(host: &Host) {
-    let dir = host.dir().join("registry");
-    std::fs::create_dir_all(&dir).unwrap();
-    let config = dir.join("config.yml");
-    let text = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 10.77.0.1:5000\n",
-        dir.join("data").display()
-    );
-    std::fs::write(&config, text).unwrap();
-    host.spawn("docker-registry", &["serve", &config.display().to_string()]);
-    wait_until("the registry answers", LIMIT, || {
-        let ran = host.exec("curl", &["-s", "-m", "2", "http://10.77.0.1:5000/v2/"]);
-        (ran.success, format!("{ran:?}"))
     });
 }
 

@@ -47,7 +47,7 @@ pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
 pub use network::{
-    DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, LocalNetwork, MacAddress, NetworkKeeper,
+    DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, LocalNetwork, MacAddress, NetworkKeeper, Parent,
     WantedPlace,
 };
 pub use sys::{FreedMemory, let_go_of_code};

@@ -7,6 +7,7 @@ mod keeper;
 pub(crate) mod lease;
 mod links;
 mod names;
+pub(crate) mod parent;
 mod place;
 mod ruleset;
 mod v6;
@@ -26,6 +27,7 @@ use skep_name_server::NameServers;
 
 pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
+pub use parent::Parent;
 pub use place::{Endpoint, MacAddress, WantedPlace};
 pub use v6::Ipv6Side;
 
@@ -34,7 +36,7 @@ use crate::container::id_map;
 use crate::disk;
 use crate::engine::HelperProgram;
 use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
-use crate::network::links::{eth, keep_apart, link_suffix, make_bridge, veth_pair, without_ipv6};
+use crate::network::links::{eth, make_bridge, make_veth};
 use crate::network::ruleset::{cleared, ruleset};
 
 /// The network that every host has.
@@ -84,8 +86,11 @@ pub struct LocalNetwork {
     /// Whether its containers do not reach each other.
     #[serde(default)]
     pub apart: bool,
-    /// The bridge's name on the host.
+    /// The name of the network's own link on the host; none if it has none.
     pub device: String,
+    /// The link that its containers stand on; none: a bridge of its own.
+    #[serde(default)]
+    pub parent: Option<Parent>,
     /// None: it has IPv4 alone.
     #[serde(default)]
     pub v6: Option<Ipv6Side>,
@@ -110,6 +115,7 @@ impl LocalNetwork {
             apart: false,
             // The kernel takes 15 bytes.
             device: format!("br-{}", &id[..id.len().min(12)]),
+            parent: None,
             v6: None,
         }
     }
@@ -117,6 +123,16 @@ impl LocalNetwork {
     /// Whether its containers are reached by their own addresses from other hosts, too.
     fn is_routed(&self) -> bool {
         self.options.get(GATEWAY_MODE).is_some_and(|mode| mode == "nat-unprotected")
+    }
+
+    /// What dockerd calls the way its containers are linked.
+    #[must_use]
+    pub const fn driver(&self) -> &'static str {
+        if self.parent.is_some() { "macvlan" } else { "bridge" }
+    }
+
+    pub(crate) fn stands_on(&self, link: &str) -> bool {
+        self.parent.as_ref().is_some_and(|parent| parent.link == link)
     }
 
     fn has_names(&self) -> bool {
@@ -241,7 +257,8 @@ impl Networks {
         self.all().remove(&network.id);
         let netlink = Netlink::open()?;
         // One of an earlier daemon's has no index here.
-        if let Some(index) = made.or(link_index(netlink.handle(), &network.device).await) {
+        let own = network.parent.as_ref().is_none_or(|parent| parent.own);
+        if let Some(index) = made.or(link_index(netlink.handle(), &network.device).await).filter(|_| own) {
             netlink.handle().link().del(index).execute().await.map_err(io::Error::other)?;
         }
         // The table of IPv6 is written only for those that have it, and so would outlive the last of them.
@@ -419,7 +436,7 @@ impl Networks {
         netns: &Netns,
         inside: &Handle,
     ) -> io::Result<Endpoint> {
-        let bridge = self.bridge(&place.network).await?;
+        let below = self.link_below(&place.network).await?;
         let network = self.get(&place.network).ok_or_else(|| io::Error::other("the network has just been removed"))?;
         let held = {
             let mut leases = self.leases();
@@ -434,18 +451,12 @@ impl Networks {
         };
         let mac = place.mac.unwrap_or_else(|| MacAddress::of(held.address));
         let made = async {
-            let host = format!("veth{}{}", &member.id[..member.id.len().min(8)], link_suffix(held.link));
-            let pair = veth_pair(&host, bridge, netns, held.link, mac);
-            let outside = Netlink::open()?;
-            if let Some(index) = link_index(outside.handle(), &host).await {
-                // Of the container's last run: the kernel takes a namespace and its links down in its own
-                // time. It may be gone by now.
-                let _ = outside.handle().link().del(index).execute().await;
-            }
-            outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
-            without_ipv6(&host);
-            if network.apart {
-                keep_apart(outside.handle(), &host).await.map_err(io::Error::other)?;
+            match &network.parent {
+                Some(parent) => {
+                    let link = parent.link_in(below, netns, held.link, mac);
+                    Netlink::open()?.handle().link().add(link).execute().await.map_err(io::Error::other)?;
+                }
+                None => make_veth(member.id, &network, below, netns, (held.link, mac)).await?,
             }
             let index =
                 link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;
@@ -517,8 +528,8 @@ impl Networks {
         self.serve_names().await;
     }
 
-    /// The index of a network's bridge, which is made if it is not there.
-    async fn bridge(&self, id: &str) -> io::Result<u32> {
+    /// The index of the link that a network's containers are on, which is made if it is not there.
+    async fn link_below(&self, id: &str) -> io::Result<u32> {
         let mut indexes = self.indexes.lock().await;
         if let Some(&index) = indexes.get(id) {
             return Ok(index);
@@ -526,6 +537,10 @@ impl Networks {
         let network =
             self.get(id).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("network {id} not found")))?;
         let netlink = Netlink::open()?;
+        if let Some(parent) = &network.parent {
+            // The host's links come and go: it is looked up each time.
+            return parent.ensure(netlink.handle()).await;
+        }
         let index = make_bridge(netlink.handle(), &network).await.map_err(io::Error::other)?;
         for (path, value) in [
             ("/proc/sys/net/ipv4/ip_forward".to_owned(), "1"),
@@ -549,7 +564,9 @@ impl Networks {
     /// Writes all rules, in one step with what comes first.
     async fn write_rules_after(&self, first: String) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
-        let (networks, leases) = (self.all().clone(), self.leases().clone());
+        let (mut networks, leases) = (self.all().clone(), self.leases().clone());
+        // What stands on another link is in that one's network.
+        networks.retain(|_, network| network.parent.is_none());
         let rules = first + &ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
         tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
     }

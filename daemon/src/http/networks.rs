@@ -27,6 +27,8 @@ use super::swarm::is_on;
 use super::{ApiError, State, json::parse};
 use crate::filters::Filters;
 
+/// The driver whose networks stand on a link of the host's.
+const MACVLAN: &str = "macvlan";
 /// How long the removal of a network waits for tasks that are on their way out.
 const SETTLING_LIMIT: Duration = Duration::from_secs(20);
 const SETTLING_PAUSE: Duration = Duration::from_millis(100);
@@ -88,7 +90,7 @@ impl Known {
     fn driver(&self) -> &str {
         match self {
             Self::Predefined(index) => PREDEFINED[*index].2,
-            Self::Local(_) => "bridge",
+            Self::Local(network) => network.driver(),
             Self::Stored(network) => &network.spec.driver.name,
             Self::Told(_) => "overlay",
         }
@@ -427,8 +429,10 @@ impl CreateBody {
 impl CreateBody {
     fn local_spec(mut self) -> Result<LocalNetworkSpec, ApiError> {
         let v6 = self.ipv6_side()?;
+        let on_parent = self.driver == MACVLAN;
         let spec = self.spec()?;
         Ok(LocalNetworkSpec {
+            on_parent,
             name: spec.name,
             labels: spec.labels,
             options: spec.driver.options,
@@ -482,9 +486,10 @@ pub(super) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Jso
         return Err(ApiError::bad_request("a network needs a name: give one in Name"));
     }
     if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
-        if !matches!(body.driver.as_str(), "" | "bridge" | "default") {
+        if !matches!(body.driver.as_str(), "" | "bridge" | "default" | MACVLAN) {
             return Err(ApiError::not_found(format!(
-                "could not resolve driver {} in registry: use bridge, or overlay in a swarm; others are not supported yet",
+                "could not resolve driver {} in registry: use bridge or macvlan, or overlay in a swarm; others are not \
+                 supported yet",
                 body.driver
             )));
         }

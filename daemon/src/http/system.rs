@@ -63,7 +63,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": paused,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": state.engine.storage_driver().as_str(), "DriverStatus": [["Backing Filesystem", "the data root's"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
         "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,

@@ -11,7 +11,8 @@ use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
-use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, Ipv6Side, LocalNetwork, Member, WantedPlace};
+use crate::network::parent::{Mode, ModeError, is_link};
+use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, Ipv6Side, LocalNetwork, Member, Parent, WantedPlace};
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +27,13 @@ pub struct LocalNetworkSpec {
     pub reserved: BTreeMap<String, Ipv4Addr>,
     pub internal: bool,
     pub v6: Option<Ipv6Side>,
+    /// Whether it stands on a link of the host's (macvlan) rather than on a bridge of its own.
+    pub on_parent: bool,
 }
+
+/// Options of the macvlan driver.
+const PARENT: &str = "parent";
+const PARENT_MODE: &str = "macvlan_mode";
 
 /// Options of the bridge driver that are known.
 const DEVICE: &str = "com.docker.network.bridge.name";
@@ -99,6 +106,14 @@ impl Engine {
             )));
         }
         let network = network_of(spec, subnet)?;
+        let parent = network.parent.as_ref().map(|parent| &parent.link);
+        if let Some(other) = all.iter().find(|other| parent.is_some_and(|link| other.stands_on(link))) {
+            return Err(EngineError::Forbidden(format!(
+                "network {} is already using parent interface {}",
+                other.name,
+                parent.map_or("", String::as_str)
+            )));
+        }
         let id = network.id.clone();
         self.tell_network("create", &network);
         self.networks.add(network).map_err(disk_error("keeping the network"))?;
@@ -106,7 +121,7 @@ impl Engine {
     }
 
     fn tell_network(&self, action: &str, network: &LocalNetwork) {
-        let attributes = [("name", network.name.as_str()), ("type", "bridge")];
+        let attributes = [("name", network.name.as_str()), ("type", network.driver())];
         let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         self.tell("network", action, &network.id, attributes);
     }
@@ -373,6 +388,9 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
         }
         network.device.clone_from(device);
     }
+    if spec.on_parent {
+        (network.device, network.parent) = on_parent(&id, &spec)?;
+    }
     Ok(LocalNetwork {
         name: spec.name,
         created: now(),
@@ -386,6 +404,26 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
         v6: spec.v6,
         ..network
     })
+}
+
+/// A link of the host's for a network, or one of its own that leads nowhere, with that one's name.
+fn on_parent(id: &str, spec: &LocalNetworkSpec) -> Result<(String, Option<Parent>), EngineError> {
+    let option = |name: &str| spec.options.get(name).map_or("", String::as_str);
+    let mode = match option(PARENT_MODE) {
+        "" => Mode::default(),
+        text => text.parse().map_err(|error: ModeError| EngineError::Invalid(error.to_string()))?,
+    };
+    let link = option(PARENT).to_owned();
+    if link.is_empty() || spec.internal {
+        let device = format!("dm-{}", &id[..12]);
+        return Ok((device.clone(), Some(Parent { link: device, mode, own: true })));
+    }
+    if !is_link(&link) {
+        return Err(EngineError::Invalid(format!(
+            "the parent interface {link:?} is not there: name a link of this host's; one for a VLAN is to be made before"
+        )));
+    }
+    Ok((String::new(), Some(Parent { link, mode, own: false })))
 }
 
 fn overlap(one: Ipv6Net, other: Ipv6Net) -> bool {

@@ -1,10 +1,11 @@
 //! Bridges, and the pairs of links that lead from them into containers.
 
+use std::io;
 use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
-use skep_host_net::{Netns, add_existing_is_fine, link_index};
+use skep_host_net::{Netlink, Netns, add_existing_is_fine, link_index};
 
 use super::{LocalNetwork, MacAddress, v6};
 
@@ -28,13 +29,13 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
 }
 
 /// Takes IPv6 off a link of the host's: a container's router advertisements are heard by nobody.
-pub(super) fn without_ipv6(link: &str) {
+fn without_ipv6(link: &str) {
     // Not there where the kernel has no IPv6.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
 }
 
 /// Has a bridge hand on nothing between this link and others that are kept apart.
-pub(super) async fn keep_apart(handle: &Handle, link: &str) -> Result<(), rtnetlink::Error> {
+async fn keep_apart(handle: &Handle, link: &str) -> Result<(), rtnetlink::Error> {
     let index = link_index(handle, link).await.ok_or(rtnetlink::Error::RequestFailed)?;
     handle.link().set_port(LinkBridgePort::new(index).isolated(true).build()).execute().await
 }
@@ -45,8 +46,32 @@ pub(super) fn eth(link: u32) -> String {
 }
 
 /// The first link of a container has a short name on the host; further ones say which they are.
-pub(super) fn link_suffix(link: u32) -> String {
+fn link_suffix(link: u32) -> String {
     if link == 0 { String::new() } else { format!("-{link}") }
+}
+
+/// Makes the pair of links that leads from a bridge into a container.
+pub(super) async fn make_veth(
+    container: &str,
+    network: &LocalNetwork,
+    bridge: u32,
+    namespace: &Netns,
+    (link, mac): (u32, MacAddress),
+) -> io::Result<()> {
+    let host = format!("veth{}{}", &container[..container.len().min(8)], link_suffix(link));
+    let pair = veth_pair(&host, bridge, namespace, link, mac);
+    let outside = Netlink::open()?;
+    if let Some(index) = link_index(outside.handle(), &host).await {
+        // Of the container's last run: the kernel takes a namespace and its links down in its own
+        // time. It may be gone by now.
+        let _ = outside.handle().link().del(index).execute().await;
+    }
+    outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
+    without_ipv6(&host);
+    if network.apart {
+        keep_apart(outside.handle(), &host).await.map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// A pair of links: `host`, up and on `bridge`, and ethN in `namespace`, which cannot be up before the
@@ -54,7 +79,7 @@ pub(super) fn link_suffix(link: u32) -> String {
 ///
 /// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
 /// every other change of the host's network for some 15 ms.
-pub(super) fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
+fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
     let inside = eth(link);
     let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd()).address(mac.bytes().to_vec());
     LinkVeth::new(host, &inside)

@@ -16,7 +16,7 @@ use skep_chaos_tests::{is_root, program};
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
     println!("binary: {}", program().display());
-    let figures: [(&str, fn()); 12] = [
+    let figures: [(&str, fn()); 13] = [
         ("one-node", swarm::one_node),
         ("leader-killed", swarm::leader_killed),
         ("leader-cut", swarm::leader_cut),
@@ -29,6 +29,7 @@ fn main() {
         ("overlay", overlay::overlay),
         ("mesh", mesh::mesh),
         ("engine", engine::engine),
+        ("pull", engine::pull),
     ];
     let only = std::env::args().nth(1);
     let names = figures.map(|(name, _)| name);

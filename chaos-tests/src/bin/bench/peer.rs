@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use skep_chaos_tests::{Api, Host, LIMIT, program, wait_for, wait_until};
 
+/// Where the rig has its registry.
+pub(crate) const REGISTRY: &str = "10.77.0.1:5000";
 /// dockerd without a leader needs longer than anything of ours.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -172,7 +174,10 @@ impl<'a> Peer<'a> {
         let _ = std::fs::remove_file(dir.join("pid"));
         let socket = format!("unix://{}", at("sock"));
         let dirs = ["--data-root", &at("data"), "--exec-root", &at("exec"), "-p", &at("pid"), "-H", &socket];
-        self.host.spawn("dockerd", &[&dirs[..], &["--cgroup-parent", "/skep-bench-docker"]].concat());
+        self.host.spawn(
+            "dockerd",
+            &[&dirs[..], &["--cgroup-parent", "/skep-bench-docker", "--insecure-registry", REGISTRY]].concat(),
+        );
         wait_until("dockerd answers", LIMIT, || (self.ask("/_ping").is_some(), String::new()));
     }
 

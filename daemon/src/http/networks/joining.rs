@@ -59,7 +59,9 @@ impl Joinable {
 
     fn reference(&self) -> NetworkRef {
         match self {
-            Self::Local(network) => NetworkRef { id: network.id.clone(), name: network.name.clone(), kind: "bridge" },
+            Self::Local(network) => {
+                NetworkRef { id: network.id.clone(), name: network.name.clone(), kind: network.driver() }
+            }
             Self::Swarm(network) => network.clone(),
         }
     }
