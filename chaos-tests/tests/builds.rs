@@ -48,6 +48,17 @@ fn stages_that_do_not_need_each_other_are_built_at_once() {
     assert_eq!(again.matches("Using cache").count(), 6, "every step but FROM was done before:\n{again}");
 }
 
+/// An image of a program alone, as Go's users make them.
+#[test]
+fn an_image_can_begin_with_nothing() {
+    take_turn!();
+    let (rig, context) = scene("FROM scratch\nCOPY bin /bin\nWORKDIR /work\nCMD [\"/bin/busybox\", \"ls\", \"/\"]\n");
+    std::fs::create_dir(context.path().join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", context.path().join("bin/busybox")).unwrap();
+    rig.host(1).ok(&["build", "-t", "tiny", context.path().to_str().unwrap()]);
+    assert_eq!(rig.host(1).ok(&["run", "--rm", "tiny"]), "bin\ndev\netc\nproc\nsys\nwork\n");
+}
+
 #[test]
 fn a_stage_that_fails_ends_those_beside_it() {
     take_turn!();

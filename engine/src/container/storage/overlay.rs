@@ -28,6 +28,12 @@ impl Storage for Overlay2 {
         if is_mount_point(&root)? {
             return Ok(());
         }
+        let nothing = dirs.data.join("nothing");
+        if layers.is_empty() {
+            // An overlay is over something.
+            fs::create_dir_all(&nothing)?;
+        }
+        let layers = if layers.is_empty() { std::slice::from_ref(&nothing) } else { layers };
         let layers: Vec<PathBuf> = layers.iter().map(|dir| dirs.view(dir)).collect();
         let (lower, upper, work) = (lower_dirs(&layers), dirs.view(&upper), dirs.view(&work));
         let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
