@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 
 const DESCRIBED: &str = include_str!("../schema/engine-api-1.56.json");
 
+/// Where dockerd, and so its clients, have `ID` for what the description calls `Id`.
+const SAYS_ID: [&str; 2] = ["/secrets/create", "/configs/create"];
+
 /// What is wrong with the shape of an answer; nothing for answers that the description does not give a shape.
 pub(crate) fn faults(method: &str, path: &str, status: u16, body: &Value) -> Vec<String> {
     let described = described();
@@ -18,6 +21,9 @@ pub(crate) fn faults(method: &str, path: &str, status: u16, body: &Value) -> Vec
     let paths = described["paths"].as_object().map(Map::iter).into_iter().flatten();
     let matching = paths.filter(|(pattern, _)| matches(&segments(pattern), &segments(path)));
     let Some((_, methods)) = matching.max_by_key(|(pattern, _)| fixed(pattern)) else { return Vec::new() };
+    if SAYS_ID.contains(&path) && status == 201 {
+        return if body["ID"].is_string() { Vec::new() } else { vec!["no ID".to_owned()] };
+    }
     let shape = match &methods[method][status.to_string()] {
         Value::Null if status >= 400 => &json!({ "$ref": "#/definitions/ErrorResponse" }),
         Value::Null => return Vec::new(),

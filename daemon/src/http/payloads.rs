@@ -122,10 +122,9 @@ pub(super) async fn list_configs(state: State, Query(query): Query<ListQuery>) -
     select(&state.swarm.manager().await?.read().await?.configs, &query)
 }
 
-/// Docker's daemon says `ID` where the API's description has `Id`: clients look for one or the other.
+/// Docker's daemon says `ID` where the API's description has `Id`. Clients look for that, and some take both for one twice.
 fn id_of(outcome: Outcome) -> Value {
-    let id = created(outcome);
-    json!({ "ID": id, "Id": id })
+    json!({ "ID": created(outcome) })
 }
 
 pub(super) async fn create_config(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
