@@ -9,6 +9,7 @@ mod credentials;
 mod endpoint;
 mod output;
 mod streams;
+mod template;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -1,0 +1,582 @@
+//! Go's templates, as far as people use them for what the client prints: fields, `range`, `if`, `with`, variables, pipelines,
+//! and the functions that docker's client has.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::{Value, json};
+
+/// Deeper nesting is nobody's.
+const DEPTH_MAX: usize = 64;
+
+/// Fills a template with a value. Outside of actions `\t` and `\n` stand for themselves.
+pub(crate) fn render(template: &str, value: &Value) -> anyhow::Result<String> {
+    let filled = || {
+        let pieces = pieces(template)?;
+        let mut rest = pieces.as_slice();
+        let (nodes, end) = parse(&mut rest, 0)?;
+        ensure!(end.is_none(), "{{{{{}}}}} without a beginning", end.unwrap_or_default());
+        let mut scope = Scope { variables: vec![("$".to_owned(), value.clone())] };
+        let mut text = String::new();
+        execute(&nodes, value, &mut scope, &mut text)?;
+        Ok(text)
+    };
+    filled().with_context(|| format!("template {template:?}"))
+}
+
+/// Text, or what stands between braces.
+#[derive(Debug, Clone, PartialEq)]
+enum Piece {
+    Text(String),
+    Action(String),
+}
+
+fn pieces(template: &str) -> anyhow::Result<Vec<Piece>> {
+    let plain = |text: &str| text.replace("\\t", "\t").replace("\\n", "\n");
+    let (mut pieces, mut rest, mut trim) = (Vec::new(), template, false);
+    loop {
+        let (before, after) = rest.split_once("{{").map_or((rest, None), |(before, after)| (before, Some(after)));
+        let mut text = plain(before);
+        if trim {
+            text = text.trim_start().to_owned();
+        }
+        let Some(after) = after else {
+            pieces.push(Piece::Text(text));
+            return Ok(pieces);
+        };
+        let (action, after) = after.split_once("}}").context("{{ without }}")?;
+        if let Some(own) = action.strip_prefix("- ") {
+            pieces.push(Piece::Text(text.trim_end().to_owned()));
+            pieces.push(Piece::Action(own.to_owned()));
+        } else {
+            pieces.push(Piece::Text(text));
+            pieces.push(Piece::Action(action.to_owned()));
+        }
+        trim = action.ends_with(" -");
+        if let (true, Some(Piece::Action(action))) = (trim, pieces.last_mut()) {
+            action.truncate(action.len() - 2);
+        }
+        rest = after;
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    Text(String),
+    Print(Pipeline),
+    Set(String, Pipeline),
+    If(Pipeline, Vec<Self>, Vec<Self>),
+    With(Pipeline, Vec<Self>, Vec<Self>),
+    Range { names: Vec<String>, over: Pipeline, each: Vec<Self>, none: Vec<Self> },
+}
+
+/// Reads up to an `end` or `else`, which is returned.
+fn parse(rest: &mut &[Piece], depth: usize) -> anyhow::Result<(Vec<Node>, Option<String>)> {
+    ensure!(depth < DEPTH_MAX, "it is nested too deeply");
+    let mut nodes = Vec::new();
+    while let Some((piece, after)) = rest.split_first() {
+        *rest = after;
+        let action = match piece {
+            Piece::Text(text) => {
+                nodes.push(Node::Text(text.clone()));
+                continue;
+            }
+            Piece::Action(action) => action.trim(),
+        };
+        let (word, more) = action.split_once(char::is_whitespace).unwrap_or((action, ""));
+        match word {
+            "end" | "else" => return Ok((nodes, Some(action.to_owned()))),
+            _ if action.starts_with("/*") => {}
+            "if" | "with" | "range" => nodes.push(parse_block(word, more, rest, depth)?),
+            _ => {
+                let (names, pipeline) = declared(action)?;
+                nodes.push(match names.as_slice() {
+                    [] => Node::Print(pipeline),
+                    [name] => Node::Set(name.clone(), pipeline),
+                    _ => bail!("{{{{{action}}}}} sets several variables: range alone does"),
+                });
+            }
+        }
+    }
+    Ok((nodes, None))
+}
+
+fn parse_block(word: &str, head: &str, rest: &mut &[Piece], depth: usize) -> anyhow::Result<Node> {
+    let (names, pipeline) = declared(head)?;
+    let (body, end) = parse(rest, depth + 1)?;
+    let mut other = Vec::new();
+    match end.as_deref().map(|end| end.split_once(char::is_whitespace).unwrap_or((end, ""))) {
+        Some(("end", _)) => {}
+        Some(("else", "")) => {
+            let (nodes, end) = parse(rest, depth + 1)?;
+            ensure!(end.as_deref() == Some("end"), "{{{{{word}}}}} has no {{{{end}}}}");
+            other = nodes;
+        }
+        Some(("else", more)) => {
+            let (again, head) = more.split_once(char::is_whitespace).unwrap_or((more, ""));
+            ensure!(again == word, "{{{{else {more}}}}} does not go with {{{{{word}}}}}");
+            other.push(parse_block(word, head, rest, depth + 1)?);
+        }
+        _ => bail!("{{{{{word}}}}} has no {{{{end}}}}"),
+    }
+    Ok(match word {
+        "if" => Node::If(pipeline, body, other),
+        "with" => Node::With(pipeline, body, other),
+        _ => Node::Range { names, over: pipeline, each: body, none: other },
+    })
+}
+
+/// `$a, $b := pipeline`, or a pipeline alone.
+fn declared(text: &str) -> anyhow::Result<(Vec<String>, Pipeline)> {
+    let (names, text) = match text.split_once(":=").or_else(|| text.split_once(" = ")) {
+        Some((names, text)) if names.trim_start().starts_with('$') => {
+            (names.split(',').map(|name| name.trim().to_owned()).collect(), text)
+        }
+        _ => (Vec::new(), text),
+    };
+    let tokens = tokens(text)?;
+    let mut rest = tokens.as_slice();
+    let pipeline = Pipeline::parse(&mut rest, 0)?;
+    ensure!(rest.is_empty(), "{text:?} goes on after its end");
+    Ok((names, pipeline))
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    /// A name, a field, a variable, a number.
+    Word(String),
+    Text(String),
+    Pipe,
+    Open,
+    Close,
+}
+
+fn tokens(text: &str) -> anyhow::Result<Vec<Token>> {
+    let mut tokens = Vec::new();
+    let mut chars = text.chars().peekable();
+    while let Some(&next) = chars.peek() {
+        match next {
+            _ if next.is_whitespace() => drop(chars.next()),
+            '|' | '(' | ')' => {
+                chars.next();
+                tokens.push(match next {
+                    '|' => Token::Pipe,
+                    '(' => Token::Open,
+                    _ => Token::Close,
+                });
+            }
+            '"' | '`' => {
+                chars.next();
+                let mut string = String::new();
+                loop {
+                    match chars.next().with_context(|| format!("{text:?} has a text without an end"))? {
+                        end if end == next => break,
+                        '\\' if next == '"' => string.push(match chars.next().unwrap_or('\\') {
+                            'n' => '\n',
+                            't' => '\t',
+                            other => other,
+                        }),
+                        other => string.push(other),
+                    }
+                }
+                tokens.push(Token::Text(string));
+            }
+            _ => {
+                let mut word = String::new();
+                while let Some(&part) = chars.peek().filter(|part| !part.is_whitespace() && !"|()\"`".contains(**part))
+                {
+                    word.push(part);
+                    chars.next();
+                }
+                tokens.push(Token::Word(word));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// Commands, each of which gets what the one before came to as its last argument.
+#[derive(Debug, Clone)]
+struct Pipeline(Vec<Vec<Operand>>);
+
+#[derive(Debug, Clone)]
+enum Operand {
+    Word(String),
+    Text(String),
+    /// With the fields that are taken of what it comes to.
+    Nested(Pipeline, String),
+}
+
+impl Pipeline {
+    fn parse(rest: &mut &[Token], depth: usize) -> anyhow::Result<Self> {
+        ensure!(depth < DEPTH_MAX, "it is nested too deeply");
+        let mut commands = vec![Vec::new()];
+        while let Some((token, after)) = rest.split_first() {
+            if *token == Token::Close {
+                break;
+            }
+            *rest = after;
+            let command = commands.last_mut().expect("there is always one");
+            match token {
+                Token::Pipe => commands.push(Vec::new()),
+                Token::Word(word) => command.push(Operand::Word(word.clone())),
+                Token::Text(text) => command.push(Operand::Text(text.clone())),
+                Token::Open | Token::Close => {
+                    let nested = Self::parse(rest, depth + 1)?;
+                    let Some((Token::Close, after)) = rest.split_first() else { bail!("( without )") };
+                    *rest = after;
+                    let mut fields = String::new();
+                    if let Some((Token::Word(word), after)) = rest.split_first()
+                        && word.starts_with('.')
+                    {
+                        fields.clone_from(word);
+                        *rest = after;
+                    }
+                    command.push(Operand::Nested(nested, fields));
+                }
+            }
+        }
+        ensure!(
+            commands.iter().all(|command| !command.is_empty()),
+            "{{{{}}}} says nothing: write a field such as .Name"
+        );
+        Ok(Self(commands))
+    }
+
+    fn run(&self, dot: &Value, scope: &Scope) -> anyhow::Result<Value> {
+        let mut last = None;
+        for command in &self.0 {
+            let is_function = |word: &str| word.starts_with(char::is_alphabetic) && literal(word).is_none();
+            last = Some(match command.as_slice() {
+                [Operand::Word(name), arguments @ ..] if is_function(name) => {
+                    let arguments = arguments.iter().map(|argument| argument.value(dot, scope));
+                    let arguments = arguments.chain(last.take().map(Ok)).collect::<anyhow::Result<Vec<_>>>()?;
+                    call(name, &arguments)?
+                }
+                [only] if last.is_none() => only.value(dot, scope)?,
+                _ => bail!("a function is missing before its arguments: one of {}", FUNCTIONS.join(", ")),
+            });
+        }
+        Ok(last.unwrap_or_default())
+    }
+}
+
+fn literal(word: &str) -> Option<Value> {
+    match word {
+        "true" => Some(json!(true)),
+        "false" => Some(json!(false)),
+        "nil" => Some(Value::Null),
+        _ => serde_json::from_str(word).ok().filter(Value::is_number),
+    }
+}
+
+impl Operand {
+    fn value(&self, dot: &Value, scope: &Scope) -> anyhow::Result<Value> {
+        match self {
+            Self::Text(text) => Ok(json!(text)),
+            Self::Nested(pipeline, fields) => lookup(&pipeline.run(dot, scope)?, fields).cloned(),
+            Self::Word(word) if word.starts_with('.') => lookup(dot, word).cloned(),
+            Self::Word(word) if word.starts_with('$') => {
+                let (name, fields) = word.split_at(word.find('.').unwrap_or(word.len()));
+                lookup(scope.get(name)?, fields).cloned()
+            }
+            Self::Word(word) => match literal(word) {
+                Some(value) => Ok(value),
+                None => call(word, &[]),
+            },
+        }
+    }
+}
+
+/// The variables that are set, the innermost last.
+struct Scope {
+    variables: Vec<(String, Value)>,
+}
+
+impl Scope {
+    fn get(&self, name: &str) -> anyhow::Result<&Value> {
+        let found = self.variables.iter().rev().find(|(known, _)| known == name);
+        found.map(|(_, value)| value).with_context(|| format!("there is no variable {name}: set it by {name} := …"))
+    }
+}
+
+fn execute(nodes: &[Node], dot: &Value, scope: &mut Scope, out: &mut String) -> anyhow::Result<()> {
+    let outer = scope.variables.len();
+    for node in nodes {
+        match node {
+            Node::Text(text) => *out += text,
+            Node::Print(pipeline) => *out += &printed(&pipeline.run(dot, scope)?),
+            Node::Set(name, pipeline) => {
+                let value = pipeline.run(dot, scope)?;
+                scope.variables.push((name.clone(), value));
+            }
+            Node::If(condition, yes, no) => {
+                let chosen = if is_true(&condition.run(dot, scope)?) { yes } else { no };
+                execute(chosen, dot, scope, out)?;
+            }
+            Node::With(pipeline, yes, no) => match pipeline.run(dot, scope)? {
+                value if is_true(&value) => execute(yes, &value, scope, out)?,
+                _ => execute(no, dot, scope, out)?,
+            },
+            Node::Range { names, over, each, none } => {
+                let entries = entries(over.run(dot, scope)?)?;
+                if entries.is_empty() {
+                    execute(none, dot, scope, out)?;
+                }
+                for (key, value) in entries {
+                    let before = scope.variables.len();
+                    match names.as_slice() {
+                        [] => {}
+                        [name] => scope.variables.push((name.clone(), value.clone())),
+                        [first, second, ..] => {
+                            scope.variables.extend([(first.clone(), key), (second.clone(), value.clone())]);
+                        }
+                    }
+                    execute(each, &value, scope, out)?;
+                    scope.variables.truncate(before);
+                }
+            }
+        }
+    }
+    scope.variables.truncate(outer);
+    Ok(())
+}
+
+fn entries(value: Value) -> anyhow::Result<Vec<(Value, Value)>> {
+    Ok(match value {
+        Value::Null => Vec::new(),
+        Value::Array(list) => list.into_iter().enumerate().map(|(index, value)| (json!(index), value)).collect(),
+        Value::Object(map) => {
+            // As Go has it, in the order of their keys.
+            map.into_iter().collect::<BTreeMap<_, _>>().into_iter().map(|(key, value)| (json!(key), value)).collect()
+        }
+        other => bail!("range goes over lists and maps, and {other} is neither"),
+    })
+}
+
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+    }
+}
+
+/// As Go prints it.
+fn printed(value: &Value) -> String {
+    match value {
+        Value::Null => "<no value>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) => format!("[{}]", list.iter().map(printed).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let sorted: BTreeMap<_, _> = map.iter().collect();
+            let members = sorted.iter().map(|(key, value)| format!("{key}:{}", printed(value)));
+            format!("map[{}]", members.collect::<Vec<_>>().join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn lookup<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
+    path.split('.').filter(|part| !part.is_empty()).try_fold(value, |value, part| {
+        value.get(part).with_context(|| {
+            let known: Vec<_> =
+                value.as_object().map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
+            format!("there is no {path}: {part:?} is not among {}", known.join(", "))
+        })
+    })
+}
+
+const FUNCTIONS: [&str; 23] = [
+    "and", "eq", "ge", "gt", "index", "join", "json", "le", "len", "lower", "lt", "ne", "not", "or", "pad", "print",
+    "printf", "println", "slice", "split", "title", "truncate", "upper",
+];
+
+fn call(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
+    let text = |index: usize| arguments.get(index).map(printed).unwrap_or_default();
+    let number = |index: usize| arguments.get(index).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+    Ok(match (name, arguments) {
+        ("json", [value]) => json!(value.to_string()),
+        ("upper", [_]) => json!(text(0).to_uppercase()),
+        ("lower", [_]) => json!(text(0).to_lowercase()),
+        ("title", [_]) => json!(title(&text(0))),
+        ("split", [_, _]) => text(0).split(&text(1)).collect(),
+        ("join", [Value::Array(list), _]) => json!(list.iter().map(printed).collect::<Vec<_>>().join(&text(1))),
+        ("join", [Value::Null, _]) => json!(""),
+        ("truncate", [_, _]) => json!(text(0).chars().take(number(1).unwrap_or(0)).collect::<String>()),
+        ("pad", [_, _, _]) => {
+            let (before, after) = (number(1).unwrap_or(0), number(2).unwrap_or(0));
+            json!(format!("{:before$}{}{:after$}", "", text(0), ""))
+        }
+        ("len", [value]) => json!(match value {
+            Value::String(text) => text.len(),
+            Value::Array(list) => list.len(),
+            Value::Object(map) => map.len(),
+            Value::Null => 0,
+            other => bail!("{other} has no length"),
+        }),
+        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), |value, key| index(&value, key))?,
+        ("slice", [value, ..]) => slice(value, number(1).unwrap_or(0), number(2))?,
+        ("print", _) => json!(arguments.iter().map(printed).collect::<Vec<_>>().join(" ")),
+        ("println", _) => json!(arguments.iter().map(printed).collect::<Vec<_>>().join(" ") + "\n"),
+        ("printf", [Value::String(format), values @ ..]) => json!(formatted(format, values)?),
+        ("not", [value]) => json!(!is_true(value)),
+        ("and", [_, ..]) => {
+            arguments.iter().find(|value| !is_true(value)).or_else(|| arguments.last()).cloned().unwrap_or_default()
+        }
+        ("or", [_, ..]) => {
+            arguments.iter().find(|value| is_true(value)).or_else(|| arguments.last()).cloned().unwrap_or_default()
+        }
+        ("eq", [first, others @ ..]) if !others.is_empty() => json!(others.contains(first)),
+        ("ne", [one, other]) => json!(one != other),
+        ("lt" | "le" | "gt" | "ge", [one, other]) => json!(compare(name, one, other)?),
+        _ if FUNCTIONS.contains(&name) => bail!("{name} does not take {} arguments of these kinds", arguments.len()),
+        _ => bail!("{{{{{name}}}}} is not known: write a field such as .Name, or one of {}", FUNCTIONS.join(", ")),
+    })
+}
+
+fn title(text: &str) -> String {
+    let mut start = true;
+    let letter = |letter: char| {
+        let upper = if start { letter.to_uppercase().collect() } else { letter.to_string() };
+        start = letter.is_whitespace();
+        upper
+    };
+    text.chars().map(letter).collect()
+}
+
+fn index(value: &Value, key: &Value) -> anyhow::Result<Value> {
+    match (value, key) {
+        (Value::Array(list), Value::Number(_)) => {
+            let found = key.as_u64().and_then(|at| list.get(usize::try_from(at).ok()?));
+            found.cloned().with_context(|| format!("index {key} is beyond the list's {} entries", list.len()))
+        }
+        // What a map does not have is empty.
+        (Value::Object(map), Value::String(key)) => Ok(map.get(key).cloned().unwrap_or_else(|| json!(""))),
+        (Value::Null, _) => Ok(json!("")),
+        _ => bail!("{value} cannot be indexed by {key}"),
+    }
+}
+
+fn slice(value: &Value, from: usize, to: Option<usize>) -> anyhow::Result<Value> {
+    let beyond = || format!("slice {from} to {to:?} is beyond {value}");
+    match value {
+        Value::String(text) => text.get(from..to.unwrap_or(text.len())).map(|part| json!(part)).with_context(beyond),
+        Value::Array(list) => list.get(from..to.unwrap_or(list.len())).map(|part| json!(part)).with_context(beyond),
+        other => bail!("{other} cannot be sliced"),
+    }
+}
+
+fn compare(how: &str, one: &Value, other: &Value) -> anyhow::Result<bool> {
+    let order = match (one, other) {
+        (Value::Number(one), Value::Number(other)) => one.as_f64().partial_cmp(&other.as_f64()),
+        (Value::String(one), Value::String(other)) => Some(one.cmp(other)),
+        _ => None,
+    };
+    let order = order.with_context(|| format!("{one} and {other} cannot be compared"))?;
+    Ok(match how {
+        "lt" => order.is_lt(),
+        "le" => order.is_le(),
+        "gt" => order.is_gt(),
+        _ => order.is_ge(),
+    })
+}
+
+/// `%s`, `%v`, `%d`, `%q` and `%%`, with widths.
+fn formatted(format: &str, values: &[Value]) -> anyhow::Result<String> {
+    let (mut text, mut values, mut chars) = (String::new(), values.iter(), format.chars().peekable());
+    while let Some(next) = chars.next() {
+        if next != '%' {
+            text.push(next);
+            continue;
+        }
+        let mut width = String::new();
+        while let Some(&part) = chars.peek().filter(|part| part.is_ascii_digit() || **part == '-') {
+            width.push(part);
+            chars.next();
+        }
+        let kind = chars.next().with_context(|| format!("{format:?} ends with %"))?;
+        if kind == '%' {
+            text.push('%');
+            continue;
+        }
+        let value = values.next().with_context(|| format!("{format:?} asks for more values than there are"))?;
+        let cell = match kind {
+            's' | 'v' | 'd' => printed(value),
+            'q' => json!(printed(value)).to_string(),
+            other => bail!("%{other} is not known in {format:?}: use %s, %v, %d or %q"),
+        };
+        let len: usize = width.trim_start_matches('-').parse().unwrap_or(0);
+        if width.starts_with('-') { write!(text, "{cell:<len$}")? } else { write!(text, "{cell:>len$}")? }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value() -> Value {
+        json!({
+            "Name": "web", "Count": 3, "Spec": {"Labels": {"a": "1", "b": "2"}, "Empty": null},
+            "Cmd": ["sleep", "1000"],
+            "Networks": {"front": {"IPAddress": "10.0.0.2"}, "back": {"IPAddress": "10.0.1.2"}},
+        })
+    }
+
+    #[test]
+    fn templates_are_filled_as_go_fills_them() {
+        for (template, want) in [
+            (r"{{.Name}}\t{{json .Spec.Labels}}", "web\t{\"a\":\"1\",\"b\":\"2\"}"),
+            ("{{range .Networks}}{{.IPAddress}} {{end}}", "10.0.1.2 10.0.0.2 "),
+            ("{{range $name, $net := .Networks}}{{$name}}={{$net.IPAddress}};{{end}}", "back=10.0.1.2;front=10.0.0.2;"),
+            ("{{range $i, $word := .Cmd}}{{if $i}}, {{end}}{{$word}}{{end}}", "sleep, 1000"),
+            ("{{range .Spec.Empty}}x{{else}}none{{end}}", "none"),
+            ("{{.Cmd}} {{.Spec.Labels}} {{.Spec.Empty}}", "[sleep 1000] map[a:1 b:2] <no value>"),
+            (r#"{{index .Spec.Labels "a"}}{{index .Spec.Labels "nope"}}{{index .Cmd 1}}"#, "11000"),
+            (r#"{{(index .Networks "front").IPAddress}}"#, "10.0.0.2"),
+            (r#"{{if and (eq .Name "web" "shop") (gt .Count 2)}}yes{{else}}no{{end}}"#, "yes"),
+            (r#"{{if eq .Name "x"}}1{{else if eq .Count 3}}2{{else}}3{{end}}"#, "2"),
+            ("{{with .Spec}}{{.Labels.a}}{{$.Name}}{{end}}", "1web"),
+            ("{{$n := len .Cmd}}{{$n}}", "2"),
+            (
+                r#"{{.Cmd | json}} {{join .Cmd "+"}} {{upper .Name}} {{title "a b"}}"#,
+                "[\"sleep\",\"1000\"] sleep+1000 WEB A B",
+            ),
+            (r#"{{printf "%-5s|%3d|%q" .Name .Count "x"}}{{print .Name 1}}"#, "web  |  3|\"x\"web 1"),
+            ("a {{- .Name -}} b{{/* said */}}", "awebb"),
+            (r#"{{slice .Name 1}}{{truncate .Name 2}}{{pad "x" 1 1}}{{not .Spec.Empty}}"#, "ebwe x true"),
+            (r#"{{range split "a,b" ","}}<{{.}}>{{end}}"#, "<a><b>"),
+        ] {
+            assert_eq!(render(template, &value()).unwrap(), want, "{template}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        for (template, why) in [
+            ("{{.Nope}}", "Name"),
+            ("{{range .Cmd}}", "{{end}}"),
+            ("{{.Name", "}}"),
+            ("{{end}}", "without a beginning"),
+            ("{{nope .Name}}", "nope"),
+            ("{{}}", "says nothing"),
+            ("{{$x}}", "$x"),
+            ("{{(.Name}}", ")"),
+            ("{{index .Cmd 7}}", "beyond"),
+            ("{{range .Name}}{{end}}", "neither"),
+            ("{{.Name .Count}}", "function"),
+        ] {
+            let error = format!("{:#}", render(template, &value()).unwrap_err());
+            assert!(error.contains(why) && error.contains("template"), "{template}: {error}");
+        }
+        let deep = "{{if true}}".repeat(200) + &"{{end}}".repeat(200);
+        assert!(render(&deep, &value()).is_err());
+        let deep = format!("{{{{{}.Name{}}}}}", "(".repeat(200), ")".repeat(200));
+        assert!(render(&deep, &value()).is_err());
+    }
+}
