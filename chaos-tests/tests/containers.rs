@@ -431,7 +431,7 @@ fn networks_of_one_host_have_names_and_keep_apart() {
     for (args, why) in [
         (vec!["network", "create", "--subnet", "10.50.0.0/16", "wide"], "overlaps"),
         (vec!["network", "create", "back"], "already exists"),
-        (vec!["network", "create", "-d", "macvlan", "mac"], "macvlan"),
+        (vec!["network", "create", "-d", "ipvlan", "flat"], "macvlan"),
         (vec!["network", "rm", "bridge"], "pre-defined"),
         (vec!["run", "--network", "back", "--ip", "10.50.0.77", "busybox"], "in use"),
         (vec!["run", "--network", "nowhere", "busybox"], "not found"),

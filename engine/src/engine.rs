@@ -18,6 +18,7 @@ pub use change::{BlockCount, Usage};
 pub(crate) use container::Container;
 pub use container::Probe;
 use container::Record;
+pub(crate) use exec::EXIT;
 pub use exec::{Exec, ExecSpec, ExecState};
 pub use files::{Archiving, Change, CommitOptions, PathStat};
 pub(crate) use helper::HelperProgram;

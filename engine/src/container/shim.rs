@@ -28,6 +28,7 @@ use crate::container::runtime::{self, ExternalRuntime, Runner};
 use crate::container::starter::{Descent, Starter};
 use crate::container::state::ExitRecord;
 use crate::container::streams::{Endpoints, Streams, now};
+use crate::engine::EXIT;
 use crate::{disk, sys};
 
 /// What the daemon tells the shim.
@@ -319,7 +320,11 @@ pub fn exec_main(dir: &Path) -> i32 {
     match started {
         Ok((pid, endpoints, limit)) => {
             answer(&ShimAnswer::Started { pid: pid.as_raw() });
-            watch_exec(pid, endpoints, limit).unwrap_or(126)
+            let code = watch_exec(pid, endpoints, limit).unwrap_or(126);
+            let record = ExitRecord { code, at_nanos: now().as_nanos(), oom_killed: false };
+            // For a daemon that is not the one that waits; the code itself is told to that one.
+            let _ = disk::write_passing(&dir.join(EXIT), &serde_json::to_vec(&record).unwrap_or_default());
+            code
         }
         Err(reason) => {
             answer(&ShimAnswer::Failed { reason });

@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 use tokio::sync::watch;
 
 use super::attach::{Attachment, attach_at};
 use super::launch::read_answer;
-use super::lifecycle::start_failure;
+use super::lifecycle::{start_failure, start_ticks};
 use super::{Container, Engine, EngineError, disk_error};
 use crate::container::shim::{ExecConfig, ShimConfig, Stdio};
 use crate::container::spec::TERMINAL_GROUP;
 use crate::container::starter::{Descent, WayIn};
-use crate::container::state::ContainerState;
+use crate::container::state::{ContainerState, ExitRecord};
 use crate::container::user;
 use crate::{disk, sys};
 
@@ -26,9 +27,13 @@ const EXECS_MAX: usize = 4096;
 /// What a command that was killed may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 const CODE_LOST: i32 = 255;
+/// In an exec's directory.
+const SOCKET: &str = "io.sock";
+const RECORD: &str = "record.json";
+pub(crate) const EXIT: &str = "exit.json";
 
 /// A process to run in a container.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecSpec {
     pub command: Vec<String>,
     /// Added to the container's; `NAME=value`.
@@ -67,6 +72,17 @@ impl Exec {
     pub fn state(&self) -> ExecState {
         *self.state.borrow()
     }
+}
+
+/// An exec that runs, as the next daemon finds it.
+#[derive(Debug, Serialize, Deserialize)]
+struct ExecRecord {
+    id: String,
+    spec: ExecSpec,
+    pid: i32,
+    /// The process that watches it.
+    watcher: i32,
+    watcher_ticks: u64,
 }
 
 /// The execs of one engine, in the order they were made.
@@ -121,7 +137,7 @@ impl Engine {
         self.tell_container(&container, &action, &[("execID", id.clone())]);
         self.execs.insert(Arc::new(Exec {
             // A short name: it is part of a socket's.
-            socket: container.dirs.run.join(format!("exec-{}", &id[..16])).join("io.sock"),
+            socket: container.dirs.run.join(format!("exec-{}", &id[..16])).join(SOCKET),
             id: id.clone(),
             container: container.id.clone(),
             spec,
@@ -160,15 +176,44 @@ impl Engine {
             }
         };
         exec.state.send_replace(ExecState::Running { pid });
+        note(&exec, pid, &child);
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
             let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(CODE_LOST);
-            exec.state.send_replace(ExecState::Exited { code });
-            remove_dir(&exec.socket);
-            let told = [("execID", exec.id.clone()), ("exitCode", code.to_string())];
-            engine.tell_container(&container, "exec_die", &told);
+            engine.end_exec(&container, &exec, code);
         });
         Ok(attachment)
+    }
+
+    fn end_exec(&self, container: &Container, exec: &Exec, code: i32) {
+        exec.state.send_replace(ExecState::Exited { code });
+        remove_dir(&exec.socket);
+        let told = [("execID", exec.id.clone()), ("exitCode", code.to_string())];
+        self.tell_container(container, "exec_die", &told);
+    }
+
+    /// Takes up a container's execs that an earlier daemon started, running or ended since.
+    pub(super) fn adopt_execs(self: &Arc<Self>, container: &Arc<Container>) {
+        for entry in fs::read_dir(&container.dirs.run).into_iter().flatten().flatten() {
+            // Health checks have no record, and nobody who asks for them.
+            let Ok(record) = read_json::<ExecRecord>(&entry.path().join(RECORD)) else { continue };
+            let exec = Arc::new(Exec {
+                id: record.id,
+                container: container.id.clone(),
+                spec: record.spec,
+                state: watch::channel(ExecState::Running { pid: record.pid }).0,
+                socket: entry.path().join(SOCKET),
+            });
+            self.execs.insert(exec.clone());
+            let (engine, container) = (Arc::clone(self), container.clone());
+            self.tasks.spawn(async move {
+                if let Err(error) = ended(record.watcher, record.watcher_ticks).await {
+                    tracing::warn!(exec = %exec.id, %error, "the end of an exec cannot be waited for");
+                }
+                let exit = read_json::<ExitRecord>(&exec.socket.with_file_name(EXIT));
+                engine.end_exec(&container, &exec, exit.map_or(CODE_LOST, |exit| exit.code));
+            });
+        }
     }
 
     /// Waits until an exec has ended; returns its exit code.
@@ -203,7 +248,7 @@ impl Engine {
         container.require_unpaused()?;
         let doing = format!("running a command in container {}", container.id);
         let spec = ExecSpec { command: command.to_vec(), ..ExecSpec::default() };
-        let socket = container.dirs.run.join(format!("exec-{:016x}", rand::random::<u64>())).join("io.sock");
+        let socket = container.dirs.run.join(format!("exec-{:016x}", rand::random::<u64>())).join(SOCKET);
         let started = self.run_exec(container, &spec, &socket, Some(limit)).await;
         let result = match started {
             Ok((mut attachment, _, mut child)) => {
@@ -261,6 +306,31 @@ impl Engine {
             }
         }
     }
+}
+
+/// Writes down what the next daemon needs to take an exec up.
+fn note(exec: &Exec, pid: i32, child: &Child) {
+    let watcher = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+    let watcher_ticks = start_ticks(watcher).unwrap_or(0);
+    let record = ExecRecord { id: exec.id.clone(), spec: exec.spec.clone(), pid, watcher, watcher_ticks };
+    let noted = serde_json::to_vec(&record).map_err(io::Error::other);
+    let noted = noted.and_then(|bytes| disk::write_passing(&exec.socket.with_file_name(RECORD), &bytes));
+    if let Err(error) = noted {
+        tracing::warn!(exec = %exec.id, %error, "an exec could not be written down: it is lost with this daemon");
+    }
+}
+
+/// Waits until a process has ended, unless its number is another one's by now.
+async fn ended(pid: i32, ticks: u64) -> io::Result<()> {
+    let Ok(process) = sys::pidfd_open(pid) else { return Ok(()) };
+    if start_ticks(pid) == Some(ticks) {
+        drop(sys::watch_fd(process)?.readable().await?);
+    }
+    Ok(())
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
 /// An exec's directory is of no use after its end, and gone with the container at the latest.

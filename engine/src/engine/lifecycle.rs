@@ -407,6 +407,7 @@ impl Engine {
                         }
                     });
                 }
+                self.adopt_execs(&container);
                 self.supervise(container);
             }
             ContainerState::Restarting(_) => self.start_after(&container, Duration::ZERO),
