@@ -287,8 +287,10 @@ impl ActiveNode {
                 }
             }
             NodeRole::Worker => {
-                if self.manager().is_some() {
+                // One that failed is there no more, but its store is.
+                if self.raft_dir().exists() {
                     self.stop_manager().await;
+                    self.set_failure(None);
                     std::fs::remove_dir_all(self.raft_dir())?;
                     self.change_state(|state| state.in_raft = false);
                 }
@@ -319,9 +321,8 @@ impl ActiveNode {
                 }
                 () = tokio::time::sleep(RESTART_PAUSE), if self.manager_failure().is_some() => {
                     let _one = self.role.lock().await;
-                    if let Err(error) = self.start_manager_if_due().await {
-                        self.set_failure(Some(format!("{error:#}")));
-                    }
+                    let started = self.start_manager_if_due().await;
+                    self.set_failure(started.err().map(|error| format!("{error:#}")));
                 }
             }
         }
