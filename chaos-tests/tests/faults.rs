@@ -117,3 +117,25 @@ fn a_slow_link_holds_up_nobody_else() {
     });
     assert_eq!(rig.leader(1), leader);
 }
+
+/// What a newer version wrote is not misread by an older one, and not touched.
+#[test]
+fn a_data_directory_of_a_newer_version_is_refused_by_name() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.ok(&["config", "create", "kept", "/etc/hostname"]);
+    host.stop_daemon();
+    let file = host.data().join("swarm/state.json");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let newer = r#"{"format": 99, "what": "nobody knows yet"}"#;
+    std::fs::write(&file, newer).unwrap();
+    host.spawn_daemon();
+    host.wait_daemon_failed();
+    let log = host.log();
+    assert!(log.contains("state.json has format 99") && log.contains("upgrade skep on this node"), "{log}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), newer);
+    std::fs::write(&file, written).unwrap();
+    host.start_daemon();
+    assert!(host.ok(&["config", "ls"]).contains("kept"));
+}

@@ -62,15 +62,16 @@ impl NodeStateFile {
         let path = dir.join(FILE);
         match std::fs::read(&path) {
             Ok(bytes) => {
-                let state: Self = serde_json::from_slice(&bytes)
-                    .map_err(|error| anyhow::anyhow!("{} is damaged: {error}", path.display()))?;
+                let damaged = |error| anyhow::anyhow!("{} is damaged: {error}", path.display());
+                let state: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+                // First: a newer one may have other members.
+                let format = state["format"].as_u64().unwrap_or(0);
                 anyhow::ensure!(
-                    state.format <= FORMAT,
-                    "{} has format {}, this version of skep reads up to {FORMAT}: upgrade skep on this node",
-                    path.display(),
-                    state.format
+                    format <= FORMAT.into(),
+                    "{} has format {format}, this version of skep reads up to {FORMAT}: upgrade skep on this node",
+                    path.display()
                 );
-                Ok(Some(state))
+                serde_json::from_value(state).map(Some).map_err(damaged)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(anyhow::anyhow!("{} cannot be read: {error}", path.display())),
