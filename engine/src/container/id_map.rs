@@ -1,6 +1,6 @@
 //! User namespaces: the users of a container as users of the host that own nothing there.
 //!
-//! On disk, files keep the owners that containers see. What a shifted container's file system is mounted from is a view of the
+//! On disk, files keep the owners that containers see. What a shifted container's file system is mounted from are views of the
 //! data directory whose owners the kernel shifts; so images, commits and volumes are the same with a map and without.
 
 use std::fs::{self, File};
@@ -17,6 +17,10 @@ use serde_json::{Value, json};
 
 use crate::engine::HelperProgram;
 use crate::sys;
+
+/// What of the data directory containers are made of. Of the rest, such as a node's keys, there is no view: to somebody who
+/// came out of a container it would be theirs.
+const SHOWN: [&str; 5] = ["bin", "containers", "image", "init", "volumes"];
 
 /// Whom `default` stands for, and what is set aside where nothing is.
 const DEFAULT_USER: &str = "skepremap";
@@ -114,7 +118,7 @@ fn set_aside(file: &str) -> io::Result<()> {
     fs::OpenOptions::new().create(true).append(true).open(file)?.write_all(line.as_bytes())
 }
 
-/// A map in force: its user namespace, which its containers share, and its view of the data directory.
+/// A map in force: its user namespace, which its containers share, and its views of the data directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Shift {
     map: IdMap,
@@ -157,23 +161,29 @@ impl Shift {
 
     /// Puts the map in force, unless it is. One at a time.
     pub(crate) fn ensure(&self, helper: &HelperProgram) -> io::Result<()> {
-        let (user, view) = (self.user_namespace(), self.data_view());
-        fs::create_dir_all(&view)?;
+        let user = self.user_namespace();
+        let views = SHOWN.map(|name| (self.data_dir.join(name), self.data_view().join(name)));
+        views.iter().try_for_each(|(_, view)| fs::create_dir_all(view))?;
         if !is_pin(&user) {
             pin_namespace(helper, Kind::User, &user, |pid| {
                 fs::write(format!("/proc/{pid}/uid_map"), format!("0 {} {}", self.map.uid, self.map.len))?;
                 fs::write(format!("/proc/{pid}/gid_map"), format!("0 {} {}", self.map.gid, self.map.len))
             })?;
             // A view by another namespace is another view.
-            let _ = umount2(&view, MntFlags::MNT_DETACH);
+            for (_, view) in &views {
+                let _ = umount2(view, MntFlags::MNT_DETACH);
+            }
         }
-        if fs::read_dir(&view)?.next().is_some() {
-            return Ok(());
+        let users = File::open(&user)?;
+        let mounted = fs::read_to_string("/proc/self/mountinfo")?;
+        for (dir, view) in views.iter().filter(|(_, view)| !is_mounted(&mounted, view)) {
+            sys::mount_shifted(dir, view, users.as_fd()).map_err(|error| {
+                let what = "the owners of files cannot be mapped: that takes Linux 5.19 and a file system such as ext4, xfs \
+                            or btrfs at";
+                io::Error::new(error.kind(), format!("{what} {}: {error}", dir.display()))
+            })?;
         }
-        sys::mount_shifted(&self.data_dir, &view, File::open(&user)?.as_fd()).map_err(|error| {
-            let what = "the owners of files cannot be mapped: that takes Linux 5.19 and a file system such as ext4, xfs or btrfs at";
-            io::Error::new(error.kind(), format!("{what} {}: {error}", self.data_dir.display()))
-        })
+        Ok(())
     }
 
     /// Does `work` so that what it makes in the view belongs to a container's root.
@@ -186,6 +196,12 @@ impl Shift {
             working.join().map_err(|_| io::Error::other("it panicked"))?
         })
     }
+}
+
+/// Whether something is mounted at a path, by the text of `/proc/self/mountinfo`.
+fn is_mounted(mountinfo: &str, path: &Path) -> bool {
+    let path = path.display().to_string().replace('\\', "\\134").replace(' ', "\\040");
+    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some(&path))
 }
 
 fn is_pin(path: &Path) -> bool {
@@ -308,6 +324,13 @@ mod tests {
         set_aside(file).unwrap();
         let text = fs::read_to_string(file).unwrap();
         assert_eq!(text, "me:100000:65536\nyou:165536:65536\nskepremap:231072:65536\n");
+    }
+
+    #[test]
+    fn mounts_are_found_by_their_whole_path() {
+        let mounts = "36 35 98:0 / /run/a\\040b rw,noatime - ext4 /dev/x rw\n37 35 98:0 / /run/c rw - ext4 /dev/x rw\n";
+        assert!(is_mounted(mounts, Path::new("/run/a b")) && is_mounted(mounts, Path::new("/run/c")));
+        assert!(!is_mounted(mounts, Path::new("/run")) && !is_mounted(mounts, Path::new("/run/c/d")));
     }
 
     #[test]
