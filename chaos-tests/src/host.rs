@@ -250,6 +250,16 @@ impl Host {
         self.placing.dir.join("clock")
     }
 
+    /// Gives the host an /etc of its own: what is written there is gone with it.
+    #[track_caller]
+    pub fn own_etc(&self) {
+        let etc = self.placing.dir.join("etc").display().to_string();
+        let options = format!("lowerdir=/etc,upperdir={etc}/upper,workdir={etc}/work");
+        let script = format!("mkdir -p {etc}/upper {etc}/work && mount -t overlay overlay -o {options} /etc");
+        let ran = self.exec("sh", &["-c", &script]);
+        assert!(ran.success, "{ran:?}");
+    }
+
     /// Runs the client on this host.
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Ran {

@@ -98,22 +98,11 @@ fn compare(host: &Host, driver: &str) {
     host.stop_daemon();
 }
 
-/// A host whose /etc is its own.
-fn one_host() -> Rig {
-    let rig = Rig::new(1);
-    let host = rig.host(1);
-    let etc = host.dir().join("etc").display().to_string();
-    let mount = format!(
-        "mkdir -p {etc}/upper {etc}/work && mount -t overlay overlay -o lowerdir=/etc,upperdir={etc}/upper,workdir={etc}/work /etc"
-    );
-    assert!(host.exec("sh", &["-c", &mount]).success);
-    rig
-}
-
 #[test]
 fn copies_are_as_good_as_overlays() {
     take_turn!();
-    let rig = one_host();
+    let rig = Rig::new(1);
+    rig.host(1).own_etc();
     compare(rig.host(1), "vfs");
     let refused = rig.host(1).exec(
         skep_chaos_tests::program().to_str().unwrap(),
@@ -125,7 +114,8 @@ fn copies_are_as_good_as_overlays() {
 #[test]
 fn snapshots_are_as_good_as_overlays() {
     take_turn!();
-    let rig = one_host();
+    let rig = Rig::new(1);
+    rig.host(1).own_etc();
     let host = rig.host(1);
     let (data, disk) = (host.data().display().to_string(), host.dir().join("disk").display().to_string());
     let mount =

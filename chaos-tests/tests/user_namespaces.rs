@@ -8,18 +8,23 @@ use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
 
 const REMAPPED: [&str; 2] = ["--userns-remap", "default"];
 
-/// A host whose /etc is its own: the daemon sets ids aside there.
+/// A host where somebody else has ids already.
 fn one_host() -> Rig {
     let rig = Rig::new(1);
     let host = rig.host(1);
-    let etc = host.dir().join("etc").display().to_string();
-    let mount = format!(
-        "mkdir -p {etc}/upper {etc}/work && mount -t overlay overlay -o lowerdir=/etc,upperdir={etc}/upper,workdir={etc}/work /etc && \
-         echo someone:100000:65536 > /etc/subuid && echo someone:300000:65536 > /etc/subgid"
-    );
-    let ran = host.exec("sh", &["-c", &mount]);
-    assert!(ran.success, "{ran:?}");
+    host.own_etc();
+    let others = "echo someone:100000:65536 > /etc/subuid && echo someone:300000:65536 > /etc/subgid";
+    assert!(host.exec("sh", &["-c", others]).success);
     rig
+}
+
+/// An image with a file that is not root's.
+fn import_box(host: &Host) {
+    host.import("box", &[], |root| {
+        std::fs::create_dir(root.join("data")).unwrap();
+        std::fs::write(root.join("data/file"), "text").unwrap();
+        std::os::unix::fs::chown(root.join("data/file"), Some(1000), Some(1000)).unwrap();
+    });
 }
 
 /// The host's owner of a container's first process.
@@ -34,11 +39,7 @@ fn a_container_s_root_is_nobody_on_the_host() {
     let rig = one_host();
     let host = rig.host(1);
     host.start_daemon_with(&REMAPPED);
-    host.import("box", &[], |root| {
-        std::fs::create_dir(root.join("data")).unwrap();
-        std::fs::write(root.join("data/file"), "text").unwrap();
-        std::os::unix::fs::chown(root.join("data/file"), Some(1000), Some(1000)).unwrap();
-    });
+    import_box(host);
     // Behind those of someone else.
     assert_eq!(host.exec("grep", &["skepremap", "/etc/subuid"]).stdout, "skepremap:165536:65536\n");
     assert_eq!(host.exec("grep", &["skepremap", "/etc/subgid"]).stdout, "skepremap:365536:65536\n");
@@ -104,11 +105,7 @@ fn files_have_the_owners_that_containers_see() {
     let rig = one_host();
     let host = rig.host(1);
     host.start_daemon_with(&REMAPPED);
-    host.import("box", &[], |root| {
-        std::fs::create_dir(root.join("data")).unwrap();
-        std::fs::write(root.join("data/file"), "text").unwrap();
-        std::os::unix::fs::chown(root.join("data/file"), Some(1000), Some(1000)).unwrap();
-    });
+    import_box(host);
     let owners = |image: &str, flags: &[&str]| {
         let list = ["sh", "-c", "cd /data && stat -c '%n %u:%g' *"];
         host.ok(&[&["run", "--rm"], flags, &[image], &list].concat())

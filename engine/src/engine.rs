@@ -251,7 +251,8 @@ impl Engine {
             past_events: Mutex::default(),
             tasks: TaskTracker::new(),
             helper,
-            storage: choose_storage(&config)?,
+            storage: StorageDriver::choose(config.storage, &config.data_dir)
+                .map_err(disk_error(format!("making containers' files in {}", config.data_dir.display())))?,
             shifting: Mutex::default(),
             config,
         });
@@ -509,23 +510,6 @@ impl Engine {
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::debug!("containers go on; their shims keep what happens");
-        }
-    }
-}
-
-fn choose_storage(config: &EngineConfig) -> Result<StorageDriver, EngineError> {
-    let dir = &config.data_dir;
-    let wanted = config.storage.unwrap_or_default();
-    match (wanted.try_in(dir), config.storage) {
-        (Ok(()), _) => Ok(wanted),
-        (Err(cause), Some(_)) => {
-            let doing = format!("making roots by the storage driver {} in {}", wanted.as_str(), dir.display());
-            Err(disk_error(doing)(cause))
-        }
-        (Err(error), None) => {
-            let (dir, wanted) = (dir.display(), wanted.as_str());
-            tracing::warn!(%dir, %error, "{wanted} cannot be used here: containers' files are copied instead (vfs)");
-            Ok(StorageDriver::Vfs)
         }
     }
 }

@@ -10,6 +10,7 @@ mod container;
 mod disk;
 mod engine;
 mod image;
+mod mounts;
 mod network;
 mod sys;
 mod tree;

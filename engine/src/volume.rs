@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 use skep_api::Timestamp;
 
 use crate::disk;
+use crate::mounts::{is_mounted, unmount};
 use crate::tree::{Copier, copy_attributes};
 
 /// A volume as it is kept.
@@ -99,7 +99,7 @@ impl VolumeStore {
     pub(crate) fn mount(&self, name: &str) -> io::Result<bool> {
         let Some(volume) = self.get(name).filter(|volume| !volume.options.is_empty()) else { return Ok(false) };
         let target = self.data_dir(name);
-        if fs::metadata(&target)?.dev() != fs::metadata(self.dir.join(name))?.dev() {
+        if is_mounted(&target)? {
             return Ok(true);
         }
         let option = |key: &str| volume.options.get(key).map_or("", String::as_str);
@@ -117,10 +117,7 @@ impl VolumeStore {
         if self.get(name).is_none_or(|volume| volume.options.is_empty()) {
             return Ok(());
         }
-        match umount2(&self.data_dir(name), MntFlags::MNT_DETACH) {
-            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        unmount(&self.data_dir(name))
     }
 }
 
@@ -165,7 +162,7 @@ pub(crate) fn populate(volume: &Path, from: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     use super::*;
 

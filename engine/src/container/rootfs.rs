@@ -12,7 +12,8 @@ use nix::mount::{MsFlags, mount};
 
 use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload};
 use crate::container::id_map::Shift;
-use crate::container::storage::{Storage, unmount};
+use crate::container::storage::Storage;
+use crate::mounts::{is_mounted, unmount};
 
 /// All payloads of one container fit: configs alone may have near 1 MB each.
 const PAYLOADS_LEN: &str = "size=64m,mode=0711";
@@ -65,7 +66,7 @@ impl ContainerDirs {
         }
         let shown = self.shown().join(name);
         fs::create_dir_all(&shown)?;
-        if !is_mount_point(&shown)? {
+        if !is_mounted(&shown)? {
             mount(Some(dir), &shown, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         }
         Ok(shown)

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::container::rootfs::ContainerDirs;
-pub(crate) use overlay::{Overlay2, unmount};
+pub(crate) use overlay::Overlay2;
 use plain::{Btrfs, Vfs};
 
 /// How roots are made.
@@ -46,8 +46,21 @@ impl StorageDriver {
         [Self::Overlay2, Self::Vfs, Self::Btrfs].into_iter().find(|driver| driver.as_str() == name)
     }
 
-    /// Whether roots can be made below `dir` so; says why not.
-    pub(crate) fn try_in(self, dir: &Path) -> io::Result<()> {
+    /// The driver that is asked for, if roots can be made below `dir` by it; none asked: one that can.
+    pub(crate) fn choose(asked: Option<Self>, dir: &Path) -> io::Result<Self> {
+        let driver = asked.unwrap_or_default();
+        match (driver.try_in(dir), asked) {
+            (Ok(()), _) => Ok(driver),
+            (Err(error), Some(_)) => Err(error),
+            (Err(error), None) => {
+                let (dir, driver) = (dir.display(), driver.as_str());
+                tracing::warn!(%dir, %error, "{driver} cannot be used here: containers' files are copied instead (vfs)");
+                Ok(Self::Vfs)
+            }
+        }
+    }
+
+    fn try_in(self, dir: &Path) -> io::Result<()> {
         match self {
             Self::Overlay2 => overlay::try_in(dir),
             Self::Vfs => Ok(()),

@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use super::Storage;
 use crate::container::rootfs::{ContainerDirs, is_mount_point};
+use crate::mounts::unmount;
 
 /// overlayfs takes its options in one page.
 const OPTIONS_LEN_MAX: usize = 4095;
@@ -86,14 +87,6 @@ fn lower_dirs(layers: &[PathBuf]) -> String {
     let mut seen = BTreeSet::new();
     let uppermost = layers.iter().rev().filter(|dir| seen.insert(*dir));
     uppermost.map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":")
-}
-
-pub(crate) fn unmount(path: &Path) -> io::Result<()> {
-    match umount2(path, MntFlags::MNT_DETACH) {
-        // Not mounted, or not there.
-        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]
