@@ -452,10 +452,7 @@ impl Networks {
         let mac = place.mac.unwrap_or_else(|| MacAddress::of(held.address));
         let made = async {
             match &network.parent {
-                Some(parent) => {
-                    let link = parent.link_in(below, netns, held.link, mac);
-                    Netlink::open()?.handle().link().add(link).execute().await.map_err(io::Error::other)?;
-                }
+                Some(parent) => parent.make_link(below, netns, held.link, mac).await?,
                 None => make_veth(member.id, &network, below, netns, (held.link, mac)).await?,
             }
             let index =

@@ -5,14 +5,19 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rtnetlink::packet_route::link::{LinkMessage, MacVlanMode};
 use rtnetlink::{Handle, LinkBridge, LinkMacVlan};
 use serde::{Deserialize, Serialize};
-use skep_host_net::{Netns, link_index};
+use skep_host_net::{Netlink, Netns, link_index};
 
 use super::MacAddress;
 use super::links::eth;
+
+/// How long the links of a container that is gone may be there still.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
+const GONE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The link that a network's containers share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +78,24 @@ impl Parent {
         index.ok_or_else(|| io::Error::other(format!("the parent link {} is gone: bring it back", self.link)))
     }
 
-    /// A container's link, which is made where it belongs.
-    pub(super) fn link_in(&self, index: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
+    /// Makes a container's link where it belongs.
+    pub(super) async fn make_link(&self, index: u32, namespace: &Netns, link: u32, mac: MacAddress) -> io::Result<()> {
+        let netlink = Netlink::open()?;
+        let deadline = Instant::now() + GONE_LIMIT;
+        loop {
+            match netlink.handle().link().add(self.link_in(index, namespace, link, mac)).execute().await {
+                // By the address's last user: the kernel takes a namespace and its links down in its own time.
+                Err(rtnetlink::Error::NetlinkError(said))
+                    if said.raw_code() == -libc::EADDRINUSE && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(GONE_PAUSE).await;
+                }
+                other => return other.map_err(io::Error::other),
+            }
+        }
+    }
+
+    fn link_in(&self, index: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
         let mode = match self.mode {
             Mode::Bridge => MacVlanMode::Bridge,
             Mode::Private => MacVlanMode::Private,
