@@ -18,11 +18,15 @@ pub(crate) fn write_passing(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&fs::File) -> io::Result<()>) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    settle(&file)?;
-    fs::rename(&new, path)
+    // Another one may be writing the same file.
+    let new = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = file.write_all(bytes).and_then(|()| settle(&file)).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
 
 /// The bytes that a directory's files take on disk; what cannot be read counts nothing.
