@@ -9,6 +9,7 @@
 pub mod cause;
 pub mod encoding;
 pub mod id;
+pub mod ipv6;
 pub mod secret_bytes;
 pub mod subnet;
 pub mod timestamp;
@@ -34,6 +35,7 @@ pub mod session;
 
 pub use cause::with_causes;
 pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+pub use ipv6::{IpSubnet, Ipv6Side, SubnetV6};
 pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;
 pub use subnet::Subnet;

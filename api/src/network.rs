@@ -1,12 +1,13 @@
 //! Networks of the swarm: overlays that tasks on any node share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bincode::{Decode, Encode};
 
 use crate::container::Driver;
 use crate::id::NetworkId;
+use crate::ipv6::{Ipv6Side, SubnetV6};
 use crate::name::{NameError, check_network_name};
 use crate::object::Meta;
 use crate::subnet::Subnet;
@@ -18,6 +19,8 @@ const ENCRYPTED: &str = "encrypted";
 const MTU: &str = "com.docker.network.driver.mtu";
 /// Fewer addresses than gateway, one VIP and one task need are of no use.
 const PREFIX_LEN_MAX: u8 = 29;
+/// What every link with IPv6 must take (RFC 8200 §5).
+pub const IPV6_MTU_BYTES_MIN: u32 = 1280;
 const MTU_BYTES: std::ops::RangeInclusive<u32> = 576..=65_000;
 
 /// What a user declares of a network.
@@ -27,6 +30,7 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
     pub driver: Driver,
     pub ipam: Ipam,
+    /// Whether it has IPv6 addresses as well.
     pub ipv6: bool,
     /// Nothing goes from it to the outside.
     pub internal: bool,
@@ -46,6 +50,8 @@ pub struct Ipam {
     pub gateway: Option<Ipv4Addr>,
     /// Addresses that are somebody else's.
     pub reserved: BTreeMap<String, Ipv4Addr>,
+    pub subnet_v6: Option<SubnetV6>,
+    pub gateway_v6: Option<Ipv6Addr>,
 }
 
 /// A network as it is stored.
@@ -56,6 +62,7 @@ pub struct Network {
     pub spec: NetworkSpec,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    pub v6: Option<Ipv6Side>,
     /// Where the next address is looked for. A hint: which addresses are taken is read off the
     /// services and tasks that have them, so none can leak. Its change makes two writers that give
     /// out addresses of one network at the same time notice each other.
@@ -72,13 +79,19 @@ impl Network {
     /// The largest packet, if the user set it.
     #[must_use]
     pub fn mtu_bytes(&self) -> Option<u32> {
-        self.spec.driver.options.get(MTU).and_then(|text| text.parse().ok())
+        self.spec.mtu_bytes()
     }
 
     /// The addresses that neither a service nor a task may have.
     #[must_use]
     pub fn reserved(&self) -> BTreeSet<Ipv4Addr> {
         self.spec.ipam.reserved.values().copied().chain([self.gateway]).collect()
+    }
+
+    /// The IPv6 address of who has `host` here.
+    #[must_use]
+    pub fn address_v6(&self, host: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.v6.map(|side| side.address(self.subnet, host))
     }
 
     /// Where addresses are given out from.
@@ -107,7 +120,14 @@ impl NetworkSpec {
     /// The network that published ports come in through.
     #[must_use]
     pub fn ingress() -> Self {
-        Self { name: INGRESS_NAME.to_owned(), driver: Driver::named("overlay"), ingress: true, ..Self::default() }
+        let (name, driver) = (INGRESS_NAME.to_owned(), Driver::named("overlay"));
+        Self { name, driver, ingress: true, ipv6: true, ..Self::default() }
+    }
+
+    /// The largest packet, if the user set it.
+    #[must_use]
+    pub fn mtu_bytes(&self) -> Option<u32> {
+        self.driver.options.get(MTU).and_then(|text| text.parse().ok())
     }
 
     #[must_use]
@@ -121,9 +141,6 @@ impl NetworkSpec {
         let unsupported = |what: &str, instead| NetworkSpecError::Unsupported { what: what.to_owned(), instead };
         if self.driver.name != "overlay" {
             return Err(unsupported(&format!("network driver {:?} for a swarm", self.driver.name), ": use overlay"));
-        }
-        if self.ipv6 {
-            return Err(unsupported("IPv6 on overlay networks", ": leave --ipv6 out"));
         }
         if !matches!(self.ipam.driver.as_str(), "" | "default") {
             return Err(unsupported(&format!("IPAM driver {:?}", self.ipam.driver), ": use default"));
@@ -146,11 +163,22 @@ impl NetworkSpec {
         {
             return Err(invalid(format!("option {MTU}={text:?} is no packet size from 576 to 65000 bytes")));
         }
+        if self.ipv6 && self.mtu_bytes().is_some_and(|bytes| bytes < IPV6_MTU_BYTES_MIN) {
+            return Err(invalid(format!(
+                "IPv6 takes packets of {IPV6_MTU_BYTES_MIN} bytes: set {MTU} to as many or more"
+            )));
+        }
         self.validate_addresses()
     }
 
     fn validate_addresses(&self) -> Result<(), NetworkSpecError> {
-        let Ipam { subnet, range, gateway, reserved, .. } = &self.ipam;
+        let Ipam { subnet, range, gateway, reserved, subnet_v6, gateway_v6, .. } = &self.ipam;
+        if let Some(subnet) = subnet_v6.filter(|_| !self.ipv6) {
+            return Err(invalid(format!("subnet {subnet} is of IPv6: ask for that by EnableIPv6 (--ipv6)")));
+        }
+        if let Some(gateway) = gateway_v6.filter(|_| subnet_v6.is_none()) {
+            return Err(invalid(format!("gateway {gateway} needs an IPv6 --subnet beside it")));
+        }
         let Some(subnet) = subnet else {
             if range.is_some() || gateway.is_some() || !reserved.is_empty() {
                 return Err(invalid("--ip-range, --gateway and --aux-address need --subnet beside them".into()));
@@ -211,6 +239,16 @@ mod tests {
             "does not lie in",
         );
         check(|spec| drop(spec.driver.options.insert("encrypted".into(), "maybe".into())), "neither true nor false");
+        check(|spec| spec.ipam.subnet_v6 = Some("fd00::/64".parse().unwrap()), "--ipv6");
+        check(|spec| spec.ipam.gateway_v6 = Some("fd00::1".parse().unwrap()), "--subnet");
+        let with_mtu = |bytes: &'static str| {
+            move |spec: &mut NetworkSpec| {
+                spec.ipv6 = true;
+                drop(spec.driver.options.insert(MTU.into(), bytes.into()));
+            }
+        };
+        check(with_mtu("1279"), "IPv6 takes packets of 1280 bytes");
+        check(with_mtu("1280"), "ok");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What a node must know to carry the swarm's networks: facts, each under its key, streamed by the
 //! managers. A node has only those of networks it takes part in.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bincode::{Decode, Encode};
 
 use crate::id::{AttachmentId, NetworkId, NodeId, ServiceId, TaskId};
+use crate::ipv6::Ipv6Side;
 use crate::service::PortConfig;
 use crate::subnet::Subnet;
 
@@ -58,10 +59,19 @@ pub struct OverlayNetwork {
     pub name: String,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    pub v6: Option<Ipv6Side>,
     pub encrypted: bool,
     pub internal: bool,
     pub ingress: bool,
     pub mtu_bytes: Option<u32>,
+}
+
+impl OverlayNetwork {
+    /// The IPv6 address of who has `host` here.
+    #[must_use]
+    pub fn address_v6(&self, host: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.v6.map(|side| side.address(self.subnet, host))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -1,20 +1,27 @@
-//! IPv6 in the networks of one host: between containers, from the host and other hosts, and to the outside.
+//! IPv6 in networks, of one host and of the swarm: between containers, from hosts, and to the outside.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
-use serde_json::json;
-use skep_chaos_tests::{Host, LIMIT, Scene, take_turn, wait_until};
+use std::collections::BTreeSet;
 
-/// Hosts that have addresses of IPv6, too: fd77::N.
+use serde_json::json;
+use skep_chaos_tests::{Host, LIMIT, Rig, Scene, take_turn, wait_until};
+
+/// Hosts that have addresses of IPv6, too.
 fn scene() -> Scene {
     let scene = Scene::with_hosts(2);
-    for (number, host) in (1..).zip(scene.rig.hosts()) {
+    give_addresses(&scene.rig);
+    scene
+}
+
+/// Gives every host an address more: fd77::N.
+fn give_addresses(rig: &Rig) {
+    for (number, host) in (1..).zip(rig.hosts()) {
         let link = host.exec("ip", &["-o", "-4", "addr", "show", "to", host.addr()]).stdout;
         let link = link.split_whitespace().nth(1).unwrap().to_owned();
         let address = format!("fd77::{number}/64");
         assert!(host.exec("ip", &["-6", "addr", "add", &address, "dev", &link, "nodad"]).success);
     }
-    scene
 }
 
 /// What a server of a container answers one who asks from a host.
@@ -99,4 +106,142 @@ fn containers_have_ipv6_where_the_network_has() {
     host.ok(&["network", "rm", "six", "away", "four"]);
     let rules = host.exec("nft", &["list", "tables"]).stdout;
     assert!(!rules.contains("ip6 skep"), "{rules}");
+}
+
+/// What answers inside the network of a container.
+fn fetch_inside(host: &Host, container: &str, options: &[&str], address: &str) -> String {
+    let url = format!("http://[{address}]:8000/");
+    host.inside(container, &[&["curl", "-s", "-m", "2", "-g"], options, &[url.as_str()]].concat())
+}
+
+/// The IPv6 addresses that a container's own name server gives for a name.
+fn look_up(host: &Host, container: &str, name: &str) -> Vec<String> {
+    let answer = host.inside(container, &["busybox", "nslookup", "-type=aaaa", name, "127.0.0.11"]);
+    let behind = answer.split("Name:").skip(1).collect::<String>();
+    behind.lines().filter_map(|line| line.strip_prefix("Address:")).map(|text| text.trim().to_owned()).collect()
+}
+
+/// Services of two networks, one task on each of two nodes.
+fn swarm_with_two_networks() -> Rig {
+    let rig = Rig::new(3);
+    give_addresses(&rig);
+    rig.hosts().for_each(Host::start_daemon);
+    rig.form_swarm(1);
+    let host = rig.host(1);
+    let create = ["network", "create", "--attachable", "--ipv6"];
+    host.ok(&[&create[..], &["--subnet", "10.61.0.0/24", "--subnet", "fd61::/64", "green"]].concat());
+    host.ok(&[&create[..], &["blue"]].concat());
+    for (name, network) in [("a", "green"), ("b", "green"), ("c", "blue")] {
+        let create = ["service", "create", "-d", "--name", name, "--mode", "global", "--network", network];
+        host.ok(&[&create[..], &["--constraint", "node.hostname!=n3", "skep/whoami"]].concat());
+    }
+    for name in ["a", "b", "c"] {
+        host.await_replicas(name, "2/2");
+    }
+    rig
+}
+
+#[test]
+fn services_reach_each_other_by_ipv6_and_nobody_reaches_into_other_networks() {
+    take_turn!();
+    let rig = swarm_with_two_networks();
+    let (first, second) = (rig.host(1), rig.host(2));
+    let (vip, tasks) = (look_up(first, "a.", "b"), look_up(first, "a.", "tasks.b"));
+    assert!(vip.len() == 1 && vip[0].starts_with("fd61::"), "{vip:?}");
+    assert_eq!((look_up(second, "a.", "b"), tasks.len()), (vip.clone(), 2), "{tasks:?}");
+    // Both tasks behind the virtual address answer, one here and one on the other node, and see who asks.
+    let own = look_up(first, "a.", "tasks.a");
+    let answers: Vec<String> = (0..6).map(|_| fetch_inside(first, "a.", &[], &vip[0])).collect();
+    let hosts: BTreeSet<_> = answers.iter().filter_map(|answer| answer.lines().next()).collect();
+    assert_eq!(hosts.len(), 2, "{answers:?}");
+    for answer in &answers {
+        assert!(own.iter().any(|address| answer.contains(&format!("RemoteAddr: [{address}]:"))), "{answer} {own:?}");
+    }
+    // Itself, by its own service's address.
+    let own_vip = look_up(first, "b.", "b");
+    assert!((0..4).all(|_| fetch_inside(first, "b.", &[], &own_vip[0]).contains("Hostname:")));
+    let name = first.inside("a.", &["busybox", "nslookup", &tasks[0], "127.0.0.11"]);
+    assert!(name.contains("b."), "{name}");
+
+    // To the outside with the host's address.
+    let out = first.inside("a.", &["busybox", "ping", "-6", "-c", "1", "-W", "3", "fd77::2"]);
+    assert!(out.contains(" 0% packet loss"), "{out}");
+
+    // Not from another network, and not with an address that is not one's own.
+    for address in tasks.iter().chain(&vip) {
+        let answer = fetch_inside(first, "c.", &[], address);
+        assert!(!answer.contains("Hostname:"), "{address} is reached from another network: {answer}");
+    }
+    let _ = first.inside("a.", &["ip", "addr", "add", "fd61::77/128", "dev", "eth0", "nodad"]);
+    for address in &tasks {
+        let answer = fetch_inside(first, "a.", &["--interface", "fd61::77"], address);
+        assert!(!answer.contains("Hostname:"), "{address} answers a strange address: {answer}");
+    }
+
+    // A single container of a node that had no part in it so far.
+    let third = rig.host(3);
+    third.import_busybox();
+    third.ok(&["run", "-d", "--name", "single", "--network", "green", "busybox", "sleep", "1000"]);
+    assert!(fetch_inside(third, "single", &[], &vip[0]).contains("Hostname:"));
+    let place =
+        "{{with .NetworkSettings.Networks.green}}{{.IPAddress}} {{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}}{{end}}";
+    let told = third.ok(&["inspect", "-f", place, "single"]);
+    let (v4, v6) = told.trim().split_once(' ').unwrap();
+    let number: u8 = v4.rsplit('.').next().unwrap().parse().unwrap();
+    assert_eq!(v6, format!("fd61::{number:x}/64"), "it follows from {v4}");
+    let told = first.ok(&["network", "inspect", "-f", "{{.EnableIPv6}} {{json .IPAM.Config}}", "green"]);
+    assert!(told.contains("true") && told.contains(r#""Gateway":"fd61::1""#), "{told}");
+    let diagnosed = first.ok(&["network", "diagnose"]);
+    assert!(!diagnosed.contains("mended"), "{diagnosed}");
+}
+
+#[test]
+fn ports_are_published_by_ipv6_and_the_client_is_seen_as_it_is() {
+    take_turn!();
+    let rig = Rig::new(3);
+    give_addresses(&rig);
+    rig.hosts().for_each(Host::start_daemon);
+    rig.form_swarm(1);
+    let create = ["service", "create", "-d", "--name", "web", "--constraint", "node.hostname==n2", "-p", "8080:8000"];
+    rig.host(1).ok(&[&create[..], &["skep/whoami"]].concat());
+    rig.host(1).await_replicas("web", "1/1");
+    for (asked, from) in [(2, 1), (1, 3), (3, 1), (3, 2)] {
+        let url = format!("http://[fd77::{asked}]:8080/");
+        wait_until("the port answers", LIMIT, || {
+            let answer = fetch(rig.host(from), &url);
+            (answer.contains(&format!("RemoteAddr: [fd77::{from}]:")), format!("{url} from n{from}: {answer}"))
+        });
+    }
+    // A process of the node itself; by ::1 it is refused at once.
+    assert!(fetch(rig.host(1), "http://[fd77::1]:8080/").contains("Hostname:"));
+    let began = std::time::Instant::now();
+    assert_eq!(fetch(rig.host(1), "http://[::1]:8080/"), "");
+    assert!(began.elapsed().as_secs() < 2, "it is not kept waiting");
+    rig.host(1).ok(&["service", "rm", "web"]);
+    rig.await_no_container();
+    wait_until("nothing is left of the mesh", LIMIT, || {
+        let rules = rig.host(2).exec("nft", &["list", "tables"]).stdout;
+        (!rules.contains("skep_mesh"), rules)
+    });
+}
+
+#[test]
+fn wrong_ipv6_addresses_are_refused_with_a_reason() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    let refused = |flags: &[&str], want: &str| {
+        let answer = host.fails(&[&["network", "create", "-d", "overlay"], flags, &["wrong"]].concat());
+        assert!(answer.contains(want), "{flags:?}: {answer}");
+    };
+    host.ok(&["network", "create", "--attachable", "--ipv6", "--subnet", "fd61::/64", "six"]);
+    refused(&["--subnet", "fd62::/64"], "--ipv6");
+    refused(&["--ipv6", "--subnet", "fd61::/60"], "which network six has");
+    refused(&["--ipv6", "--subnet", "fd62::/124"], "fewer addresses");
+    refused(&["--ipv6", "--subnet", "fd62::/64", "--gateway", "fd62::9"], "a task's address");
+    refused(&["--ipv6", "--subnet", "fd62::/64", "--subnet", "fd63::/64"], "more than one IPv6 subnet");
+    refused(&["--ipv6", "--opt", "com.docker.network.driver.mtu=1000"], "1280");
+    host.import_busybox();
+    let asked = host.fails(&["run", "--network", "six", "--ip6", "fd61::9", "busybox", "true"]);
+    assert!(asked.contains("--ip"), "{asked}");
 }

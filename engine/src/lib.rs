@@ -48,8 +48,8 @@ pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{architecture, familiar, normalize};
 pub use network::{
-    DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, LocalNetwork, MacAddress, NetworkKeeper, Parent,
-    WantedPlace,
+    DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, KeptNetwork, LocalNetwork, MacAddress,
+    NetworkKeeper, Parent, WantedPlace,
 };
 pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

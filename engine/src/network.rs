@@ -22,11 +22,14 @@ use std::sync::{Arc, Mutex};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use skep_api::{Subnet, Timestamp};
-use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
+use skep_host_net::{
+    LOOPBACK_INDEX, Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6_in, forward_ipv6,
+    link_index,
+};
 use skep_name_server::NameServers;
 
 pub(crate) use guard::guard;
-pub use keeper::{Grant, Joining, KeeperReply, NetworkKeeper};
+pub use keeper::{Grant, Joining, KeeperReply, KeptNetwork, NetworkKeeper};
 pub use parent::Parent;
 pub use place::{Endpoint, MacAddress, WantedPlace};
 pub use v6::Ipv6Side;
@@ -463,8 +466,9 @@ impl Networks {
                 inside.address().add(index, address.into(), len).execute().await.map_err(io::Error::other)?;
             }
             if let (Some(address), Some(v6)) = (held.address_v6, &network.v6) {
-                v6::allow_in(netns, eth(held.link)).await?;
-                v6::add_address(inside, index, address, v6.subnet).await.map_err(io::Error::other)?;
+                allow_ipv6_in(netns, eth(held.link)).await?;
+                let reach = Reach::Network(v6.subnet.prefix_len());
+                add_ipv6_address(inside, index, address, reach).await.map_err(io::Error::other)?;
             }
             let up = LinkUnspec::new_with_index(index).up().build();
             inside.link().set(up).execute().await.map_err(io::Error::other)?;
@@ -546,7 +550,7 @@ impl Networks {
             fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
         if network.v6.is_some() {
-            v6::forward()?;
+            forward_ipv6()?;
         }
         indexes.insert(id.to_owned(), index);
         drop(indexes);

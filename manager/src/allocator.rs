@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use skep_api::service::{PortConfig, Protocol, PublishMode};
-use skep_api::{Cluster, Network, NetworkId, NetworkSpec, Service, ServiceId, Subnet, Task};
+use skep_api::{Cluster, Ipv6Side, Network, NetworkId, NetworkSpec, Service, ServiceId, Subnet, SubnetV6, Task};
 use skep_raft_store::{Tables, Transaction};
 
 use crate::control::{ControlError, Reason};
@@ -19,11 +19,11 @@ const PICKED_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// Picks a network's subnet and gateway, or checks those that were asked for.
 pub(crate) fn subnet(
-    networks: &[Subnet],
+    others: &[&Network],
     cluster: &Cluster,
     spec: &NetworkSpec,
 ) -> Result<(Subnet, Ipv4Addr), ControlError> {
-    let clash = |wanted: &Subnet| networks.iter().find(|taken| taken.overlaps(*wanted));
+    let clash = |wanted: &Subnet| others.iter().map(|other| other.subnet).find(|taken| taken.overlaps(*wanted));
     let subnet = match spec.ipam.subnet {
         Some(subnet) => match clash(&subnet) {
             Some(taken) => {
@@ -55,6 +55,25 @@ pub(crate) fn subnet(
         ControlError::invalid(format!("subnet {subnet} has no address left for a gateway: reserve fewer"))
     })?;
     Ok((subnet, gateway))
+}
+
+/// Picks a network's IPv6 subnet, or checks the one that was asked for.
+pub(crate) fn ipv6_side(
+    others: &[&Network],
+    spec: &NetworkSpec,
+    subnet: Subnet,
+    gateway: Ipv4Addr,
+) -> Result<Ipv6Side, ControlError> {
+    let wanted = spec.ipam.subnet_v6.unwrap_or_else(SubnetV6::unique_local);
+    let taken = others.iter().filter_map(|other| Some((other, other.v6?.subnet)));
+    if let Some((other, taken)) = taken.into_iter().find(|(_, taken)| taken.overlaps(wanted)) {
+        let name = &other.spec.name;
+        return Err(ControlError::new(
+            Reason::Conflict,
+            format!("subnet {wanted} overlaps with {taken}, which network {name} has: choose another"),
+        ));
+    }
+    Ipv6Side::new(wanted, spec.ipam.gateway_v6, subnet, gateway).map_err(ControlError::invalid)
 }
 
 /// The addresses of the swarm's networks, as one writer gives them out.
@@ -213,7 +232,7 @@ mod tests {
         let mut spec = NetworkSpec::default();
         spec.ipam.range = range.map(|range| range.parse().unwrap());
         let gateway = subnet.nth(1).unwrap();
-        Network { id: NetworkId::from_u128(1), meta: Meta::default(), spec, subnet, gateway, cursor: 0 }
+        Network { id: NetworkId::from_u128(1), meta: Meta::default(), spec, subnet, gateway, v6: None, cursor: 0 }
     }
 
     #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
@@ -19,6 +19,9 @@ const TUPLE_REPLY: u16 = 2;
 const TUPLE_IP: u16 = 1;
 const IP_SOURCE: u16 = 1;
 const IP_DESTINATION: u16 = 2;
+const IPV6_SOURCE: u16 = 3;
+const IPV6_DESTINATION: u16 = 4;
+const ANY_FAMILY: u8 = 0;
 const NESTED: u16 = 1 << 15;
 
 const REQUEST: u16 = 0x01;
@@ -32,13 +35,13 @@ const GENERIC_LEN: usize = 4;
 const BUFFER_LEN: usize = 64 << 10;
 
 /// Removes every connection of the calling thread's namespace that one of `addresses` takes part in.
-pub(crate) fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
+pub(crate) fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
     let doomed = list(&socket)?.into_iter().filter(|entry| entry.addresses.iter().any(|a| addresses.contains(a)));
     for entry in doomed {
-        delete(&socket, &entry.replies)?;
+        delete(&socket, &entry)?;
     }
     Ok(())
 }
@@ -48,10 +51,12 @@ struct Entry {
     /// The attribute with the tuple of replies, as the kernel wrote it. The original direction's would
     /// also name a new connection that the client makes from the same port meanwhile.
     replies: Vec<u8>,
-    addresses: Vec<Ipv4Addr>,
+    /// Of both, as the kernel numbers it.
+    family: u8,
+    addresses: Vec<IpAddr>,
 }
 
-fn request(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
     let len = HEADER_LEN + GENERIC_LEN + attributes.len();
     let mut message = Vec::with_capacity(len);
     message.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
@@ -59,13 +64,13 @@ fn request(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     message.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
     // Sequence and sender.
     message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[u8::try_from(libc::AF_INET).unwrap_or(2), 0, 0, 0]);
+    message.extend_from_slice(&[family, 0, 0, 0]);
     message.extend_from_slice(attributes);
     message
 }
 
 fn list(socket: &OwnedFd) -> io::Result<Vec<Entry>> {
-    sendto(socket.as_raw_fd(), &request(GET, DUMP, &[]), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    sendto(socket.as_raw_fd(), &request(GET, DUMP, ANY_FAMILY, &[]), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut entries = Vec::new();
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
@@ -74,14 +79,14 @@ fn list(socket: &OwnedFd) -> io::Result<Vec<Entry>> {
             match kind {
                 DONE => return Ok(entries),
                 ERROR => return Err(io::Error::other("the kernel lists no connections")),
-                _ => entries.extend(entry(body.get(GENERIC_LEN..).unwrap_or_default())),
+                _ => entries.extend(entry(body)),
             }
         }
     }
 }
 
-fn delete(socket: &OwnedFd, replies: &[u8]) -> io::Result<()> {
-    let message = request(DELETE, ACKNOWLEDGE, replies);
+fn delete(socket: &OwnedFd, entry: &Entry) -> io::Result<()> {
+    let message = request(DELETE, ACKNOWLEDGE, entry.family, &entry.replies);
     sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut buffer = vec![0; BUFFER_LEN];
     // That it ended by itself meanwhile is just as well.
@@ -117,18 +122,25 @@ fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
     found
 }
 
-fn entry(bytes: &[u8]) -> Option<Entry> {
-    let attributes_of_entry = attributes(bytes);
+fn entry(body: &[u8]) -> Option<Entry> {
+    let attributes_of_entry = attributes(body.get(GENERIC_LEN..)?);
     let find = |wanted: u16| attributes_of_entry.iter().find(|(kind, ..)| *kind == wanted);
     let (_, replies, _) = find(TUPLE_REPLY)?;
     let mut addresses = Vec::new();
     for (_, _, value) in [find(TUPLE_ORIGINAL), find(TUPLE_REPLY)].into_iter().flatten() {
         for (_, _, ip) in attributes(value).into_iter().filter(|(kind, ..)| *kind == TUPLE_IP) {
-            let ends = attributes(ip).into_iter().filter(|(kind, ..)| matches!(*kind, IP_SOURCE | IP_DESTINATION));
-            addresses.extend(ends.filter_map(|(_, _, octets)| <[u8; 4]>::try_from(octets).ok().map(Ipv4Addr::from)));
+            addresses.extend(attributes(ip).into_iter().filter_map(|(kind, _, octets)| address(kind, octets)));
         }
     }
-    Some(Entry { replies: replies.to_vec(), addresses })
+    Some(Entry { replies: replies.to_vec(), family: *body.first()?, addresses })
+}
+
+fn address(kind: u16, octets: &[u8]) -> Option<IpAddr> {
+    match kind {
+        IP_SOURCE | IP_DESTINATION => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
+        IPV6_SOURCE | IPV6_DESTINATION => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -143,19 +155,28 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn a_connection_is_read_with_both_its_ends() {
-        let ip = |a: u8, b: u8| {
-            let ends = [attribute(IP_SOURCE, &[10, 0, 0, a]), attribute(IP_DESTINATION, &[10, 0, 0, b])].concat();
+    #[track_caller]
+    fn check(family: u8, kinds: [u16; 2], ends: [&[&[u8]; 2]; 2], want: &str) {
+        let ip = |[source, destination]: &[&[u8]; 2]| {
+            let ends = [attribute(kinds[0], source), attribute(kinds[1], destination)].concat();
             attribute(TUPLE_IP | NESTED, &ends)
         };
-        let original = attribute(TUPLE_ORIGINAL | NESTED, &ip(1, 2));
-        let replies = attribute(TUPLE_REPLY | NESTED, &ip(3, 1));
-        let bytes = [original, replies.clone()].concat();
-        let entry = entry(&bytes).unwrap();
-        assert_eq!(entry.replies, replies);
+        let original = attribute(TUPLE_ORIGINAL | NESTED, &ip(ends[0]));
+        let replies = attribute(TUPLE_REPLY | NESTED, &ip(ends[1]));
+        let body = [vec![family, 0, 0, 0], original, replies.clone()].concat();
+        let entry = entry(&body).unwrap();
+        assert_eq!((entry.replies, entry.family), (replies, family));
         assert_eq!(entry.addresses.len(), 4);
-        assert!(entry.addresses.contains(&Ipv4Addr::new(10, 0, 0, 3)));
-        assert!(super::entry(&bytes[..3]).is_none());
+        assert!(entry.addresses.contains(&want.parse().unwrap()));
+        assert!(super::entry(&body[..7]).is_none());
+    }
+
+    #[test]
+    fn a_connection_is_read_with_both_its_ends() {
+        let ends: [&[&[u8]; 2]; 2] = [&[&[10, 0, 0, 1], &[10, 0, 0, 2]], &[&[10, 0, 0, 3], &[10, 0, 0, 1]]];
+        check(2, [IP_SOURCE, IP_DESTINATION], ends, "10.0.0.3");
+        let [one, two, three] = [1, 2, 3].map(|last| [&[0xfd; 15][..], &[last]].concat());
+        let ends: [&[&[u8]; 2]; 2] = [&[&one, &two], &[&three, &one]];
+        check(10, [IPV6_SOURCE, IPV6_DESTINATION], ends, "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd03");
     }
 }

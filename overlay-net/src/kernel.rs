@@ -8,7 +8,7 @@ pub(crate) mod plain;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
@@ -16,15 +16,20 @@ use futures::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use skep_api::Subnet;
-use skep_host_net::{LOOPBACK_INDEX, Netlink, Netns, add_existing_is_fine, link_index};
+use skep_api::{IpSubnet, Ipv6Side, Subnet};
+use skep_host_net::{
+    LOOPBACK_INDEX, Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, allow_ipv6_in,
+    forward_ipv6, has_ipv6, link_index,
+};
 
 use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
 use crate::path::pump::{SEAL_LEN, SEGMENTS_MAX, SEND_LEN_MAX};
+use crate::ruleset::Family;
 use plain::{Plain, PlainState};
 
 /// The pair that joins the overlay's namespace to the host's: in the host's, and inside.
@@ -34,10 +39,22 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 1);
 /// Where published ports of the host lead to.
 pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
 const UPLINK_PREFIX_LEN: u8 = 30;
+/// The same of IPv6. They never leave the host, so that all hosts may have them.
+const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7077, 0, 0, 0, 0, 1);
+const INSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7077, 0, 0, 0, 0, 2);
+const UPLINK_V6_PREFIX_LEN: u8 = 126;
 /// The node's own address on the device to other nodes.
 const WIRE: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 1);
 /// Return routes of what came in through a peer: a table for each.
 const TABLE_BASE: u32 = 20_000;
+
+/// Where published ports of the host lead to, in a family.
+pub(crate) const fn inside_address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(INSIDE),
+        Family::V6 => IpAddr::V6(INSIDE_V6),
+    }
+}
 
 /// The name of a container's link in the overlay's namespace.
 pub(crate) fn link_name(container: &str, link: u32) -> String {
@@ -53,6 +70,10 @@ fn next_hop(index: PeerIndex) -> Ipv4Addr {
     Ipv4Addr::new(169, 254, 128 + (high & 0x7f), low)
 }
 
+fn next_hop_v6(index: PeerIndex) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x736b, index)
+}
+
 /// A container's place in a network, as the kernel needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -61,10 +82,18 @@ pub(crate) struct Place {
     pub(crate) address: Ipv4Addr,
     pub(crate) subnet: Subnet,
     pub(crate) gateway: Ipv4Addr,
+    pub(crate) v6: Option<Ipv6Side>,
     /// Whether nothing of the network gets out.
     pub(crate) internal: bool,
     /// The largest packet.
     pub(crate) mtu_bytes: u32,
+}
+
+impl Place {
+    /// Its IPv6 side, and its address there.
+    fn v6(&self) -> Option<(Ipv6Side, Ipv6Addr)> {
+        self.v6.map(|side| (side, side.address(self.subnet, self.address)))
+    }
 }
 
 /// The overlay's part of the kernel.
@@ -77,7 +106,7 @@ pub(crate) struct Kernel {
     mtu: Mtu,
     /// What was set up since this daemon took it over.
     peers: BTreeSet<PeerIndex>,
-    subnets: BTreeSet<Subnet>,
+    subnets: BTreeSet<IpSubnet>,
 }
 
 impl Kernel {
@@ -92,6 +121,9 @@ impl Kernel {
         }
         netns.run(|| set_all(&INSIDE_SYSCTLS)).await?;
         set_all(&OUTSIDE_SYSCTLS)?;
+        if has_ipv6() {
+            join_v6(&outside, &inside, &netns).await?;
+        }
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
         let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
         Ok(Self { netns, inside, uplink, wire: None, plain: Plain::default(), mtu, peers, subnets })
@@ -118,6 +150,9 @@ impl Kernel {
     pub(crate) async fn set_up_wire(&mut self) -> io::Result<()> {
         let handle = self.inside.handle();
         let wire = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the data path made no device"))?;
+        if has_ipv6() {
+            allow_ipv6_in(&self.netns, DEVICE.to_owned()).await?;
+        }
         self.configure_wire(handle, wire).await.map_err(io::Error::other)?;
         self.wire = Some(wire);
         // They went with the device, if it is new.
@@ -140,19 +175,22 @@ impl Kernel {
     }
 
     /// Brings the ways to peers and networks in line.
-    pub(crate) async fn set_routes(&mut self, peers: BTreeSet<PeerIndex>, subnets: BTreeSet<Subnet>) -> io::Result<()> {
+    pub(crate) async fn set_routes(
+        &mut self,
+        peers: BTreeSet<PeerIndex>,
+        subnets: BTreeSet<IpSubnet>,
+    ) -> io::Result<()> {
         let Some(wire) = self.wire else { return Err(io::Error::other("the device to other nodes is not there")) };
         let handle = self.inside.handle();
         for &index in peers.difference(&self.peers) {
             return_route(handle, wire, index).await.map_err(io::Error::other)?;
         }
         for &subnet in subnets.difference(&self.subnets) {
-            let route = subnet_route(wire, subnet);
-            handle.route().add(route.build()).replace().execute().await.map_err(io::Error::other)?;
+            handle.route().add(subnet_route(wire, subnet)).replace().execute().await.map_err(io::Error::other)?;
         }
         for &subnet in self.subnets.difference(&subnets) {
             // Gone with the device at the latest.
-            drop(handle.route().del(subnet_route(wire, subnet).build()).execute().await);
+            drop(handle.route().del(subnet_route(wire, subnet)).execute().await);
         }
         // A peer that is gone keeps its number: its way leads nowhere and costs nothing.
         self.peers.extend(peers);
@@ -170,6 +208,12 @@ impl Kernel {
         netns.run(without_ipv6).await?;
         for place in places {
             self.plug(container, netns, place).await.map_err(io::Error::other)?;
+            if place.v6.is_some() {
+                let (inside, within) = (link_name(container, place.link), format!("eth{}", place.link));
+                allow_ipv6_in(&self.netns, inside).await?;
+                allow_ipv6_in(netns, within).await?;
+            }
+            self.lead_to(container, place).await.map_err(io::Error::other)?;
         }
         let within = Netlink::open_in(netns).await?;
         configure_container(within.handle(), places).await.map_err(io::Error::other)
@@ -189,11 +233,21 @@ impl Kernel {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .mtu(place.mtu_bytes)
             .up();
-        handle.link().add(pair.build()).execute().await?;
+        handle.link().add(pair.build()).execute().await
+    }
+
+    /// Leads packets for a container's place through its link.
+    async fn lead_to(&self, container: &str, place: &Place) -> Result<(), rtnetlink::Error> {
+        let handle = self.inside.handle();
+        let name = link_name(container, place.link);
         let index = link_index(handle, &name).await.ok_or(rtnetlink::Error::RequestFailed)?;
         handle.address().add(index, place.gateway.into(), 32).execute().await?;
         let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(place.address, 32).output_interface(index);
-        handle.route().add(to.scope(rtnetlink::packet_route::route::RouteScope::Link).build()).replace().execute().await
+        handle.route().add(to.scope(RouteScope::Link).build()).replace().execute().await?;
+        let Some((side, address)) = place.v6() else { return Ok(()) };
+        add_ipv6_address(handle, index, side.gateway, Reach::Shown(128)).await?;
+        let to = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).output_interface(index);
+        handle.route().add(to.build()).replace().execute().await
     }
 
     /// Takes a link of a container's away; one that is gone is no error.
@@ -230,13 +284,45 @@ async fn join(outside: &Netlink, inside: &Netlink, netns: &Netns) -> Result<(), 
     handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(OUTSIDE).build()).execute().await
 }
 
+/// The same for IPv6, which a namespace that was there before may lack.
+async fn join_v6(outside: &Netlink, inside: &Netlink, netns: &Netns) -> io::Result<()> {
+    tokio::task::spawn_blocking(|| {
+        allow_ipv6(MESH_DEVICE);
+        forward_ipv6()
+    })
+    .await
+    .map_err(io::Error::other)??;
+    netns.run(forward_ipv6).await?;
+    allow_ipv6_in(netns, UPLINK.to_owned()).await?;
+    let add = async {
+        for (handle, device, address) in
+            [(outside.handle(), MESH_DEVICE, OUTSIDE_V6), (inside.handle(), UPLINK, INSIDE_V6)]
+        {
+            let index = link_index(handle, device).await.ok_or(rtnetlink::Error::RequestFailed)?;
+            add_ipv6_address(handle, index, address, Reach::Network(UPLINK_V6_PREFIX_LEN)).await?;
+        }
+        let out = RouteMessageBuilder::<Ipv6Addr>::new().gateway(OUTSIDE_V6).build();
+        inside.handle().route().add(out).replace().execute().await
+    };
+    add.await.map_err(io::Error::other)
+}
+
 /// What leads to a network: its addresses are told apart by the data path.
-fn subnet_route(wire: u32, subnet: Subnet) -> RouteMessageBuilder<Ipv4Addr> {
-    RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(subnet.base(), subnet.prefix_len())
-        .gateway(next_hop(BY_ADDRESS))
-        .output_interface(wire)
-        .onlink()
+fn subnet_route(wire: u32, subnet: IpSubnet) -> RouteMessage {
+    match subnet {
+        IpSubnet::V4(subnet) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(subnet.base(), subnet.prefix_len())
+            .gateway(next_hop(BY_ADDRESS))
+            .output_interface(wire)
+            .onlink()
+            .build(),
+        IpSubnet::V6(subnet) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(subnet.base(), subnet.prefix_len())
+            .gateway(next_hop_v6(BY_ADDRESS))
+            .output_interface(wire)
+            .onlink()
+            .build(),
+    }
 }
 
 /// The way back to a peer, for what came in through it.
@@ -247,12 +333,24 @@ async fn return_route(handle: &Handle, wire: u32, index: PeerIndex) -> Result<()
         RouteMessageBuilder::<Ipv4Addr>::new().gateway(next_hop(index)).output_interface(wire).onlink().table_id(table);
     handle.route().add(back.build()).replace().execute().await?;
     let rule = handle.rule().add().v4().fw_mark(u32::from(index)).table_id(table).priority(table);
+    add_existing_is_fine(rule.action(RuleAction::ToTable).execute().await)?;
+    if !has_ipv6() {
+        return Ok(());
+    }
+    let back =
+        RouteMessageBuilder::<Ipv6Addr>::new().gateway(next_hop_v6(index)).output_interface(wire).table_id(table);
+    handle.route().add(back.build()).replace().execute().await?;
+    let rule = handle.rule().add().v6().fw_mark(u32::from(index)).table_id(table).priority(table);
     add_existing_is_fine(rule.action(RuleAction::ToTable).execute().await)
 }
 
 async fn neighbour(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), rtnetlink::Error> {
-    let add = handle.neighbours().add(wire, next_hop(index).into()).link_layer_address(&mac(index));
-    add.state(NeighbourState::Permanent).replace().execute().await
+    let v6 = has_ipv6().then(|| next_hop_v6(index).into());
+    for hop in [Some(next_hop(index).into()), v6].into_iter().flatten() {
+        let add = handle.neighbours().add(wire, hop).link_layer_address(&mac(index));
+        add.state(NeighbourState::Permanent).replace().execute().await?;
+    }
+    Ok(())
 }
 
 /// Addresses and routes inside a container.
@@ -268,7 +366,7 @@ async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rt
         let gateway = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(place.gateway, 32)
             .output_interface(index)
-            .scope(rtnetlink::packet_route::route::RouteScope::Link);
+            .scope(RouteScope::Link);
         handle.route().add(gateway.build()).execute().await?;
         let network = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(place.subnet.base(), place.subnet.prefix_len())
@@ -276,20 +374,39 @@ async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rt
             .output_interface(index)
             .pref_source(place.address);
         handle.route().add(network.build()).execute().await?;
+        let Some((side, address)) = place.v6() else { continue };
+        add_ipv6_address(handle, index, address, Reach::Shown(side.subnet.prefix_len())).await?;
+        let gateway =
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(side.gateway, 128).output_interface(index);
+        handle.route().add(gateway.build()).execute().await?;
+        let network = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(side.subnet.base(), side.subnet.prefix_len())
+            .gateway(side.gateway)
+            .output_interface(index)
+            .pref_source(address);
+        handle.route().add(network.build()).execute().await?;
     }
     Ok(())
 }
 
 /// Leads what leads nowhere else through the first network that lets it out, unless it is led already.
 pub(crate) async fn route_out(netns: &Netns, places: &[Place]) -> io::Result<()> {
-    let Some(place) = places.iter().find(|place| !place.internal) else { return Ok(()) };
+    let outward = || places.iter().filter(|place| !place.internal);
     let within = Netlink::open_in(netns).await?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).build();
-    add_existing_is_fine(within.handle().route().add(route).execute().await).map_err(io::Error::other)
+    let routes = within.handle().route();
+    if let Some(place) = outward().next() {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).build();
+        add_existing_is_fine(routes.add(route).execute().await).map_err(io::Error::other)?;
+    }
+    if let Some(side) = outward().find_map(|place| place.v6) {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(side.gateway).build();
+        add_existing_is_fine(routes.add(route).execute().await).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
-/// Keeps links that come from having IPv6 addresses of their own making: these networks have none, and
-/// what is advertised in them reaches nobody.
+/// Keeps links that come from having IPv6 addresses of their own making: those of networks that have IPv6 are let
+/// have them one by one.
 fn without_ipv6() -> io::Result<()> {
     let path = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
     if Path::new(path).exists() { std::fs::write(path, "1") } else { Ok(()) }

@@ -12,6 +12,7 @@ mod path;
 #[doc(hidden)]
 pub mod measured;
 
+mod carrier;
 mod conntrack;
 mod diagnosis;
 mod kernel;

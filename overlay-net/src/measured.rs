@@ -39,6 +39,7 @@ impl ManyServices {
             name: "wide".into(),
             subnet,
             gateway,
+            v6: None,
             encrypted: true,
             internal: false,
             ingress: false,

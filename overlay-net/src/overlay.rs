@@ -1,34 +1,32 @@
 //! The overlay of one node: takes facts and containers in, and keeps kernel and data path in line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use skep_api::network::IPV6_MTU_BYTES_MIN;
 use skep_api::overlay::{Fact, FactKey, OverlayNetwork};
 use skep_api::{NetworkId, NodeId};
-use skep_host_net::Netns;
+use skep_host_net::{Netns, has_ipv6};
 use skep_name_server::Zone;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::conntrack;
+use crate::carrier::{Carrier, end_process, load_indexes, number_peers, save_indexes};
 use crate::diagnosis::{Finding, tunnels};
 use crate::kernel::{INSIDE, Kernel, Mtu, Place, route_out};
 use crate::keys::KeyRing;
 use crate::path::PathConfig;
 use crate::path::client::PathClient;
-use crate::path::message::PeerIndex;
-use crate::plan::{Desired, LocalContainer, LocalPort, NetworkAddress, Scene, plan};
+use crate::plan::{LocalContainer, LocalPort, MESH_TABLE, NetworkAddress, Scene, plan};
+use crate::ruleset::{Ruleset, Tables};
 
 /// How long a container's start may wait for the facts of its networks.
 const FACTS_LIMIT: Duration = Duration::from_secs(30);
-/// How long the data path's process may take to end before it is killed.
-const END_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after what went wrong.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often kernel and data path are asked whether they still are as they were left.
@@ -92,16 +90,6 @@ struct Inputs {
     facts: BTreeMap<FactKey, Fact>,
     revision: u64,
     locals: BTreeMap<String, LocalContainer>,
-}
-
-/// What is in force while there is any network here.
-struct Carrier {
-    kernel: Kernel,
-    path: PathClient,
-    applied: Desired,
-    /// How the kernel shows the rules that were put in force, inside and outside.
-    shown: Option<(String, String)>,
-    indexes: BTreeMap<NodeId, PeerIndex>,
 }
 
 /// The overlay of this node.
@@ -196,6 +184,15 @@ impl Overlay {
         networks.collect()
     }
 
+    /// One of them.
+    #[must_use]
+    pub fn network(&self, id: NetworkId) -> Option<OverlayNetwork> {
+        match self.inputs().facts.get(&FactKey::Network(id)) {
+            Some(Fact::Network(network)) => Some(network.clone()),
+            _ => None,
+        }
+    }
+
     /// Takes facts in; they are in force once [`held`](Self::held) says so.
     pub fn take(&self, update: FactsUpdate) {
         let mut inputs = self.inputs();
@@ -205,7 +202,7 @@ impl Overlay {
         for key in &update.removed {
             inputs.facts.remove(key);
         }
-        inputs.facts.extend(update.facts.into_iter().map(|fact| (fact.key(), fact)));
+        inputs.facts.extend(update.facts.into_iter().map(|fact| (fact.key(), possible(fact))));
         inputs.revision = update.revision;
         drop(inputs);
         self.news.notify_one();
@@ -308,7 +305,7 @@ impl Overlay {
         kernel.set_up_wire().await?;
         tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
         let indexes = load_indexes(&self.indexes_file());
-        Ok(Carrier { kernel, path, applied: Desired::default(), shown: None, indexes })
+        Ok(Carrier::new(kernel, path, indexes))
     }
 
     /// Takes away all there is: no network is needed here.
@@ -320,9 +317,8 @@ impl Overlay {
         let socket = self.config.run_dir.join("datapath.sock");
         end_process(&socket).await;
         Kernel::remove(&self.netns_path()).await?;
-        tokio::task::spawn_blocking(|| skep_host_net::apply("table ip skep_mesh {}\ndelete table ip skep_mesh\n"))
-            .await
-            .map_err(io::Error::other)??;
+        let mesh = Tables { v4: Ruleset { table: MESH_TABLE, ..Ruleset::default() }, v6: None }.cleared();
+        tokio::task::spawn_blocking(move || skep_host_net::apply(&mesh)).await.map_err(io::Error::other)??;
         for file in [socket, self.indexes_file()] {
             // Gone already is just as well.
             drop(fs::remove_file(file));
@@ -463,55 +459,11 @@ impl Overlay {
     }
 }
 
-impl Carrier {
-    async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
-        if fresh {
-            // What a data path that ran before holds is not known.
-            self.path.replace(desired.path.clone()).await?;
-        } else {
-            self.path.update(desired.path.clone()).await?;
-        }
-        let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
-        self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
-        self.kernel.set_plain(desired.plain.clone()).await?;
-        let script = |now: &crate::ruleset::Ruleset, before: &crate::ruleset::Ruleset| {
-            if fresh { now.script() } else { now.script_from(before) }
-        };
-        let inside = script(&desired.inside, &self.applied.inside);
-        if !inside.is_empty() {
-            self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
-        }
-        let outside = script(&desired.outside, &self.applied.outside);
-        if !outside.is_empty() {
-            let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
-            applied.await.map_err(io::Error::other)??;
-        }
-        let dead: BTreeSet<Ipv4Addr> = self.applied.living.difference(&desired.living).copied().collect();
-        if !dead.is_empty() {
-            // Or packets of old connections would be sent to nobody, or to a newcomer.
-            self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
-        }
-        self.applied = desired;
-        // Shown anew when it is looked at next.
-        self.shown = None;
-        Ok(())
-    }
-
-    /// Fails if anything is not as it was left.
-    async fn audit(&mut self) -> io::Result<()> {
-        self.path.sync().await?;
-        self.kernel.check_wire().await?;
-        let inside = self.kernel.netns().run(|| skep_host_net::show("ip skep")).await?;
-        let outside = tokio::task::spawn_blocking(|| skep_host_net::show("ip skep_mesh"));
-        let now = (inside, outside.await.map_err(io::Error::other)??);
-        match &self.shown {
-            Some(shown) if *shown != now => Err(io::Error::other("its rules are not those it was given")),
-            Some(_) => Ok(()),
-            None => {
-                self.shown = Some(now);
-                Ok(())
-            }
-        }
+/// A fact, as far as this host can have it so.
+fn possible(fact: Fact) -> Fact {
+    match fact {
+        Fact::Network(network) if !has_ipv6() => Fact::Network(OverlayNetwork { v6: None, ..network }),
+        other => other,
     }
 }
 
@@ -522,56 +474,8 @@ fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress], mtu: Mt
         let (subnet, gateway) = (network.subnet, network.gateway);
         let passes = if network.encrypted { mtu.tunnel_bytes } else { mtu.plain_bytes };
         let mtu_bytes = network.mtu_bytes.map_or(passes, |asked| asked.min(passes));
-        Some(Place { link: at.link, address: at.address, subnet, gateway, internal: network.internal, mtu_bytes })
+        let v6 = network.v6.filter(|_| mtu_bytes >= IPV6_MTU_BYTES_MIN);
+        Some(Place { link: at.link, address: at.address, subnet, gateway, v6, internal: network.internal, mtu_bytes })
     };
     addresses.iter().map(place).collect()
-}
-
-/// Gives every new peer a number of its own; a number is never given to another.
-fn number_peers(indexes: &mut BTreeMap<NodeId, PeerIndex>, facts: &BTreeMap<FactKey, Fact>, own: NodeId) {
-    for key in facts.keys() {
-        let FactKey::Peer(node) = key else { continue };
-        if *node == own || indexes.contains_key(node) {
-            continue;
-        }
-        let taken: BTreeSet<PeerIndex> = indexes.values().copied().collect();
-        if let Some(free) = (1..PeerIndex::MAX / 2).find(|index| !taken.contains(index)) {
-            indexes.insert(*node, free);
-        }
-    }
-}
-
-fn load_indexes(path: &Path) -> BTreeMap<NodeId, PeerIndex> {
-    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-}
-
-/// Connections that are open know peers by their numbers: a restart must not mix them up.
-fn save_indexes(path: &Path, indexes: &BTreeMap<NodeId, PeerIndex>) -> io::Result<()> {
-    if load_indexes(path) == *indexes {
-        return Ok(());
-    }
-    let new = path.with_extension("new");
-    fs::write(&new, serde_json::to_vec(indexes)?)?;
-    fs::rename(&new, path)
-}
-
-/// Ends the data path's process, which whoever listens on the socket is; its port is free then.
-async fn end_process(socket: &Path) {
-    let Ok(stream) = std::os::unix::net::UnixStream::connect(socket) else { return };
-    let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) else { return };
-    let pid = nix::unistd::Pid::from_raw(peer.pid());
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        // Gone already is just as well.
-        let _ = nix::sys::signal::kill(pid, signal);
-        let deadline = tokio::time::Instant::now() + END_LIMIT;
-        while runs(pid) && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
-
-/// Whether a process has not ended yet; one that is only waited for has.
-fn runs(pid: nix::unistd::Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }

@@ -2,22 +2,23 @@
 //! one value. It changes nothing and asks nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use skep_api::overlay::{
     Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork,
 };
 use skep_api::service::{PortConfig, Protocol};
-use skep_api::{AttachmentId, NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
+use skep_api::{AttachmentId, IpSubnet, NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
 use skep_name_server::Zone;
 
 use crate::kernel::plain::{self, PlainPeer, PlainState};
-use crate::kernel::{INSIDE, MESH_DEVICE, UPLINK, link_name};
+use crate::kernel::{MESH_DEVICE, UPLINK, inside_address, link_name};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
-use crate::ruleset::{Ruleset, spread};
+use crate::ruleset::{Family, Ruleset, Tables, Target, spread};
 
 /// A container of this node that has addresses in networks of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub(crate) struct LocalContainer {
     pub(crate) places: Vec<NetworkAddress>,
     /// What this node alone publishes for it.
     pub(crate) ports: Vec<LocalPort>,
-    pub(crate) resolvers: Vec<std::net::IpAddr>,
+    pub(crate) resolvers: Vec<IpAddr>,
     /// Whether what leads nowhere else leaves through a network here; if not, another lets it out.
     pub(crate) leads_out: bool,
     /// The names in its other networks.
@@ -55,11 +56,11 @@ pub(crate) struct Desired {
     pub(crate) path: PathState,
     pub(crate) plain: PlainState,
     /// Inside the overlay's namespace.
-    pub(crate) inside: Ruleset,
+    pub(crate) inside: Tables,
     /// Outside, in the host's.
-    pub(crate) outside: Ruleset,
+    pub(crate) outside: Tables,
     /// All addresses of tasks and containers that live: what is known of connections to others is to be forgotten.
-    pub(crate) living: BTreeSet<Ipv4Addr>,
+    pub(crate) living: BTreeSet<IpAddr>,
 }
 
 /// The facts, by kind.
@@ -123,9 +124,16 @@ impl Scene<'_> {
     }
 
     /// Every address that somebody has, with its network and its node.
-    fn holders(&self) -> impl Iterator<Item = (NodeId, NetworkId, Ipv4Addr)> {
+    fn holders(&self) -> impl Iterator<Item = (NodeId, &OverlayNetwork, IpAddr)> {
         let tasks = self.tasks().flat_map(|task| task.addresses.iter().map(|&(id, address)| (task.node, id, address)));
-        tasks.chain(self.attachments().map(|held| (held.node, held.network, held.address)))
+        let held = tasks.chain(self.attachments().map(|held| (held.node, held.network, held.address)));
+        held.filter_map(|(node, id, address)| Some((node, self.network(id)?, address))).flat_map(
+            |(node, network, address)| {
+                [Family::V4, Family::V6]
+                    .into_iter()
+                    .filter_map(move |family| Some((node, network, address_in(family, network, address)?)))
+            },
+        )
     }
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<&OverlayNetwork> {
@@ -134,6 +142,33 @@ impl Scene<'_> {
             _ => None,
         }
     }
+}
+
+/// The address in a family of who has `host` in a network, if the network is of that.
+fn address_in(family: Family, network: &OverlayNetwork, host: Ipv4Addr) -> Option<IpAddr> {
+    match family {
+        Family::V4 => Some(host.into()),
+        Family::V6 => network.address_v6(host).map(IpAddr::V6),
+    }
+}
+
+fn subnet_in(family: Family, network: &OverlayNetwork) -> Option<IpSubnet> {
+    match family {
+        Family::V4 => Some(IpSubnet::V4(network.subnet)),
+        Family::V6 => network.v6.map(|side| IpSubnet::V6(side.subnet)),
+    }
+}
+
+fn gateway_in(family: Family, network: &OverlayNetwork) -> Option<IpAddr> {
+    match family {
+        Family::V4 => Some(network.gateway.into()),
+        Family::V6 => network.v6.map(|side| side.gateway.into()),
+    }
+}
+
+/// What `of` says of a network in each family.
+fn of_both<T>(network: &OverlayNetwork, of: impl Fn(Family, &OverlayNetwork) -> Option<T>) -> impl Iterator<Item = T> {
+    [of(Family::V4, network), of(Family::V6, network)].into_iter().flatten()
 }
 
 /// The tasks that take connections, by service and network.
@@ -147,19 +182,22 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
         }
     }
     let living = scene.holders().map(|(_, _, address)| address).collect();
+    let v6 = scene.networks().any(|network| network.v6.is_some());
     Desired {
         path: path_state(scene, &backends),
         plain: plain_state(scene),
-        inside: inside(scene, &backends),
-        outside: outside(scene),
+        inside: Tables {
+            v4: inside(scene, &backends, Family::V4),
+            v6: v6.then(|| inside(scene, &backends, Family::V6)),
+        },
+        outside: Tables { v4: outside(scene, Family::V4), v6: v6.then(|| outside(scene, Family::V6)) },
         living,
     }
 }
 
 /// Whose the addresses are that other nodes have in networks that are encrypted, or in those that are not.
-fn remote_addresses<'a>(scene: &'a Scene<'_>, encrypted: bool) -> impl Iterator<Item = (Ipv4Addr, PeerIndex)> + 'a {
-    let of_kind = move |id: NetworkId| scene.network(id).is_some_and(|network| network.encrypted == encrypted);
-    let remote = scene.holders().filter(move |&(node, network, _)| node != scene.own && of_kind(network));
+fn remote_addresses<'a>(scene: &'a Scene<'_>, encrypted: bool) -> impl Iterator<Item = (IpAddr, PeerIndex)> + 'a {
+    let remote = scene.holders().filter(move |(node, network, _)| *node != scene.own && network.encrypted == encrypted);
     remote.filter_map(|(node, _, address)| Some((address, *scene.indexes.get(&node)?)))
 }
 
@@ -189,9 +227,13 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
         keys: scene.keys.to_vec(),
         peers: peers.collect(),
         addresses: remote_addresses(scene, true).collect(),
-        subnets: tunnelled().map(|network| network.subnet).collect(),
-        gateways: tunnelled().map(|network| network.gateway).collect(),
-        ingress: scene.networks().find(|network| network.ingress).map(|network| network.subnet),
+        subnets: tunnelled().flat_map(|network| of_both(network, subnet_in)).collect(),
+        gateways: tunnelled().flat_map(|network| of_both(network, gateway_in)).collect(),
+        ingress: scene
+            .networks()
+            .filter(|network| network.ingress)
+            .flat_map(|network| of_both(network, subnet_in))
+            .collect(),
         zones: zones
             .map(|network| (ZoneKey::Network(network.id), zone(scene, network, backends)))
             .chain(scene.locals.iter().filter_map(|(id, local)| neighbours(id, local)))
@@ -248,6 +290,12 @@ fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zon
         }
     }
     zone.reverse = called(scene, network.id).map(|(at, name)| (at, format!("{name}.{}", network.name))).collect();
+    if let Some(side) = network.v6 {
+        let follows = |&at: &Ipv4Addr| side.address(network.subnet, at);
+        let of_name = |(name, at): (&String, &Vec<Ipv4Addr>)| (name.clone(), at.iter().map(follows).collect());
+        zone.names_v6 = zone.names.iter().map(of_name).collect();
+        zone.reverse_v6 = zone.reverse.iter().map(|(at, name)| (follows(at), name.clone())).collect();
+    }
     zone
 }
 
@@ -265,11 +313,11 @@ fn called<'a>(scene: &'a Scene<'_>, network: NetworkId) -> impl Iterator<Item = 
     tasks.chain(containers.filter_map(|held| Some((held.address, held.names.first()?)))).chain(services)
 }
 
-/// The rules of the overlay's namespace.
-fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
-    let mut rules = Ruleset { table: "skep", frame: INSIDE_FRAME, ..Ruleset::default() };
+/// The rules of the overlay's namespace, for one family.
+fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
+    let mut rules = Ruleset { family, table: "skep", frame: inside_frame(family), ..Ruleset::default() };
     for network in scene.networks() {
-        let subnet = network.subnet;
+        let Some(subnet) = subnet_in(family, network) else { continue };
         rules.insert("same_network", format!("{subnet} . {subnet}"));
         if !network.encrypted {
             rules.insert("plain", subnet.to_string());
@@ -282,38 +330,23 @@ fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
         }
     }
     for (id, local) in scene.locals {
-        for &NetworkAddress { network, address, link } in &local.places {
-            rules.insert("own", format!("\"{}\" . {address}", link_name(id, link)));
-            rules.insert("itself", format!("{address} . {address}"));
-            if let Some(network) = scene.network(network) {
-                rules.map("gateway_of", address.to_string(), network.gateway.to_string());
-            }
-        }
-        if let Some(NetworkAddress { address, .. }) = local.places.first() {
-            for port in &local.ports {
-                let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
-                publish(
-                    &mut rules,
-                    name,
-                    port.protocol,
-                    port.host_port,
-                    &[format!("{address} . {}", port.container_port)],
-                );
-            }
-        }
+        local_rules(scene, &mut rules, (id, local));
     }
     for &index in scene.indexes.values() {
         rules.map("peer_of", mac_text(index), index.to_string());
     }
-    let entry = scene.networks().find(|network| network.ingress).map(|network| network.id);
+    let entry = scene.networks().find(|network| network.ingress);
     for service in scene.services() {
         for joined in &service.networks {
-            virtual_address(&mut rules, service, joined, backends);
+            virtual_address(scene, &mut rules, (service, joined), backends);
         }
-        let tasks = entry.and_then(|entry| backends.get(&(service.id, entry)));
+        let tasks = entry.and_then(|entry| Some((entry, backends.get(&(service.id, entry.id))?)));
         for port in service.ports.iter().filter(|port| port.published_port != 0) {
-            let target = |address: &Ipv4Addr| format!("{address} . {}", port.target_port);
-            let targets: Vec<String> = tasks.into_iter().flatten().map(target).collect();
+            let target = |(network, &host)| {
+                Some(Target { address: address_in(family, network, host)?, port: Some(port.target_port) })
+            };
+            let hosts = tasks.into_iter().flat_map(|(network, hosts)| hosts.iter().map(move |host| (network, host)));
+            let targets: Vec<Target> = hosts.filter_map(target).collect();
             let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
             publish(&mut rules, name, port.protocol, port.published_port, &targets);
         }
@@ -321,22 +354,53 @@ fn inside(scene: &Scene<'_>, backends: &Backends) -> Ruleset {
     rules
 }
 
-fn virtual_address(rules: &mut Ruleset, service: &OverlayService, joined: &ServiceNetwork, backends: &Backends) {
-    let Some(vip) = joined.vip else { return };
-    let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
-    let targets: Vec<String> = tasks.map(ToString::to_string).collect();
-    rules.insert("vips", vip.to_string());
-    if !targets.is_empty() {
-        let name = format!("vip-{vip}").replace('.', "-");
-        rules.map("virtual", vip.to_string(), format!("goto {name}"));
-        rules.chains.insert(name, vec![spread(&targets)]);
+/// What follows from a container that is here.
+fn local_rules(scene: &Scene<'_>, rules: &mut Ruleset, (id, local): (&str, &LocalContainer)) {
+    let family = rules.family;
+    let own = |place: &NetworkAddress| {
+        let network = scene.network(place.network)?;
+        Some((network, address_in(family, network, place.address)?))
+    };
+    for place in &local.places {
+        let Some((network, address)) = own(place) else { continue };
+        rules.insert("own", format!("\"{}\" . {address}", link_name(id, place.link)));
+        rules.insert("itself", format!("{address} . {address}"));
+        if let Some(gateway) = gateway_in(family, network) {
+            rules.map("gateway_of", address.to_string(), gateway.to_string());
+        }
+    }
+    let Some((_, address)) = local.places.iter().find_map(own) else { return };
+    for port in &local.ports {
+        let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
+        let target = Target { address, port: Some(port.container_port) };
+        publish(rules, name, port.protocol, port.host_port, &[target]);
     }
 }
 
-fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[String]) {
+fn virtual_address(
+    scene: &Scene<'_>,
+    rules: &mut Ruleset,
+    (service, joined): (&OverlayService, &ServiceNetwork),
+    backends: &Backends,
+) {
+    let Some(network) = scene.network(joined.network) else { return };
+    let in_family = |host: Ipv4Addr| address_in(rules.family, network, host);
+    let Some(vip) = joined.vip.and_then(in_family) else { return };
+    let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
+    let target = |&host: &Ipv4Addr| Some(Target { address: in_family(host)?, port: None });
+    let targets: Vec<Target> = tasks.filter_map(target).collect();
+    rules.insert("vips", vip.to_string());
+    if !targets.is_empty() {
+        let name = format!("vip-{vip}").replace(['.', ':'], "-");
+        rules.map("virtual", vip.to_string(), format!("goto {name}"));
+        rules.chains.insert(name, vec![spread(rules.family, &targets)]);
+    }
+}
+
+fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[Target]) {
     if !targets.is_empty() {
         rules.map("published", format!("{} . {port}", protocol.as_str()), format!("goto {name}"));
-        let rule = format!("meta l4proto {} {}", protocol.as_str(), spread(targets));
+        let rule = format!("meta l4proto {} {}", protocol.as_str(), spread(rules.family, targets));
         rules.chains.insert(name, vec![rule]);
     }
 }
@@ -346,39 +410,83 @@ fn mac_text(index: PeerIndex) -> String {
     bytes.join(":")
 }
 
-/// The rules of the host's own namespace: which of its ports lead into the overlay's.
-fn outside(scene: &Scene<'_>) -> Ruleset {
-    let mut rules = Ruleset { table: "skep_mesh", frame: OUTSIDE_FRAME, ..Ruleset::default() };
-    for PortConfig { protocol, published_port, host_ip, .. } in scene.services().flat_map(|service| &service.ports) {
+/// The table of the host's own namespace.
+pub(crate) const MESH_TABLE: &str = "skep_mesh";
+
+/// The rules of the host's own namespace, for one family: which of its ports lead into the overlay's.
+fn outside(scene: &Scene<'_>, family: Family) -> Ruleset {
+    let mut rules = Ruleset { family, table: MESH_TABLE, frame: outside_frame(family), ..Ruleset::default() };
+    let entered = scene.networks().any(|network| network.ingress && subnet_in(family, network).is_some());
+    let ports = scene.services().filter(|_| entered).flat_map(|service| &service.ports);
+    for PortConfig { protocol, published_port, host_ip, .. } in ports {
         let protocol = protocol.as_str();
         match host_ip {
-            Some(address) => rules.insert("published_at", format!("{address} . {protocol} . {published_port}")),
+            Some(address) if family == Family::V4 => {
+                rules.insert("published_at", format!("{address} . {protocol} . {published_port}"));
+            }
+            // An address is not widened.
+            Some(_) => {}
             None => rules.insert("published", format!("{protocol} . {published_port}")),
         }
     }
     rules
 }
 
+/// A frame in the words of a family.
+fn frame(template: &str, family: Family) -> String {
+    let (neighbours, unpublished, from_loopback) = match family {
+        Family::V4 => ("", "", "    ip saddr 127.0.0.0/8 oifname \"skep-mesh\" masquerade\n"),
+        Family::V6 => (
+            // Containers find their gateways so, and are found; one that lies harms its own link.
+            "    iifname \"skv*\" icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n",
+            // No packet from ::1 may leave its host: who asks there is refused at once, and not kept waiting.
+            "    ip6 daddr ::1 return\n",
+            "",
+        ),
+    };
+    template
+        .replace("$address", family.address_type())
+        .replace("$ip", family.name())
+        .replace("$inside", &inside_address(family).to_string())
+        .replace("    $neighbours\n", neighbours)
+        .replace("    $unpublished\n", unpublished)
+        .replace("    $from_loopback\n", from_loopback)
+}
+
+static INSIDE_FRAMES: LazyLock<[String; 2]> =
+    LazyLock::new(|| [Family::V4, Family::V6].map(|family| frame(INSIDE_FRAME, family)));
+static OUTSIDE_FRAMES: LazyLock<[String; 2]> =
+    LazyLock::new(|| [Family::V4, Family::V6].map(|family| frame(OUTSIDE_FRAME, family)));
+
+fn inside_frame(family: Family) -> &'static str {
+    &INSIDE_FRAMES[family as usize]
+}
+
+fn outside_frame(family: Family) -> &'static str {
+    &OUTSIDE_FRAMES[family as usize]
+}
+
 /// What never changes inside. Packets from a container have its address; what comes in through
 /// another node goes back through it; networks do not reach each other, least of all one that is
 /// encrypted from outside its tunnels.
 const INSIDE_FRAME: &str = r#"
-  set own { type ifname . ipv4_addr; }
-  set same_network { type ipv4_addr . ipv4_addr; flags interval; }
-  set plain { type ipv4_addr; flags interval; }
-  set entry { type ipv4_addr; flags interval; }
-  set egress { type ipv4_addr; flags interval; }
-  set itself { type ipv4_addr . ipv4_addr; }
-  set vips { type ipv4_addr; }
-  map gateway_of { type ipv4_addr : ipv4_addr; }
+  set own { type ifname . $address; }
+  set same_network { type $address . $address; flags interval; }
+  set plain { type $address; flags interval; }
+  set entry { type $address; flags interval; }
+  set egress { type $address; flags interval; }
+  set itself { type $address . $address; }
+  set vips { type $address; }
+  map gateway_of { type $address : $address; }
   map peer_of { type ether_addr : mark; }
-  map virtual { type ipv4_addr : verdict; }
+  map virtual { type $address : verdict; }
   map published { type inet_proto . inet_service : verdict; }
   chain spoofed {
     type filter hook prerouting priority -300
-    iifname "skv*" iifname . ip saddr != @own drop
-    iifname "plain0" ip saddr != @plain drop
-    iifname "plain0" ip daddr != @plain drop
+    $neighbours
+    iifname "skv*" iifname . $ip saddr != @own drop
+    iifname "plain0" $ip saddr != @plain drop
+    iifname "plain0" $ip daddr != @plain drop
   }
   chain returning {
     type filter hook prerouting priority -150
@@ -387,33 +495,33 @@ const INSIDE_FRAME: &str = r#"
   }
   chain translate {
     type nat hook prerouting priority -100
-    ip daddr vmap @virtual
-    iifname "uplink" ip daddr 169.254.77.2 meta l4proto . th dport vmap @published
+    $ip daddr vmap @virtual
+    iifname "uplink" $ip daddr $inside meta l4proto . th dport vmap @published
   }
   chain reach {
     type filter hook forward priority 0; policy drop
     tcp flags syn tcp option maxseg size set rt mtu
     ct state established,related accept
-    ip saddr . ip daddr @same_network ip daddr != @vips accept
+    $ip saddr . $ip daddr @same_network $ip daddr != @vips accept
     iifname "uplink" ct status dnat accept
-    iifname "wire0" ct mark != 0 ip daddr @entry accept
-    oifname "uplink" ip saddr @egress accept
-    ip daddr @vips meta l4proto tcp reject with tcp reset
-    ip daddr @vips reject
+    iifname "wire0" ct mark != 0 $ip daddr @entry accept
+    oifname "uplink" $ip saddr @egress accept
+    $ip daddr @vips meta l4proto tcp reject with tcp reset
+    $ip daddr @vips reject
   }
   chain itself_again {
     type nat hook postrouting priority 100
-    ip saddr . ip daddr @itself snat to ip saddr map @gateway_of
+    $ip saddr . $ip daddr @itself snat to $ip saddr map @gateway_of
     oifname "uplink" masquerade
   }
 "#;
 
 const OUTSIDE_FRAME: &str = r#"
   set published { type inet_proto . inet_service; }
-  set published_at { type ipv4_addr . inet_proto . inet_service; }
+  set published_at { type $address . inet_proto . inet_service; }
   chain enter {
-    meta l4proto . th dport @published dnat to 169.254.77.2
-    ip daddr . meta l4proto . th dport @published_at dnat to 169.254.77.2
+    meta l4proto . th dport @published dnat to $inside
+    $ip daddr . meta l4proto . th dport @published_at dnat to $inside
   }
   chain arriving {
     type nat hook prerouting priority -101
@@ -421,17 +529,17 @@ const OUTSIDE_FRAME: &str = r#"
   }
   chain local {
     type nat hook output priority -101
+    $unpublished
     fib daddr type local jump enter
   }
   chain leaving {
     type nat hook postrouting priority 100
     iifname "skep-mesh" masquerade
-    ip saddr 127.0.0.0/8 oifname "skep-mesh" masquerade
+    $from_loopback
   }
 "#;
 
 const _: () = {
     // The frames name what the kernel module makes.
     assert!(DEVICE.len() == 5 && UPLINK.len() == 6 && MESH_DEVICE.len() == 9);
-    assert!(INSIDE.octets()[2] == 77 && INSIDE.octets()[3] == 2);
 };

@@ -2,11 +2,39 @@
 //! from what it holds. A script is one transaction: packets see the table before it or after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 
-/// One table of family `ip`.
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Family {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Family {
+    /// As rules name it, and an address of it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    /// The type of an address.
+    pub(crate) const fn address_type(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4_addr",
+            Self::V6 => "ipv6_addr",
+        }
+    }
+}
+
+/// One table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
+    pub(crate) family: Family,
     pub(crate) table: &'static str,
     /// Sets and maps with their types, and the chains that never change, as `nft` reads them.
     pub(crate) frame: &'static str,
@@ -25,10 +53,15 @@ impl Ruleset {
         self.maps.entry(map).or_default().insert(key, value);
     }
 
-    /// The script that makes the table anew, whatever was there.
-    pub(crate) fn script(&self) -> String {
-        let table = self.table;
-        let mut text = format!("table ip {table} {{}}\ndelete table ip {table}\ntable ip {table} {{\n{}", self.frame);
+    /// The table's, with its family.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", self.family.name(), self.table)
+    }
+
+    /// The script that makes the table where there is none.
+    pub(crate) fn text(&self) -> String {
+        let table = self.name();
+        let mut text = format!("table {table} {{\n{}", self.frame);
         for (name, rules) in &self.chains {
             let _ = writeln!(text, "  chain {name} {{\n    {}\n  }}", rules.join("\n    "));
         }
@@ -42,39 +75,39 @@ impl Ruleset {
     ///
     /// Its length depends on what is different, not on how much there is.
     pub(crate) fn script_from(&self, before: &Self) -> String {
-        let table = self.table;
+        let table = self.name();
         let mut text = String::new();
         for (name, rules) in &self.chains {
             match before.chains.get(name) {
                 Some(held) if held == rules => continue,
                 Some(_) => {
-                    let _ = writeln!(text, "flush chain ip {table} {name}");
+                    let _ = writeln!(text, "flush chain {table} {name}");
                 }
                 None => {
-                    let _ = writeln!(text, "add chain ip {table} {name}");
+                    let _ = writeln!(text, "add chain {table} {name}");
                 }
             }
             for rule in rules {
-                let _ = writeln!(text, "add rule ip {table} {name} {rule}");
+                let _ = writeln!(text, "add rule {table} {name} {rule}");
             }
         }
         self.write_elements(before, &mut text);
         // Nothing may point to a chain that goes.
         for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
-            let _ = writeln!(text, "flush chain ip {table} {name}\ndelete chain ip {table} {name}");
+            let _ = writeln!(text, "flush chain {table} {name}\ndelete chain {table} {name}");
         }
         text
     }
 
     fn write_elements(&self, before: &Self, text: &mut String) {
-        let table = self.table;
+        let table = self.name();
         let (no_set, no_map) = (BTreeSet::new(), BTreeMap::new());
         for name in self.sets.keys().chain(before.sets.keys()).collect::<BTreeSet<_>>() {
             let (held, wanted) = (before.sets.get(name).unwrap_or(&no_set), self.sets.get(name).unwrap_or(&no_set));
             let gone: Vec<_> = held.difference(wanted).map(String::as_str).collect();
             let new: Vec<_> = wanted.difference(held).map(String::as_str).collect();
-            write_element(text, "delete", table, name, &gone);
-            write_element(text, "add", table, name, &new);
+            write_element(text, "delete", &table, name, &gone);
+            write_element(text, "add", &table, name, &new);
         }
         for name in self.maps.keys().chain(before.maps.keys()).collect::<BTreeSet<_>>() {
             let (held, wanted) = (before.maps.get(name).unwrap_or(&no_map), self.maps.get(name).unwrap_or(&no_map));
@@ -82,24 +115,87 @@ impl Ruleset {
             let gone: Vec<_> = gone.map(|(key, value)| format!("{key} : {value}")).collect();
             let new = wanted.iter().filter(|(key, value)| held.get(*key) != Some(value));
             let new: Vec<_> = new.map(|(key, value)| format!("{key} : {value}")).collect();
-            write_element(text, "delete", table, name, &gone.iter().map(String::as_str).collect::<Vec<_>>());
-            write_element(text, "add", table, name, &new.iter().map(String::as_str).collect::<Vec<_>>());
+            write_element(text, "delete", &table, name, &gone.iter().map(String::as_str).collect::<Vec<_>>());
+            write_element(text, "add", &table, name, &new.iter().map(String::as_str).collect::<Vec<_>>());
         }
     }
 }
 
 fn write_element(text: &mut String, verb: &str, table: &str, name: &str, elements: &[&str]) {
     if !elements.is_empty() {
-        let _ = writeln!(text, "{verb} element ip {table} {name} {{ {} }}", elements.join(", "));
+        let _ = writeln!(text, "{verb} element {table} {name} {{ {} }}", elements.join(", "));
     }
 }
 
-/// Sends each new connection to the next of `targets` in turn (`address`, or `address . port`).
-pub(crate) fn spread(targets: &[String]) -> String {
-    let with_port = targets.first().is_some_and(|target| target.contains(" . "));
-    let kind = if with_port { "dnat ip to" } else { "dnat to" };
+/// The tables of one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tables {
+    pub(crate) v4: Ruleset,
+    /// None while no network has IPv6.
+    pub(crate) v6: Option<Ruleset>,
+}
+
+impl Tables {
+    /// The script that makes them anew, whatever was there.
+    pub(crate) fn script(&self) -> String {
+        self.cleared() + &self.v4.text() + &self.v6.as_ref().map(Ruleset::text).unwrap_or_default()
+    }
+
+    /// The script that has them be gone.
+    pub(crate) fn cleared(&self) -> String {
+        let families: &[Family] = if skep_host_net::has_ipv6() { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        families.iter().map(|family| cleared(&format!("{} {}", family.name(), self.v4.table))).collect()
+    }
+
+    /// The script that leads here from `before`; empty if nothing is to be done.
+    pub(crate) fn script_from(&self, before: &Self) -> String {
+        let v6 = match (&self.v6, &before.v6) {
+            (Some(v6), Some(before)) => v6.script_from(before),
+            (Some(v6), None) => v6.text(),
+            (None, Some(before)) => cleared(&before.name()),
+            (None, None) => String::new(),
+        };
+        self.v4.script_from(&before.v4) + &v6
+    }
+
+    /// Their names.
+    pub(crate) fn names(&self) -> Vec<String> {
+        std::iter::once(&self.v4).chain(&self.v6).map(Ruleset::name).collect()
+    }
+}
+
+/// Has a table be gone, whether it was there or not.
+fn cleared(table: &str) -> String {
+    format!("table {table} {{}}\ndelete table {table}\n")
+}
+
+/// Where a connection may be sent; without a port, to the one it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) address: IpAddr,
+    pub(crate) port: Option<u16>,
+}
+
+/// As an element of a map.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{} . {port}", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+/// Sends each new connection to the next of `targets` in turn.
+pub(crate) fn spread(family: Family, targets: &[Target]) -> String {
+    let with_port = targets.first().is_some_and(|target| target.port.is_some());
+    let kind = if with_port { format!("dnat {} to", family.name()) } else { "dnat to".to_owned() };
     match targets {
-        [only] => format!("{kind} {}", only.replace(" . ", ":")),
+        [Target { address, port: Some(port) }] => match address {
+            IpAddr::V4(address) => format!("{kind} {address}:{port}"),
+            IpAddr::V6(address) => format!("{kind} [{address}]:{port}"),
+        },
+        [only] => format!("{kind} {only}"),
         many => {
             let elements: Vec<_> =
                 many.iter().enumerate().map(|(number, target)| format!("{number} : {target}")).collect();
@@ -130,17 +226,25 @@ mod tests {
                     flush chain ip t c\ndelete chain ip t c\n";
         assert_eq!(after.script_from(&before), want);
         assert_eq!(after.script_from(&after), "");
-        assert!(after.script().contains("delete table ip t") && after.script().contains("add element ip t m"));
+        let all = Tables { v4: after, v6: None }.script();
+        assert!(all.contains("delete table ip t") && all.contains("add element ip t m"));
+    }
+
+    #[track_caller]
+    fn check_spread(family: Family, port: Option<u16>, addresses: &[&str], want: &str) {
+        let target = |text: &&str| Target { address: text.parse().unwrap(), port };
+        let targets: Vec<Target> = addresses.iter().map(target).collect();
+        assert_eq!(spread(family, &targets), want);
     }
 
     #[test]
     fn connections_are_spread_in_turn() {
-        let targets = |list: &[&str]| list.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
-        assert_eq!(spread(&targets(&["10.0.0.2"])), "dnat to 10.0.0.2");
-        assert_eq!(spread(&targets(&["10.0.0.2 . 80"])), "dnat ip to 10.0.0.2:80");
-        assert_eq!(
-            spread(&targets(&["10.0.0.2 . 80", "10.0.0.3 . 80"])),
-            "dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 80 }"
-        );
+        check_spread(Family::V4, None, &["10.0.0.2"], "dnat to 10.0.0.2");
+        check_spread(Family::V4, Some(80), &["10.0.0.2"], "dnat ip to 10.0.0.2:80");
+        let two = "dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 80 }";
+        check_spread(Family::V4, Some(80), &["10.0.0.2", "10.0.0.3"], two);
+        check_spread(Family::V6, Some(80), &["fd00::2"], "dnat ip6 to [fd00::2]:80");
+        let two = "dnat to numgen inc mod 2 map { 0 : fd00::2, 1 : fd00::3 }";
+        check_spread(Family::V6, None, &["fd00::2", "fd00::3"], two);
     }
 }

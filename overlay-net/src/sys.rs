@@ -12,6 +12,7 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUN_F_CSUM: libc::c_ulong = 0x01;
 const TUN_F_TSO4: libc::c_ulong = 0x02;
+const TUN_F_TSO6: libc::c_ulong = 0x04;
 const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
 
@@ -36,9 +37,9 @@ pub(crate) fn open_tap(name: &str) -> io::Result<File> {
     if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let with_udp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_USO4 | TUN_F_USO6;
+    let without_udp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
     // Kernels before 6.2 know no segmentation of UDP.
-    for offload in [with_udp, TUN_F_CSUM | TUN_F_TSO4] {
+    for offload in [without_udp | TUN_F_USO4 | TUN_F_USO6, without_udp] {
         // SAFETY: the call takes numbers alone.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, offload) } == 0 {
             return Ok(file);

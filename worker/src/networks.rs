@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use skep_api::grpc;
+use skep_api::overlay::OverlayNetwork;
 use skep_api::{AttachmentId, AttachmentWish, NetworkId, encoding};
-use skep_engine::{Endpoint, Grant, Joining, KeeperReply, NetworkKeeper, PublishedPort, WantedPlace};
+use skep_engine::{Endpoint, Grant, Joining, KeeperReply, KeptNetwork, NetworkKeeper, PublishedPort, WantedPlace};
 use skep_name_server::Zone;
 use skep_overlay_net::{FactsUpdate, LocalPort, NetworkAddress, Overlay};
 
@@ -73,6 +74,11 @@ impl NetworkKeeper for SwarmNetworks {
     fn adopt(&self, container: &str, joining: Joining) {
         self.hold(container, &joining);
         self.overlay.adopt(container, &convert(joining));
+    }
+
+    fn network(&self, id: &str) -> Option<KeptNetwork> {
+        let OverlayNetwork { name, subnet, gateway, v6, internal, .. } = self.overlay.network(id.parse().ok()?)?;
+        Some(KeptNetwork { name, subnet, gateway, v6, internal })
     }
 
     fn tell_names(&self, container: &str, neighbours: Zone) {

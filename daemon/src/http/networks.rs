@@ -4,7 +4,7 @@ pub(super) mod diagnose;
 pub(super) mod joining;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +12,16 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
+use ipnet::Ipv6Net;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::container::Driver;
 use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
-use skep_api::{Network, NetworkId, NetworkSpec, Subnet, Timestamp};
-use skep_engine::{DEFAULT_NETWORK, Endpoint, Ipv6Side, LocalNetwork, LocalNetworkSpec};
+use skep_api::{Network, NetworkId, NetworkSpec, Subnet, SubnetV6, Timestamp};
+use skep_engine::{
+    ContainerState, DEFAULT_NETWORK, Endpoint, Inspection, Ipv6Side, LocalNetwork, LocalNetworkSpec, NetworkMode,
+};
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
@@ -118,13 +121,15 @@ impl Known {
             Self::Stored(network) => json!({
                 "Created": network.meta.created_at, "IPAM": ipam_json(network), "Internal": network.spec.internal,
                 "Attachable": network.spec.attachable, "Ingress": network.spec.ingress,
-                "Options": network.spec.driver.options,
+                "Options": network.spec.driver.options, "EnableIPv6": network.v6.is_some(),
             }),
-            Self::Told(network) => json!({
-                "IPAM": {"Driver": "default", "Options": null,
-                    "Config": [{"Subnet": network.subnet, "Gateway": network.gateway}]},
-                "Internal": network.internal, "Ingress": network.ingress,
-            }),
+            Self::Told(network) => {
+                let v4 = json!({"Subnet": network.subnet, "Gateway": network.gateway});
+                json!({
+                    "IPAM": {"Driver": "default", "Options": null, "Config": with_ipv6(v4, network.v6)},
+                    "Internal": network.internal, "Ingress": network.ingress, "EnableIPv6": network.v6.is_some(),
+                })
+            }
         };
         if let (Value::Object(value), Value::Object(details)) = (&mut value, details) {
             value.extend(details);
@@ -155,7 +160,12 @@ fn ipam_json(network: &Network) -> Value {
     if !network.spec.ipam.reserved.is_empty() {
         config["AuxiliaryAddresses"] = json!(network.spec.ipam.reserved);
     }
-    json!({"Driver": "default", "Options": null, "Config": [config]})
+    json!({"Driver": "default", "Options": null, "Config": with_ipv6(config, network.v6)})
+}
+
+pub(super) fn with_ipv6(v4: Value, side: Option<skep_api::Ipv6Side>) -> Vec<Value> {
+    let v6 = side.map(|side| json!({"Subnet": side.subnet, "Gateway": side.gateway}));
+    std::iter::once(v4).chain(v6).collect()
 }
 
 /// Everything this host knows; the swarm's networks as a linearizable read has them, on a manager.
@@ -288,23 +298,24 @@ fn members(state: &State, id: &str) -> Value {
 /// This host's containers in a network of the swarm.
 fn containers(state: &State, network: NetworkId) -> Value {
     let id = network.to_string();
-    let value = |name: &str, endpoint_id: &str, address: Ipv4Addr| {
-        json!({"Name": name, "EndpointID": endpoint_id, "MacAddress": "", "IPv4Address": format!("{address}/32"),
-            "IPv6Address": ""})
+    let kept = state.engine.kept_network(&id);
+    let value = |container: &Inspection, address: Ipv4Addr| {
+        let prefix_len = kept.as_ref().map_or(32, |kept| kept.subnet.prefix_len());
+        let v6 = kept.as_ref().and_then(|kept| Some((kept.v6?, kept.subnet)));
+        let v6 = v6.map(|(side, v4)| format!("{}/{}", side.address(v4, address), side.subnet.prefix_len()));
+        json!({"Name": container.config.name, "EndpointID": super::containers::endpoint_id(&container.id, &id),
+            "MacAddress": "", "IPv4Address": format!("{address}/{prefix_len}"), "IPv6Address": v6.unwrap_or_default()})
     };
     let mut found = serde_json::Map::new();
     for container in state.engine.list() {
-        let name = &container.config.name;
-        if let Some(held) = container.state.endpoints().iter().find(|held| held.network == id) {
-            found.insert(
-                container.id.clone(),
-                value(name, &super::containers::endpoint_id(&container.id, &id), held.address),
-            );
-        }
-        let skep_engine::NetworkMode::Joined(joined) = &container.config.network else { continue };
-        let running = matches!(container.state, skep_engine::ContainerState::Running(_));
-        if let Some(place) = joined.iter().find(|place| place.id == id).filter(|_| running) {
-            found.insert(container.id.clone(), value(name, "", place.address));
+        let running = matches!(container.state, ContainerState::Running(_));
+        let planned = match &container.config.network {
+            NetworkMode::Joined(joined) if running => joined.iter().find(|place| place.id == id),
+            _ => None,
+        };
+        let held = container.state.endpoints().iter().find(|held| held.network == id).map(|held| held.address);
+        if let Some(address) = held.or_else(|| planned.map(|place| place.address)) {
+            found.insert(container.id.clone(), value(&container, address));
         }
     }
     Value::Object(found)
@@ -391,10 +402,11 @@ struct IpamConfigBody {
 }
 
 impl CreateBody {
-    fn spec(self) -> Result<NetworkSpec, ApiError> {
+    fn spec(mut self) -> Result<NetworkSpec, ApiError> {
         if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
             return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
         }
+        let (subnet_v6, gateway_v6) = self.take_ipv6()?;
         let mut configs = self.ipam.config.into_iter();
         let config = configs.next().unwrap_or_default();
         if configs.next().is_some() {
@@ -417,6 +429,8 @@ impl CreateBody {
                     ),
                 },
                 reserved: config.auxiliary_addresses.into_iter().chain(config.aux_address).collect(),
+                subnet_v6,
+                gateway_v6,
             },
             ipv6: self.enable_ipv6,
             internal: self.internal,
@@ -427,10 +441,10 @@ impl CreateBody {
 }
 
 impl CreateBody {
-    fn local_spec(mut self) -> Result<LocalNetworkSpec, ApiError> {
-        let v6 = self.ipv6_side()?;
+    fn local_spec(self) -> Result<LocalNetworkSpec, ApiError> {
         let on_parent = self.driver == MACVLAN;
         let spec = self.spec()?;
+        let v6 = spec.ipv6.then(|| local_ipv6_side(&spec.ipam)).transpose()?;
         Ok(LocalNetworkSpec {
             on_parent,
             name: spec.name,
@@ -445,32 +459,37 @@ impl CreateBody {
         })
     }
 
-    /// Takes out what is said of IPv6.
-    fn ipv6_side(&mut self) -> Result<Option<Ipv6Side>, ApiError> {
+    /// Takes out what is said of IPv6: its subnet and gateway.
+    fn take_ipv6(&mut self) -> Result<(Option<SubnetV6>, Option<Ipv6Addr>), ApiError> {
         let is_v6 = |config: &mut IpamConfigBody| config.subnet.contains(':') || config.gateway.contains(':');
         let mut configs = self.ipam.config.extract_if(.., is_v6);
         let (first, second) = (configs.next(), configs.next());
         drop(configs);
-        let subnet = first.as_ref().map_or("", |config| &config.subnet);
+        let Some(config) = first else { return Ok((None, None)) };
         if !self.enable_ipv6 {
-            let refused =
-                || ApiError::bad_request(format!("subnet {subnet} is of IPv6: ask for that by EnableIPv6 (--ipv6)"));
-            return first.as_ref().map_or(Ok(None), |_| Err(refused()));
+            let subnet = config.subnet;
+            return Err(ApiError::bad_request(format!(
+                "subnet {subnet} is of IPv6: ask for that by EnableIPv6 (--ipv6)"
+            )));
         }
         if second.is_some() {
             return Err(ApiError::unsupported(
                 "more than one IPv6 subnet for a network is not supported yet: name one",
             ));
         }
-        let Some(config) = &first else { return Ok(Some(Ipv6Side::unique_local())) };
         if !config.ip_range.is_empty() || !config.auxiliary_addresses.is_empty() {
             return Err(ApiError::unsupported(
                 "ranges and reserved addresses of IPv6 are not supported yet: leave them out",
             ));
         }
-        let wrong = |_| ApiError::bad_request(format!("{subnet:?} is no IPv6 network: write it as fd00:1::/64"));
-        Ok(Some(Ipv6Side::new(subnet.parse().map_err(wrong)?, read(&config.gateway)?)))
+        Ok((read(&config.subnet)?, read(&config.gateway)?))
     }
+}
+
+fn local_ipv6_side(ipam: &Ipam) -> Result<Ipv6Side, ApiError> {
+    let Some(subnet) = ipam.subnet_v6 else { return Ok(Ipv6Side::unique_local()) };
+    let subnet = Ipv6Net::new(subnet.base(), subnet.prefix_len()).map_err(ApiError::bad_request)?;
+    Ok(Ipv6Side::new(subnet, ipam.gateway_v6))
 }
 
 fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, ApiError> {

@@ -53,6 +53,10 @@ fn task_json(task: &Task, tables: &Tables) -> Value {
     let mut value = serde_json::to_value(task).unwrap_or_default();
     let attachments = task.networks.iter().filter_map(|place| {
         let network = tables.networks.get(place.network)?;
+        let v4 = format!("{}/{}", place.address, network.subnet.prefix_len());
+        let v6 = network
+            .v6
+            .map(|side| format!("{}/{}", side.address(network.subnet, place.address), side.subnet.prefix_len()));
         Some(json!({
             "Network": {
                 "ID": network.id, "Version": {"Index": network.meta.version}, "CreatedAt": network.meta.created_at,
@@ -62,9 +66,10 @@ fn task_json(task: &Task, tables: &Tables) -> Value {
                     "DriverConfiguration": {"Name": "overlay"}},
                 "DriverState": {"Name": "overlay", "Options": network.spec.driver.options},
                 "IPAMOptions": {"Driver": {"Name": "default"},
-                    "Configs": [{"Subnet": network.subnet, "Gateway": network.gateway}]},
+                    "Configs": super::networks::with_ipv6(
+                        json!({"Subnet": network.subnet, "Gateway": network.gateway}), network.v6)},
             },
-            "Addresses": [format!("{}/{}", place.address, network.subnet.prefix_len())],
+            "Addresses": std::iter::once(v4).chain(v6).collect::<Vec<_>>(),
         }))
     });
     let attachments: Vec<Value> = attachments.collect();

@@ -8,7 +8,7 @@ use super::Engine;
 use super::networks::member;
 use crate::container::config::{JoinedNetwork, NetworkMode, PublishedPort};
 use crate::container::state::ContainerState;
-use crate::network::{Endpoint, Joining, Member, NetworkKeeper, WantedPlace};
+use crate::network::{Endpoint, Joining, KeptNetwork, Member, NetworkKeeper, WantedPlace};
 
 /// Places that were planned with the container, as its endpoints.
 pub(super) fn planned(networks: &[JoinedNetwork]) -> Vec<Endpoint> {
@@ -43,6 +43,12 @@ impl Engine {
             }
         }
         self.networks.set_keeper(keeper);
+    }
+
+    /// A network that somebody else keeps, as far as it is known here.
+    #[must_use]
+    pub fn kept_network(&self, id: &str) -> Option<KeptNetwork> {
+        self.networks.keeper()?.network(id)
     }
 
     /// Who keeps the networks that are not this host's alone; an error if nobody does.

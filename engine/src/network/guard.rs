@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Weak;
 use std::time::Duration;
 
+use super::lease::Lease;
 use super::ruleset::TABLE;
 use super::{Networks, v6};
 use crate::sys;
@@ -37,8 +38,10 @@ pub(crate) async fn guard<T: Send + Sync + 'static>(owner: Weak<T>, networks: fn
 impl Networks {
     /// Writes the rules if there are to be some and are none.
     async fn put_back(&self) -> io::Result<bool> {
-        // A daemon that has just begun has found containers, and made no bridge yet.
-        if self.leases().is_empty() && self.indexes.lock().await.is_empty() {
+        // A daemon that has just begun has found containers, and made no bridge yet; those in others' networks alone
+        // need no rules.
+        let needs_rules = |lease: &Lease| !lease.places.is_empty() || !lease.ports.is_empty();
+        if !self.leases().values().any(needs_rules) && self.indexes.lock().await.is_empty() {
             return Ok(false);
         }
         let with_v6 = self.all().values().any(|network| network.v6.is_some());

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use skep_api::Subnet;
 use skep_name_server::Zone;
 
 use super::{Endpoint, WantedPlace};
@@ -19,6 +20,8 @@ pub trait NetworkKeeper: std::fmt::Debug + Send + Sync + 'static {
     fn join<'a>(&'a self, container: &'a str, joining: Joining) -> KeeperReply<'a, Ipv4Addr>;
     /// Takes up a container that has its places from before the daemon's restart.
     fn adopt(&self, container: &str, joining: Joining);
+    /// What is known of a network.
+    fn network(&self, id: &str) -> Option<KeptNetwork>;
     /// Hears of the names in the other networks of a container.
     fn tell_names(&self, container: &str, neighbours: Zone);
     /// Takes a running container out of one network.
@@ -29,6 +32,17 @@ pub trait NetworkKeeper: std::fmt::Debug + Send + Sync + 'static {
 
 /// What a [`NetworkKeeper`] promises.
 pub type KeeperReply<'a, T> = std::pin::Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+
+/// A network that is not this host's alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptNetwork {
+    pub name: String,
+    pub subnet: Subnet,
+    pub gateway: Ipv4Addr,
+    pub v6: Option<skep_api::Ipv6Side>,
+    /// Nothing gets out of it.
+    pub internal: bool,
+}
 
 /// A container that joins networks.
 #[derive(Clone, Debug)]

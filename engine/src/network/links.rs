@@ -5,9 +5,9 @@ use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
-use skep_host_net::{Netlink, Netns, add_existing_is_fine, link_index};
+use skep_host_net::{Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_index};
 
-use super::{LocalNetwork, MacAddress, v6};
+use super::{LocalNetwork, MacAddress};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
@@ -19,8 +19,8 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
     add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
     match &network.v6 {
         Some(v6) => {
-            v6::allow(name);
-            v6::add_address(handle, index, v6.gateway, v6.subnet).await?;
+            allow_ipv6(name);
+            add_ipv6_address(handle, index, v6.gateway, Reach::Network(v6.subnet.prefix_len())).await?;
         }
         None => without_ipv6(name),
     }

@@ -1,16 +1,10 @@
-//! The IPv6 side of a network that has one: addresses, forwarding, and rules in a table of their own.
+//! The IPv6 side of a network that has one: its addresses, and rules in a table of their own.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::net::Ipv6Addr;
-use std::path::Path;
 
 use ipnet::Ipv6Net;
-use rtnetlink::Handle;
-use rtnetlink::packet_route::address::AddressHeaderFlags;
 use serde::{Deserialize, Serialize};
-use skep_host_net::{Netns, add_existing_is_fine};
 
 use super::LocalNetwork;
 use super::lease::Lease;
@@ -21,7 +15,6 @@ pub(super) const TABLE: &str = "ip6 skep";
 
 /// No packet from ::1 may leave its host: who asks there is refused at once, and not kept waiting.
 const IPV6: Family = Family { table: TABLE, name: "ip6", loopback: None, unpublished: "    ip6 daddr ::1 return\n" };
-const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 const UNIQUE_LOCAL_LEN: u8 = 64;
 
 /// A network's IPv6 addresses.
@@ -46,52 +39,6 @@ impl Ipv6Side {
         let base = Ipv6Addr::from((0xfd << 56 | chosen) << 64);
         Self::new(Ipv6Net::new_assert(base, UNIQUE_LOCAL_LEN), None)
     }
-}
-
-/// Gives a link an address at once: who has which is known here, so that nobody need be asked whether it is free.
-pub(super) async fn add_address(
-    handle: &Handle,
-    link: u32,
-    address: Ipv6Addr,
-    subnet: Ipv6Net,
-) -> Result<(), rtnetlink::Error> {
-    let mut request = handle.address().add(link, address.into(), subnet.prefix_len());
-    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-    add_existing_is_fine(request.execute().await)
-}
-
-/// Lets a link have IPv6 addresses; what neighbours say of routes is not heard.
-pub(super) fn allow(link: &str) {
-    for (setting, value) in [("accept_ra", "0"), ("disable_ipv6", "0")] {
-        // Where the kernel has no IPv6, the address that comes next says so.
-        let _ = fs::write(format!("{SETTINGS}/{link}/{setting}"), value);
-    }
-}
-
-/// Lets a container's link, and its loopback, have IPv6 addresses.
-pub(super) async fn allow_in(netns: &Netns, link: String) -> io::Result<()> {
-    let allow_both = move || {
-        allow("lo");
-        allow(&link);
-        Ok(())
-    };
-    netns.run(allow_both).await
-}
-
-/// Has the host forward IPv6. It then heeds routers' advertisements no more, where it is not told to go on with that.
-pub(super) fn forward() -> io::Result<()> {
-    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let all = Path::new(SETTINGS).join("all/forwarding");
-    if fs::read_to_string(&all).map_err(|error| named(&all, error))?.trim() == "1" {
-        return Ok(());
-    }
-    for link in fs::read_dir(SETTINGS)?.flatten() {
-        let heeds = link.path().join("accept_ra");
-        if fs::read_to_string(&heeds).is_ok_and(|value| value.trim() == "1") {
-            fs::write(&heeds, "2").map_err(|error| named(&heeds, error))?;
-        }
-    }
-    fs::write(&all, "1").map_err(|error| named(&all, error))
 }
 
 /// The table, as `ruleset` of IPv4 has it; nothing where no network has IPv6, as not every kernel has rules for it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skep_api::network::NetworkSpecError;
 use skep_api::task::NetworkAttachmentConfig;
-use skep_api::{Cluster, Meta, Network, NetworkId, NetworkSpec, ObjectKey, ServiceSpec, Subnet};
+use skep_api::{Cluster, Meta, Network, NetworkId, NetworkSpec, ObjectKey, ServiceSpec};
 use skep_raft_store::{Tables, Transaction};
 
 use super::{ControlError, Outcome, Reason};
@@ -40,8 +40,8 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: NetworkSpec) -
         ));
     }
     let cluster = tables.cluster().ok_or_else(ControlError::no_leader)?;
-    let taken: Vec<Subnet> = tables.networks.iter().map(|network| network.subnet).collect();
-    let network = make(&taken, cluster, spec)?;
+    let others: Vec<&Network> = tables.networks.iter().map(AsRef::as_ref).collect();
+    let network = make(&others, cluster, spec)?;
     let id = network.id;
     tx.create(network);
     // Two networks made at the same time must not get the same subnet: they clash over this.
@@ -52,10 +52,11 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, spec: NetworkSpec) -
     Ok(Outcome::Created(id.to_string()))
 }
 
-/// A new network, with its addresses.
-pub(crate) fn make(taken: &[Subnet], cluster: &Cluster, spec: NetworkSpec) -> Result<Network, ControlError> {
-    let (subnet, gateway) = allocator::subnet(taken, cluster, &spec)?;
-    Ok(Network { id: NetworkId::random(), meta: Meta::default(), spec, subnet, gateway, cursor: 0 })
+/// A new network beside `others`, with its addresses.
+pub(crate) fn make(others: &[&Network], cluster: &Cluster, spec: NetworkSpec) -> Result<Network, ControlError> {
+    let (subnet, gateway) = allocator::subnet(others, cluster, &spec)?;
+    let v6 = if spec.ipv6 { Some(allocator::ipv6_side(others, &spec, subnet, gateway)?) } else { None };
+    Ok(Network { id: NetworkId::random(), meta: Meta::default(), spec, subnet, gateway, v6, cursor: 0 })
 }
 
 pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NetworkId) -> Result<Outcome, ControlError> {

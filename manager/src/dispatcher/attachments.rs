@@ -165,7 +165,7 @@ mod tests {
                 let subnet: Subnet = format!("10.0.{id}.0/29").parse().unwrap();
                 let spec = NetworkSpec { name: name.into(), attachable, ..NetworkSpec::default() };
                 let (id, gateway) = (NetworkId::from_u128(id), subnet.nth(1).unwrap());
-                tx.create(Network { id, meta: Meta::default(), spec, subnet, gateway, cursor: 0 });
+                tx.create(Network { id, meta: Meta::default(), spec, subnet, gateway, v6: None, cursor: 0 });
             }
             tables.apply_for_test(1, tx).unwrap();
             Self { tables }

@@ -234,6 +234,7 @@ fn network_fact(network: &Network) -> OverlayNetwork {
         name: network.spec.name.clone(),
         subnet: network.subnet,
         gateway: network.gateway,
+        v6: network.v6,
         encrypted: network.is_encrypted(),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
@@ -324,7 +325,7 @@ mod tests {
         let subnet: Subnet = format!("10.0.{id}.0/24").parse().unwrap();
         let spec = NetworkSpec { name: format!("n{id}"), ..NetworkSpec::default() };
         let (id, gateway) = (NetworkId::from_u128(id), subnet.nth(1).unwrap());
-        Network { id, meta: Meta::default(), spec, subnet, gateway, cursor: 0 }
+        Network { id, meta: Meta::default(), spec, subnet, gateway, v6: None, cursor: 0 }
     }
 
     fn task(id: u128, node: u128, network: u128) -> Task {

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use skep_api::NodeId;
-use skep_host_net::{Netlink, Netns, add_existing_is_fine, link_index};
+use skep_host_net::{Netlink, Netns, add_existing_is_fine, allow_ipv6_in, has_ipv6, link_index};
 
-use super::{WIRE, next_hop};
+use super::{WIRE, next_hop, next_hop_v6};
 use crate::path::message::PeerIndex;
 
 pub(crate) const DEVICE: &str = "plain0";
@@ -27,7 +28,7 @@ pub(crate) struct PlainState {
     pub(crate) own_mac: [u8; 6],
     pub(crate) peers: BTreeMap<PeerIndex, PlainPeer>,
     /// Whose addresses of other nodes' tasks are.
-    pub(crate) addresses: BTreeMap<Ipv4Addr, PeerIndex>,
+    pub(crate) addresses: BTreeMap<IpAddr, PeerIndex>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,23 +84,34 @@ impl Plain {
         for (&number, peer) in wanted.peers.iter().filter(|(n, peer)| self.applied.peers.get(n) != Some(peer)) {
             let there = handle.neighbours().add_bridge(index, &peer.mac).destination(peer.host);
             there.flags(NeighbourFlags::Own).replace().execute().await?;
-            let hop = handle.neighbours().add(index, next_hop(number).into()).link_layer_address(&peer.mac);
-            hop.state(NeighbourState::Permanent).replace().execute().await?;
+            let v6 = has_ipv6().then(|| next_hop_v6(number).into());
+            for hop in [Some(next_hop(number).into()), v6].into_iter().flatten() {
+                let hop = handle.neighbours().add(index, hop).link_layer_address(&peer.mac);
+                hop.state(NeighbourState::Permanent).replace().execute().await?;
+            }
         }
         for (&address, &number) in wanted.addresses.iter().filter(|(a, n)| self.applied.addresses.get(a) != Some(n)) {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(address, 32)
-                .gateway(next_hop(number))
-                .output_interface(index)
-                .onlink();
-            handle.route().add(route.build()).replace().execute().await?;
+            handle.route().add(route(index, address, Some(number))).replace().execute().await?;
         }
         for &address in self.applied.addresses.keys().filter(|address| !wanted.addresses.contains_key(address)) {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).output_interface(index);
             // Gone with the device at the latest.
-            drop(handle.route().del(route.build()).execute().await);
+            drop(handle.route().del(route(index, address, None)).execute().await);
         }
         Ok(())
+    }
+}
+
+/// The way to an address through a peer; through any, if none is named.
+fn route(device: u32, address: IpAddr, peer: Option<PeerIndex>) -> RouteMessage {
+    match address {
+        IpAddr::V4(address) => {
+            let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).output_interface(device);
+            peer.map_or_else(|| to.clone(), |peer| to.clone().gateway(next_hop(peer)).onlink()).build()
+        }
+        IpAddr::V6(address) => {
+            let to = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).output_interface(device);
+            peer.map_or_else(|| to.clone(), |peer| to.clone().gateway(next_hop_v6(peer)).onlink()).build()
+        }
     }
 }
 
@@ -113,6 +125,9 @@ async fn ensure_device(inside: &Netlink, netns: &Netns, mtu_bytes: u32, wanted: 
         Netlink::open()?.handle().link().add(device).execute().await.map_err(io::Error::other)?;
     }
     let index = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the VXLAN device was not made"))?;
+    if has_ipv6() {
+        allow_ipv6_in(netns, DEVICE.to_owned()).await?;
+    }
     let link = LinkUnspec::new_with_index(index).mtu(mtu_bytes).up().build();
     handle.link().set(link).execute().await.map_err(io::Error::other)?;
     add_existing_is_fine(handle.address().add(index, WIRE.into(), 32).execute().await).map_err(io::Error::other)?;

@@ -4,6 +4,9 @@
 //! The kernel hands over packets with unfinished checksums and far larger than any link takes
 //! (virtio 1.2 §5.1.6); each large packet saved is a trip through its stack saved.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+
 /// What stands before each frame of a TAP device with `IFF_VNET_HDR`.
 pub(crate) const VNET_LEN: usize = 10;
 pub(crate) const ETHERNET_LEN: usize = 14;
@@ -13,12 +16,17 @@ pub(crate) const HEAD_LEN: usize = VNET_LEN + ETHERNET_LEN;
 pub(super) const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 pub(super) const GSO_TCPV4: u8 = 1;
+pub(super) const GSO_TCPV6: u8 = 4;
 pub(super) const GSO_UDP_L4: u8 = 5;
 /// Set beside the kind where congestion is signalled.
 const GSO_ECN: u8 = 0x80;
 
 pub(super) const PROTOCOL_TCP: u8 = 6;
 pub(super) const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_ICMPV6: u8 = 58;
+/// IPv6's header; what may follow it before TCP or UDP is not counted.
+pub(super) const IPV6_LEN: usize = 40;
 pub(super) const TCP_CSUM_OFFSET: usize = 16;
 pub(super) const UDP_CSUM_OFFSET: usize = 6;
 
@@ -27,7 +35,7 @@ pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
 
-/// The largest IP packet.
+/// The largest IP packet that is handed over.
 pub(crate) const PACKET_LEN_MAX: usize = 65_535;
 
 /// The fields of the virtio header.
@@ -112,9 +120,14 @@ pub(super) fn fold(mut total: Sum) -> u16 {
 /// The part of a TCP or UDP checksum that covers addresses, protocol and length.
 pub(super) fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> Sum {
     let len = u16::try_from(len).unwrap_or(u16::MAX);
-    sum(&packet[12..20])
+    sum(&packet[address_range(packet)])
         + u64::from(u16::from_ne_bytes([0, protocol]))
         + u64::from(u16::from_ne_bytes(len.to_be_bytes()))
+}
+
+/// Where both addresses of a packet stand.
+pub(super) const fn address_range(packet: &[u8]) -> Range<usize> {
+    if is_ipv6(packet) { 8..IPV6_LEN } else { 12..20 }
 }
 
 pub(super) fn write_ipv4_checksum(packet: &mut [u8], header_len: usize) {
@@ -123,30 +136,49 @@ pub(super) fn write_ipv4_checksum(packet: &mut [u8], header_len: usize) {
     packet[10..12].copy_from_slice(&checksum.to_ne_bytes());
 }
 
-/// The length of an IPv4 packet's header; `None` if it is no IPv4 packet.
-pub(super) fn ipv4_header_len(packet: &[u8]) -> Option<usize> {
+/// The length of a packet's IP header; `None` if it is none.
+pub(super) fn ip_header_len(packet: &[u8]) -> Option<usize> {
     let first = *packet.first()?;
-    let len = usize::from(first & 0x0f) * 4;
-    (first >> 4 == 4 && len >= 20 && packet.len() >= len).then_some(len)
+    let len = match first >> 4 {
+        4 => usize::from(first & 0x0f) * 4,
+        6 => IPV6_LEN,
+        _ => return None,
+    };
+    (len >= 20 && packet.len() >= len).then_some(len)
 }
 
-/// Where an IPv4 packet comes from and goes to.
-pub(crate) fn addresses(packet: &[u8]) -> Option<(std::net::Ipv4Addr, std::net::Ipv4Addr)> {
-    ipv4_header_len(packet)?;
-    let at = |at: usize| std::net::Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
-    Some((at(12), at(16)))
+/// Whether a packet is one of IPv6, if it is any.
+pub(crate) const fn is_ipv6(packet: &[u8]) -> bool {
+    matches!(packet, [first, ..] if *first >> 4 == 6)
+}
+
+/// What follows a packet's IP header.
+pub(super) const fn protocol(packet: &[u8]) -> u8 {
+    if is_ipv6(packet) { packet[6] } else { packet[9] }
+}
+
+/// Where a packet comes from and goes to.
+pub(crate) fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    ip_header_len(packet)?;
+    if is_ipv6(packet) {
+        let at = |at: usize| packet.get(at..)?.first_chunk::<16>().map(|bytes| Ipv6Addr::from(*bytes).into());
+        return Some((at(8)?, at(24)?));
+    }
+    let at = |at: usize| packet.get(at..)?.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into());
+    Some((at(12)?, at(16)?))
 }
 
 /// Whether a packet is an ICMP message.
 pub(crate) fn is_icmp(packet: &[u8]) -> bool {
-    ipv4_header_len(packet).is_some() && packet[9] == 1
+    let kind = if is_ipv6(packet) { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+    ip_header_len(packet).is_some() && protocol(packet) == kind
 }
 
 /// Hands every packet of a frame from the kernel to `emit`, finished and small enough for a link.
 ///
 /// `packet` is the IP packet behind `header`; it is used up. `scratch` must hold one packet.
 pub(crate) fn segment(header: VnetHeader, packet: &mut [u8], scratch: &mut [u8], mut emit: impl FnMut(&[u8])) {
-    let Some(ip_len) = ipv4_header_len(packet) else { return };
+    let Some(ip_len) = ip_header_len(packet) else { return };
     let transport = usize::from(header.csum_start).saturating_sub(ETHERNET_LEN);
     match header.gso_type & !GSO_ECN {
         GSO_NONE => {
@@ -157,12 +189,16 @@ pub(crate) fn segment(header: VnetHeader, packet: &mut [u8], scratch: &mut [u8],
                 }
                 // The field holds the pseudo header's sum already.
                 let total = sum(&packet[transport..]);
-                write_checksum(packet, at, total);
+                write_checksum(packet, protocol(packet), at, total);
             }
             emit(packet);
         }
-        GSO_TCPV4 if packet.len() >= ip_len + 20 => segment_tcp(header, packet, ip_len, scratch, emit),
-        GSO_UDP_L4 if packet.len() >= ip_len + 8 => segment_udp(header, packet, ip_len, scratch, emit),
+        // What IPv6 has between its header and theirs is of every packet.
+        _ if transport < ip_len => {}
+        GSO_TCPV4 | GSO_TCPV6 if packet.len() >= transport + 20 => {
+            segment_tcp(header, packet, transport, scratch, emit)
+        }
+        GSO_UDP_L4 if packet.len() >= transport + 8 => segment_udp(header, packet, transport, scratch, emit),
         _ => {}
     }
 }
@@ -192,7 +228,7 @@ fn segment_tcp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
             own &= !(FIN | PSH);
         }
         out[ip_len + 13] = own;
-        finish_transport(out, ip_len, head_len, ip_len + TCP_CSUM_OFFSET, payload_sum);
+        finish_transport(out, PROTOCOL_TCP, ip_len..head_len, payload_sum);
         emit(out);
         offset = offset.wrapping_add(u32::try_from(part.len()).unwrap_or(0));
         number = number.wrapping_add(1);
@@ -211,7 +247,7 @@ fn segment_udp(header: VnetHeader, packet: &[u8], ip_len: usize, scratch: &mut [
         let (out, payload_sum) = begin_segment(scratch, &packet[..head_len], part, ip_len, id.wrapping_add(number));
         let udp_len = u16::try_from(out.len() - ip_len).unwrap_or(u16::MAX);
         out[ip_len + 4..ip_len + 6].copy_from_slice(&udp_len.to_be_bytes());
-        finish_transport(out, ip_len, head_len, ip_len + UDP_CSUM_OFFSET, payload_sum);
+        finish_transport(out, PROTOCOL_UDP, ip_len..head_len, payload_sum);
         emit(out);
         number = number.wrapping_add(1);
     }
@@ -224,26 +260,31 @@ fn begin_segment<'a>(scratch: &'a mut [u8], head: &[u8], part: &[u8], ip_len: us
     out[..head.len()].copy_from_slice(head);
     let payload_sum = copy_and_sum(&mut out[head.len()..], part);
     write_len(out, len);
-    out[4..6].copy_from_slice(&id.to_be_bytes());
-    write_ipv4_checksum(out, ip_len);
+    if !is_ipv6(out) {
+        out[4..6].copy_from_slice(&id.to_be_bytes());
+        write_ipv4_checksum(out, ip_len);
+    }
     (out, payload_sum)
 }
 
+/// Writes the length of a packet into its header.
 pub(super) fn write_len(packet: &mut [u8], len: usize) {
-    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes());
+    let (at, len) = if is_ipv6(packet) { (4, len - IPV6_LEN) } else { (2, len) };
+    packet[at..at + 2].copy_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes());
 }
 
-/// Writes the checksum of a transport header at `at`, over header, payload and addresses.
-pub(super) fn finish_transport(packet: &mut [u8], ip_len: usize, head_len: usize, at: usize, payload_sum: Sum) {
+/// Writes the checksum of the transport header that lies at `header`, over it, payload and addresses.
+pub(super) fn finish_transport(packet: &mut [u8], protocol: u8, header: Range<usize>, payload_sum: Sum) {
+    let at = header.start + if protocol == PROTOCOL_TCP { TCP_CSUM_OFFSET } else { UDP_CSUM_OFFSET };
     packet[at..at + 2].fill(0);
-    let pseudo = pseudo_header(packet, packet[9], packet.len() - ip_len);
-    let total = pseudo + sum(&packet[ip_len..head_len]) + payload_sum;
-    write_checksum(packet, at, total);
+    let pseudo = pseudo_header(packet, protocol, packet.len() - header.start);
+    let total = pseudo + sum(&packet[header]) + payload_sum;
+    write_checksum(packet, protocol, at, total);
 }
 
-fn write_checksum(packet: &mut [u8], at: usize, total: Sum) {
+fn write_checksum(packet: &mut [u8], protocol: u8, at: usize, total: Sum) {
     let checksum = !fold(total);
     // UDP writes zero for "none".
-    let checksum = if checksum == 0 && packet[9] == PROTOCOL_UDP { u16::MAX } else { checksum };
+    let checksum = if checksum == 0 && protocol == PROTOCOL_UDP { u16::MAX } else { checksum };
     packet[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
 }

@@ -1,10 +1,12 @@
 //! Packets that came out of a tunnel one by one, put together again for the kernel: each large packet
 //! saved is a trip through its stack saved.
 
+use std::ops::Range;
+
 use super::frame::{
-    ACK, ETHERNET_LEN, GSO_TCPV4, GSO_UDP_L4, HEAD_LEN, NEEDS_CSUM, PACKET_LEN_MAX, PROTOCOL_TCP, PROTOCOL_UDP, PSH,
-    Sum, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, VNET_LEN, VnetHeader, copy_and_sum, fold, ipv4_header_len, pseudo_header,
-    sum, u16_at, write_ipv4_checksum, write_len,
+    ACK, ETHERNET_LEN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEAD_LEN, IPV6_LEN, NEEDS_CSUM, PACKET_LEN_MAX, PROTOCOL_TCP,
+    PROTOCOL_UDP, PSH, Sum, TCP_CSUM_OFFSET, UDP_CSUM_OFFSET, VNET_LEN, VnetHeader, address_range, copy_and_sum, fold,
+    ip_header_len, is_ipv6, protocol, pseudo_header, sum, u16_at, write_ipv4_checksum, write_len,
 };
 
 /// A packet of a TCP or UDP stream, as far as putting it together with its neighbours needs it.
@@ -19,8 +21,10 @@ pub(crate) struct Segment {
 }
 
 /// Addresses, ports and all options: what the longest header of a segment takes.
-const SEGMENT_HEAD_LEN_MAX: usize = 80;
-const UDP_HEAD_LEN: usize = 28;
+const SEGMENT_HEAD_LEN_MAX: usize = 100;
+const UDP_LEN: usize = 8;
+/// Both ports.
+const PORTS_LEN: usize = 4;
 /// Datagrams in one frame; the kernel takes no more.
 const UDP_SEGMENTS_MAX: usize = 64;
 
@@ -28,12 +32,17 @@ impl Segment {
     /// Reads a segment that may be put together with others: plain data, or a datagram. Whether its
     /// checksum is right shows when it is taken in.
     pub(crate) fn read(packet: &[u8]) -> Option<Self> {
-        let ip_len = ipv4_header_len(packet)?;
-        let fragment = u16_at(packet, 6) & 0x3fff;
-        if ip_len != 20 || fragment != 0 || u16_at(packet, 2) != packet.len() {
+        let ip_len = ip_header_len(packet)?;
+        // Fragments of IPv6 say so in place of the protocol.
+        let whole = if is_ipv6(packet) {
+            u16_at(packet, 4) + IPV6_LEN == packet.len()
+        } else {
+            ip_len == 20 && u16_at(packet, 6) & 0x3fff == 0 && u16_at(packet, 2) == packet.len()
+        };
+        if !whole {
             return None;
         }
-        match packet[9] {
+        match protocol(packet) {
             PROTOCOL_TCP => Self::read_tcp(packet, ip_len),
             PROTOCOL_UDP => Self::read_udp(packet, ip_len),
             _ => None,
@@ -50,15 +59,16 @@ impl Segment {
         if flags & !(ACK | PSH) != 0 || flags & ACK == 0 {
             return None;
         }
-        let sequence = u32::from_be_bytes([packet[24], packet[25], packet[26], packet[27]]);
+        let sequence = u32::from_be_bytes(*packet.get(ip_len + 4..)?.first_chunk()?);
         Some(Self { protocol: PROTOCOL_TCP, head_len, ip_len, sequence, flags })
     }
 
     fn read_udp(packet: &[u8], ip_len: usize) -> Option<Self> {
-        let whole = packet.len() > UDP_HEAD_LEN && u16_at(packet, ip_len + 4) == packet.len() - ip_len;
+        let head_len = ip_len + UDP_LEN;
+        let whole = packet.len() > head_len && u16_at(packet, ip_len + 4) == packet.len() - ip_len;
         // Zero stands for "none": one that is put together with others would be given one.
         let has_checksum = whole && u16_at(packet, ip_len + UDP_CSUM_OFFSET) != 0;
-        has_checksum.then_some(Self { protocol: PROTOCOL_UDP, head_len: UDP_HEAD_LEN, ip_len, sequence: 0, flags: 0 })
+        has_checksum.then_some(Self { protocol: PROTOCOL_UDP, head_len, ip_len, sequence: 0, flags: 0 })
     }
 
     fn is_intact(&self, packet: &[u8], payload_sum: Sum) -> bool {
@@ -178,11 +188,14 @@ impl Merged {
     /// Whether a packet has the addresses and ports of this one, and comes from the same peer.
     pub(crate) fn is_of_stream(&self, ethernet: &[u8; ETHERNET_LEN], packet: &[u8]) -> bool {
         let held = &self.frame[HEAD_LEN..self.len];
+        let addresses = address_range(packet);
+        let ends = addresses.start..addresses.end + PORTS_LEN;
+        // Ethernet's header tells IPv4 from IPv6.
         self.frame[VNET_LEN..HEAD_LEN] == *ethernet
-            && held.len() >= 24
-            && packet.len() >= 24
-            && held[9] == packet[9]
-            && held[12..24] == packet[12..24]
+            && held.len() >= ends.end
+            && packet.len() >= ends.end
+            && protocol(held) == protocol(packet)
+            && held[ends.clone()] == packet[ends]
     }
 
     /// Whether a packet is the next of the same stream from the same peer.
@@ -190,15 +203,13 @@ impl Merged {
         let Some(mine) = self.segment.filter(|_| !self.closed) else { return false };
         let held = &self.frame[HEAD_LEN..HEAD_LEN + mine.head_len];
         let (held_len, payload_len) = (self.len - HEAD_LEN, packet.len() - next.head_len);
-        let shared = self.frame[VNET_LEN..HEAD_LEN] == *ethernet
-            && next.protocol == mine.protocol
+        let same = |range: Range<usize>| held[range.clone()] == packet[range];
+        let shared = self.is_of_stream(ethernet, packet)
             && next.head_len == mine.head_len
             && payload_len <= self.size
             && held_len + payload_len <= PACKET_LEN_MAX
-            // Type of service, time to live, addresses, ports.
-            && held[1] == packet[1]
-            && held[8] == packet[8]
-            && held[12..24] == packet[12..24];
+            // Version, class and flow, hop limit; or type of service, time to live.
+            && if is_ipv6(packet) { same(0..4) && same(7..8) } else { same(1..2) && same(8..9) };
         if mine.protocol == PROTOCOL_UDP {
             return shared && self.count < UDP_SEGMENTS_MAX;
         }
@@ -206,9 +217,9 @@ impl Merged {
         shared
             && next.sequence == expected
             // Acknowledgement, window, options.
-            && held[28..32] == packet[28..32]
-            && held[34..36] == packet[34..36]
-            && held[40..mine.head_len] == packet[40..next.head_len]
+            && same(next.ip_len + 8..next.ip_len + 12)
+            && same(next.ip_len + 14..next.ip_len + 16)
+            && same(next.ip_len + 20..next.head_len)
     }
 
     fn grow(&mut self, payload_len: usize, next: Segment) {
@@ -226,7 +237,10 @@ impl Merged {
             let packet = &mut self.frame[HEAD_LEN..self.len];
             let len = packet.len();
             write_len(packet, len);
-            write_ipv4_checksum(packet, segment.ip_len);
+            let v6 = is_ipv6(packet);
+            if !v6 {
+                write_ipv4_checksum(packet, segment.ip_len);
+            }
             let udp = segment.protocol == PROTOCOL_UDP;
             if udp {
                 let udp_len = u16::try_from(len - segment.ip_len).unwrap_or(u16::MAX);
@@ -237,7 +251,13 @@ impl Merged {
             packet[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
             let header = VnetHeader {
                 flags: NEEDS_CSUM,
-                gso_type: if udp { GSO_UDP_L4 } else { GSO_TCPV4 },
+                gso_type: if udp {
+                    GSO_UDP_L4
+                } else if v6 {
+                    GSO_TCPV6
+                } else {
+                    GSO_TCPV4
+                },
                 gso_size: u16::try_from(self.size).unwrap_or(0),
                 csum_start: u16::try_from(ETHERNET_LEN + segment.ip_len).unwrap_or(0),
                 csum_offset: u16::try_from(segment.csum_offset()).unwrap_or(0),
@@ -257,28 +277,72 @@ mod tests {
 
     const ETHERNET: [u8; ETHERNET_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
 
-    /// A TCP packet with everything but its checksums.
-    fn tcp(payload: &[u8], flags: u8) -> Vec<u8> {
-        let mut packet = vec![0; 40];
-        packet[0] = 0x45;
-        packet[8] = 64;
-        packet[9] = PROTOCOL_TCP;
-        packet[12..20].copy_from_slice(&[10, 0, 1, 2, 10, 0, 1, 3]);
-        packet[20..24].copy_from_slice(&[0x12, 0x34, 0, 80]);
-        packet[24..28].copy_from_slice(&0xffff_ff00u32.to_be_bytes());
-        packet[32] = 0x50;
-        packet[33] = flags;
-        packet.extend_from_slice(payload);
-        let len = packet.len();
-        write_len(&mut packet, len);
-        write_ipv4_checksum(&mut packet, 20);
+    /// The version of IP that a packet is made of.
+    #[derive(Clone, Copy, Debug)]
+    enum Version {
+        V4,
+        V6,
+    }
+    use Version::{V4, V6};
+
+    impl Version {
+        const fn ip_len(self) -> usize {
+            match self {
+                V4 => 20,
+                V6 => IPV6_LEN,
+            }
+        }
+    }
+
+    /// A packet with nothing behind its ports.
+    fn ip(version: Version, protocol: u8, head_len: usize) -> Vec<u8> {
+        let ip_len = version.ip_len();
+        let mut packet = vec![0; ip_len + head_len];
+        match version {
+            V4 => {
+                packet[0] = 0x45;
+                packet[8] = 64;
+                packet[9] = protocol;
+                packet[12..20].copy_from_slice(&[10, 0, 1, 2, 10, 0, 1, 3]);
+            }
+            V6 => {
+                packet[0] = 0x60;
+                packet[6] = protocol;
+                packet[7] = 64;
+                packet[8] = 0xfd;
+                packet[23] = 2;
+                packet[24] = 0xfd;
+                packet[39] = 3;
+            }
+        }
+        packet[ip_len..ip_len + PORTS_LEN].copy_from_slice(&[0x12, 0x34, 0, 80]);
         packet
     }
 
-    fn large(payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
-        let header =
-            VnetHeader { flags: NEEDS_CSUM, gso_type: GSO_TCPV4, gso_size: size, csum_start: 34, csum_offset: 16 };
-        (header, tcp(payload, ACK))
+    fn finish_ip(version: Version, packet: &mut [u8]) {
+        write_len(packet, packet.len());
+        if matches!(version, V4) {
+            write_ipv4_checksum(packet, 20);
+        }
+    }
+
+    /// A TCP packet with everything but its checksum.
+    fn tcp(version: Version, payload: &[u8], flags: u8) -> Vec<u8> {
+        let ip_len = version.ip_len();
+        let mut packet = ip(version, PROTOCOL_TCP, 20);
+        packet[ip_len + 4..ip_len + 8].copy_from_slice(&0xffff_ff00u32.to_be_bytes());
+        packet[ip_len + 12] = 0x50;
+        packet[ip_len + 13] = flags;
+        packet.extend_from_slice(payload);
+        finish_ip(version, &mut packet);
+        packet
+    }
+
+    fn large(version: Version, payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
+        let gso_type = if matches!(version, V4) { GSO_TCPV4 } else { GSO_TCPV6 };
+        let csum_start = u16::try_from(ETHERNET_LEN + version.ip_len()).unwrap();
+        let header = VnetHeader { flags: NEEDS_CSUM, gso_type, gso_size: size, csum_start, csum_offset: 16 };
+        (header, tcp(version, payload, ACK))
     }
 
     fn begin(packet: &[u8]) -> Merged {
@@ -302,15 +366,14 @@ mod tests {
         taken
     }
 
-    fn udp(payload: &[u8]) -> Vec<u8> {
-        let mut packet = tcp(&[], 0)[..UDP_HEAD_LEN].to_vec();
-        packet[9] = PROTOCOL_UDP;
+    fn udp(version: Version, payload: &[u8]) -> Vec<u8> {
+        let ip_len = version.ip_len();
+        let mut packet = ip(version, PROTOCOL_UDP, UDP_LEN);
         packet.extend_from_slice(payload);
-        let len = packet.len();
-        write_len(&mut packet, len);
-        write_ipv4_checksum(&mut packet, 20);
-        packet[24..26].copy_from_slice(&u16::try_from(len - 20).unwrap().to_be_bytes());
-        finish_transport(&mut packet, 20, UDP_HEAD_LEN, 20 + UDP_CSUM_OFFSET, sum(payload));
+        finish_ip(version, &mut packet);
+        let len = u16::try_from(packet.len() - ip_len).unwrap();
+        packet[ip_len + 4..ip_len + 6].copy_from_slice(&len.to_be_bytes());
+        finish_transport(&mut packet, PROTOCOL_UDP, ip_len..ip_len + UDP_LEN, sum(payload));
         packet
     }
 
@@ -326,8 +389,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_cut_comes_together_again(payload in proptest::collection::vec(any::<u8>(), 1..20_000), size in 100u16..1400) {
-            let (header, packet) = large(&payload, size);
+        fn what_is_cut_comes_together_again(
+            payload in proptest::collection::vec(any::<u8>(), 1..20_000),
+            size in 100u16..1400,
+            version in prop_oneof![Just(V4), Just(V6)],
+        ) {
+            let (header, packet) = large(version, &payload, size);
             let parts = segments(header, packet);
             prop_assert_eq!(parts.len(), payload.len().div_ceil(usize::from(size)));
             let mut merged = begin(&parts[0]);
@@ -340,7 +407,7 @@ mod tests {
                 prop_assert!(taken, "a part has a right checksum and is the next");
             }
             let frame = merged.finish();
-            prop_assert_eq!(&frame[HEAD_LEN + 40..], &payload[..]);
+            prop_assert_eq!(&frame[HEAD_LEN + version.ip_len() + 20..], &payload[..]);
             if parts.len() > 1 {
                 let header = VnetHeader::read(frame).unwrap();
                 prop_assert_eq!(usize::from(header.gso_size), payload.len().min(usize::from(size)));
@@ -361,17 +428,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_the_next_of_the_same_stream_is_taken_in() {
+    #[track_caller]
+    fn check_stream(version: Version) {
+        let ip_len = version.ip_len();
         let parts = {
-            let (header, packet) = large(&[7; 3000], 1000);
+            let (header, packet) = large(version, &[7; 3000], 1000);
             segments(header, packet)
         };
         let mut merged = begin(&parts[0]);
         let mut other = parts[1].clone();
-        other[21] ^= 1;
+        other[ip_len + 1] ^= 1;
         let mut damaged = parts[1].clone();
-        damaged[100] ^= 1;
+        damaged[ip_len + 80] ^= 1;
         let mut peer = ETHERNET;
         peer[11] = 9;
         for extend in [Merged::extend, extend_in_place as fn(&mut Merged, &[u8; ETHERNET_LEN], &[u8]) -> bool] {
@@ -383,34 +451,69 @@ mod tests {
         assert!(extend_in_place(&mut merged, &ETHERNET, &parts[1]));
         assert!(merged.extend(&ETHERNET, &parts[2]));
         let frame = merged.finish();
-        assert_eq!(&frame[HEAD_LEN + 40..], &[7; 3000], "what did not fit has left no trace");
+        assert_eq!(&frame[HEAD_LEN + ip_len + 20..], &[7; 3000], "what did not fit has left no trace");
     }
 
     #[test]
-    fn datagrams_of_one_size_become_one_frame() {
+    fn only_the_next_of_the_same_stream_is_taken_in() {
+        check_stream(V4);
+        check_stream(V6);
+    }
+
+    #[track_caller]
+    fn check_datagrams(version: Version) {
+        let (udp, payload_at) = (|payload: &[u8]| udp(version, payload), version.ip_len() + UDP_LEN);
         let mut merged = begin(&udp(&[1; 500]));
         assert!(extend_in_place(&mut merged, &ETHERNET, &udp(&[2; 500])));
         assert!(!extend_in_place(&mut merged, &ETHERNET, &udp(&[3; 501])), "a longer one");
         let mut bare = udp(&[3; 500]);
-        bare[26..28].fill(0);
+        bare[payload_at - 2..payload_at].fill(0);
         assert!(!extend_in_place(&mut merged, &ETHERNET, &bare), "one without a checksum");
         assert!(merged.extend(&ETHERNET, &udp(&[3; 100])), "the last one may be shorter");
         assert!(!merged.extend(&ETHERNET, &udp(&[4; 100])), "and is the last");
         let frame = merged.finish().to_vec();
         let parts = segments(VnetHeader::read(&frame).unwrap(), frame[HEAD_LEN..].to_vec());
-        let payloads: Vec<_> = parts.iter().map(|part| (part[28], part.len() - 28)).collect();
+        let payloads: Vec<_> = parts.iter().map(|part| (part[payload_at], part.len() - payload_at)).collect();
         assert_eq!(payloads, [(1, 500), (2, 500), (3, 100)]);
         assert!(parts.iter().all(|part| is_intact(part)));
     }
 
     #[test]
+    fn datagrams_of_one_size_become_one_frame() {
+        check_datagrams(V4);
+        check_datagrams(V6);
+    }
+
+    #[track_caller]
+    fn check_unfinished(version: Version) {
+        let ip_len = version.ip_len();
+        let mut packet = tcp(version, &[1, 2, 3], ACK);
+        let partial = fold(pseudo_header(&packet, PROTOCOL_TCP, packet.len() - ip_len));
+        packet[ip_len + 16..ip_len + 18].copy_from_slice(&partial.to_ne_bytes());
+        let csum_start = u16::try_from(ETHERNET_LEN + ip_len).unwrap();
+        let header = VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset: 16, ..VnetHeader::default() };
+        assert!(is_intact(&segments(header, packet)[0]), "its checksum is right");
+    }
+
+    #[test]
     fn an_unfinished_checksum_is_finished() {
-        let mut packet = tcp(&[1, 2, 3], ACK);
-        let len = packet.len();
-        let partial = fold(pseudo_header(&packet, PROTOCOL_TCP, len - 20));
-        packet[36..38].copy_from_slice(&partial.to_ne_bytes());
-        let header = VnetHeader { flags: NEEDS_CSUM, csum_start: 34, csum_offset: 16, ..VnetHeader::default() };
+        check_unfinished(V4);
+        check_unfinished(V6);
+    }
+
+    #[test]
+    fn what_ipv6_has_before_a_segment_is_of_every_part() {
+        let (mut header, mut packet) = large(V6, &[7; 3000], 1000);
+        // Hop-by-hop options (RFC 8200 §4.3) of eight bytes, then TCP.
+        packet[6] = 0;
+        packet.splice(IPV6_LEN..IPV6_LEN, [PROTOCOL_TCP, 0, 1, 4, 0, 0, 0, 0]);
+        header.csum_start += 8;
         let parts = segments(header, packet);
-        assert!(is_intact(&parts[0]), "its checksum is right");
+        assert_eq!(parts.len(), 3);
+        for part in &parts {
+            assert_eq!((part[6], part[IPV6_LEN], part.len()), (0, PROTOCOL_TCP, 48 + 20 + 1000));
+            let total = pseudo_header(part, PROTOCOL_TCP, part.len() - 48) + sum(&part[48..]);
+            assert_eq!(fold(total), u16::MAX);
+        }
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use bincode::{Decode, Encode};
-use skep_api::{NetworkId, NodeId, SecretBytes, Subnet, encoding};
+use skep_api::{IpSubnet, NetworkId, NodeId, SecretBytes, encoding};
 use skep_name_server::{Served, Zone};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -43,11 +43,11 @@ pub(crate) struct PathState {
     pub(crate) keys: Vec<SecretBytes>,
     pub(crate) peers: BTreeMap<PeerIndex, PeerConfig>,
     /// Whose addresses of other nodes' tasks are.
-    pub(crate) addresses: BTreeMap<Ipv4Addr, PeerIndex>,
-    pub(crate) subnets: BTreeSet<Subnet>,
-    pub(crate) gateways: BTreeSet<Ipv4Addr>,
+    pub(crate) addresses: BTreeMap<IpAddr, PeerIndex>,
+    pub(crate) subnets: BTreeSet<IpSubnet>,
+    pub(crate) gateways: BTreeSet<IpAddr>,
     /// Where connections from outside the swarm may go.
-    pub(crate) ingress: Option<Subnet>,
+    pub(crate) ingress: BTreeSet<IpSubnet>,
     pub(crate) zones: BTreeMap<ZoneKey, Zone>,
     pub(crate) served: BTreeMap<String, ServedContainer>,
 }
@@ -69,8 +69,8 @@ pub(crate) struct PathChange {
     pub(crate) keys: Option<Vec<SecretBytes>>,
     pub(crate) peers: Option<BTreeMap<PeerIndex, PeerConfig>>,
     /// None: the address is nobody's any more.
-    pub(crate) addresses: BTreeMap<Ipv4Addr, Option<PeerIndex>>,
-    pub(crate) networks: Option<(BTreeSet<Subnet>, BTreeSet<Ipv4Addr>, Option<Subnet>)>,
+    pub(crate) addresses: BTreeMap<IpAddr, Option<PeerIndex>>,
+    pub(crate) networks: Option<(BTreeSet<IpSubnet>, BTreeSet<IpAddr>, BTreeSet<IpSubnet>)>,
     pub(crate) zones: BTreeMap<ZoneKey, Option<Zone>>,
     pub(crate) served: BTreeMap<String, Option<ServedContainer>>,
 }
@@ -100,7 +100,7 @@ pub(crate) struct PeerReport {
 impl PathState {
     /// What leads from this state to `next`; `None` if nothing does.
     pub(crate) fn change_to(&self, next: &Self) -> Option<PathChange> {
-        let networks = |state: &Self| (state.subnets.clone(), state.gateways.clone(), state.ingress);
+        let networks = |state: &Self| (state.subnets.clone(), state.gateways.clone(), state.ingress.clone());
         let change = PathChange {
             keys: (self.keys != next.keys).then(|| next.keys.clone()),
             peers: (self.peers != next.peers).then(|| next.peers.clone()),
@@ -177,20 +177,20 @@ mod tests {
         let peer = |port: u16| PeerConfig {
             node: NodeId::from_u128(1),
             keys: vec![[1; 32]],
-            endpoint: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
+            endpoint: SocketAddr::new([127, 0, 0, 1].into(), port),
         };
         let before = PathState {
             peers: [(1, peer(1))].into(),
-            addresses: [(Ipv4Addr::new(10, 0, 1, 2), 1), (Ipv4Addr::new(10, 0, 1, 3), 1)].into(),
+            addresses: [(IpAddr::from([10, 0, 1, 2]), 1), (IpAddr::from([10, 0, 1, 3]), 1)].into(),
             zones: [(ZoneKey::Network(NetworkId::from_u128(1)), Zone::default())].into(),
             ..PathState::default()
         };
         let mut after = before.clone();
         after.peers.insert(2, peer(2));
-        after.addresses.remove(&Ipv4Addr::new(10, 0, 1, 2));
-        after.addresses.insert(Ipv4Addr::new(10, 0, 1, 4), 2);
+        after.addresses.remove(&IpAddr::from([10, 0, 1, 2]));
+        after.addresses.insert(IpAddr::from([10, 0, 1, 4]), 2);
         after.zones.clear();
-        after.subnets.insert("10.0.1.0/24".parse().unwrap());
+        after.subnets.insert(IpSubnet::V4("10.0.1.0/24".parse().unwrap()));
         assert_eq!(before.change_to(&before), None);
         let mut state = before.clone();
         state.apply(before.change_to(&after).unwrap());

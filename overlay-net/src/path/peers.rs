@@ -4,7 +4,7 @@
 //! alone, and are taken from that node alone: nobody speaks for addresses that are not theirs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::Tunn;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
-use skep_api::{NodeId, SecretBytes, Subnet};
+use skep_api::{IpSubnet, NodeId, SecretBytes};
 
 use super::frame;
 use super::message::{PathState, PeerConfig, PeerIndex, PeerReport};
@@ -266,10 +266,10 @@ pub(crate) type Addressed<'a> = (&'a Arc<Peer>, &'a Arc<Pair>, Direction);
 pub(crate) struct Peers {
     keys: Vec<Arc<Keys>>,
     by_index: BTreeMap<PeerIndex, Arc<Peer>>,
-    addresses: HashMap<Ipv4Addr, PeerIndex>,
-    subnets: Vec<Subnet>,
-    gateways: Vec<Ipv4Addr>,
-    ingress: Option<Subnet>,
+    addresses: HashMap<IpAddr, PeerIndex>,
+    subnets: Vec<IpSubnet>,
+    gateways: Vec<IpAddr>,
+    ingress: Vec<IpSubnet>,
 }
 
 impl Peers {
@@ -290,7 +290,7 @@ impl Peers {
             addresses: state.addresses.iter().map(|(&address, &index)| (address, index)).collect(),
             subnets: state.subnets.iter().copied().collect(),
             gateways: state.gateways.iter().copied().collect(),
-            ingress: state.ingress,
+            ingress: state.ingress.iter().copied().collect(),
         }
     }
 
@@ -350,7 +350,7 @@ impl Peers {
             return true;
         }
         let foreign = !self.subnets.iter().any(|subnet| subnet.contains(source));
-        foreign && self.ingress.is_some_and(|ingress| ingress.contains(destination))
+        foreign && self.ingress.iter().any(|ingress| ingress.contains(destination))
     }
 }
 
@@ -358,43 +358,83 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn packet(source: [u8; 4], destination: [u8; 4], protocol: u8) -> Vec<u8> {
-        let mut packet = vec![0; 20];
-        packet[0] = 0x45;
-        packet[9] = protocol;
-        packet[12..16].copy_from_slice(&source);
-        packet[16..20].copy_from_slice(&destination);
-        packet
+    fn packet(source: &str, destination: &str, protocol: u8) -> Vec<u8> {
+        let ends = [source, destination].map(|text| text.parse::<IpAddr>().unwrap());
+        match ends {
+            [IpAddr::V4(source), IpAddr::V4(destination)] => {
+                let mut packet = vec![0; 20];
+                packet[0] = 0x45;
+                packet[9] = protocol;
+                packet[12..16].copy_from_slice(&source.octets());
+                packet[16..20].copy_from_slice(&destination.octets());
+                packet
+            }
+            [IpAddr::V6(source), IpAddr::V6(destination)] => {
+                let mut packet = vec![0; 40];
+                packet[0] = 0x60;
+                packet[6] = protocol;
+                packet[8..24].copy_from_slice(&source.octets());
+                packet[24..40].copy_from_slice(&destination.octets());
+                packet
+            }
+            _ => panic!("{source} and {destination} are of two families"),
+        }
+    }
+
+    /// Two networks of a family, of which the first is the one that ports are published through, and two peers.
+    fn two_networks(subnets: [IpSubnet; 2], gateway: &str, addresses: [&str; 2]) -> PathState {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        PathState {
+            peers: [(1, peer(1)), (2, peer(2))].into(),
+            addresses: [(address(addresses[0]), 1), (address(addresses[1]), 2)].into(),
+            subnets: subnets.into(),
+            gateways: [address(gateway)].into(),
+            ingress: [subnets[0]].into(),
+            keys: vec![key(7)],
+            ..PathState::default()
+        }
+    }
+
+    fn peer(number: u8) -> PeerConfig {
+        PeerConfig {
+            node: NodeId::from_u128(u128::from(number)),
+            keys: vec![[number; 32]],
+            endpoint: SocketAddr::from(([127, 0, 0, 1], 1)),
+        }
     }
 
     #[test]
     fn a_node_speaks_for_its_own_tasks_alone() {
-        let peer = |number: u8| PeerConfig {
-            node: NodeId::from_u128(u128::from(number)),
-            keys: vec![[number; 32]],
-            endpoint: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1),
-        };
-        let state = PathState {
-            peers: [(1, peer(1)), (2, peer(2))].into(),
-            addresses: [(Ipv4Addr::new(10, 0, 1, 2), 1), (Ipv4Addr::new(10, 0, 1, 3), 2)].into(),
-            subnets: ["10.0.0.0/24".parse().unwrap(), "10.0.1.0/24".parse().unwrap()].into(),
-            gateways: [Ipv4Addr::new(10, 0, 1, 1)].into(),
-            ingress: Some("10.0.0.0/24".parse().unwrap()),
-            keys: vec![key(7)],
-            ..PathState::default()
-        };
+        let subnets = ["10.0.0.0/24", "10.0.1.0/24"].map(|text| IpSubnet::V4(text.parse().unwrap()));
+        let state = two_networks(subnets, "10.0.1.1", ["10.0.1.2", "10.0.1.3"]);
         let peers = Peers::new(&state, &Peers::default());
-        let own = packet([10, 0, 1, 2], [10, 0, 1, 9], 6);
+        let own = packet("10.0.1.2", "10.0.1.9", 6);
         assert!(peers.admits(1, &own) && !peers.admits(2, &own));
-        assert!(!peers.admits(1, &packet([10, 0, 1, 7], [10, 0, 1, 9], 6)), "an address nobody has");
-        assert!(peers.admits(1, &packet([192, 0, 2, 1], [10, 0, 0, 9], 6)), "a client from outside, to a port");
-        assert!(!peers.admits(1, &packet([192, 0, 2, 1], [10, 0, 1, 9], 6)), "from outside into a network");
-        assert!(peers.admits(1, &packet([10, 0, 1, 1], [10, 0, 1, 9], 1)), "a router's word");
-        assert!(!peers.admits(1, &packet([10, 0, 1, 1], [10, 0, 1, 9], 6)), "a router's connection");
+        assert!(!peers.admits(1, &packet("10.0.1.7", "10.0.1.9", 6)), "an address nobody has");
+        assert!(peers.admits(1, &packet("192.0.2.1", "10.0.0.9", 6)), "a client from outside, to a port");
+        assert!(!peers.admits(1, &packet("192.0.2.1", "10.0.1.9", 6)), "from outside into a network");
+        assert!(peers.admits(1, &packet("10.0.1.1", "10.0.1.9", 1)), "a router's word");
+        assert!(!peers.admits(1, &packet("10.0.1.1", "10.0.1.9", 6)), "a router's connection");
         let to = |packet: &[u8]| peers.route(BY_ADDRESS, packet).map(|peer| peer.index);
-        assert_eq!(to(&packet([10, 0, 1, 9], [10, 0, 1, 3], 6)), Some(2));
-        assert_eq!(to(&packet([10, 0, 1, 9], [10, 0, 1, 8], 6)), None);
+        assert_eq!(to(&packet("10.0.1.9", "10.0.1.3", 6)), Some(2));
+        assert_eq!(to(&packet("10.0.1.9", "10.0.1.8", 6)), None);
         assert_eq!(peers.route(1, &own).map(|peer| peer.index), Some(1));
+    }
+
+    #[test]
+    fn a_node_speaks_for_its_own_tasks_alone_in_ipv6_as_well() {
+        let subnets = ["fd00::/64", "fd00:1::/64"].map(|text| IpSubnet::V6(text.parse().unwrap()));
+        let state = two_networks(subnets, "fd00:1::1", ["fd00:1::2", "fd00:1::3"]);
+        let peers = Peers::new(&state, &Peers::default());
+        let own = packet("fd00:1::2", "fd00:1::9", 6);
+        assert!(peers.admits(1, &own) && !peers.admits(2, &own));
+        assert!(!peers.admits(1, &packet("fd00:1::7", "fd00:1::9", 6)), "an address nobody has");
+        assert!(peers.admits(1, &packet("2001:db8::1", "fd00::9", 6)), "a client from outside, to a port");
+        assert!(!peers.admits(1, &packet("2001:db8::1", "fd00:1::9", 6)), "from outside into a network");
+        assert!(peers.admits(1, &packet("fd00:1::1", "fd00:1::9", 58)), "a router's word");
+        assert!(!peers.admits(1, &packet("fd00:1::1", "fd00:1::9", 1)), "a word of the other family");
+        assert!(!peers.admits(1, &own[..39]), "one that is cut off");
+        assert_eq!(peers.route(BY_ADDRESS, &packet("fd00:1::9", "fd00:1::3", 6)).map(|peer| peer.index), Some(2));
     }
 
     fn key(number: u8) -> SecretBytes {
@@ -405,7 +445,7 @@ mod tests {
         let config = PeerConfig {
             node: NodeId::from_u128(1),
             keys: theirs.iter().map(|&number| [number; 32]).collect(),
-            endpoint: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1),
+            endpoint: SocketAddr::from(([127, 0, 0, 1], 1)),
         };
         let keys = own.iter().map(|&number| key(number)).collect();
         PathState { keys, peers: [(300, config)].into(), ..PathState::default() }

@@ -18,7 +18,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
-use super::frame::{ETHERNET_LEN, HEAD_LEN, PACKET_LEN_MAX, VNET_LEN, VnetHeader, segment};
+use super::frame::{ETHERNET_LEN, HEAD_LEN, PACKET_LEN_MAX, VNET_LEN, VnetHeader, is_ipv6, segment};
 use super::merge::Merged;
 use super::message::PeerIndex;
 use super::peers::{Addressed, Direction, Keys, OWN, Peer, Peers, mac, peer_of_mac};
@@ -38,6 +38,7 @@ const MERGED_MAX: usize = 64;
 const SOCKET_BUFFER_LEN: usize = 4 << 20;
 const TIMER_PERIOD: Duration = Duration::from_millis(250);
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Datagrams, or what the kernel put together of several, that are taken in one call. More would not
 /// stay in the processor's cache until they are opened.
@@ -170,7 +171,7 @@ impl Pump {
     /// Takes one frame from the kernel.
     fn seal(&self, frame: &mut [u8], scratch: &mut [u8], batch: &mut SealedBatch) {
         let Some(header) = VnetHeader::read(frame) else { return };
-        if frame.len() < HEAD_LEN || frame[VNET_LEN + 12..HEAD_LEN] != ETHERTYPE_IPV4 {
+        if frame.len() <= HEAD_LEN || frame[VNET_LEN + 12..HEAD_LEN] != ethertype(&frame[HEAD_LEN..]) {
             return;
         }
         let Some(to) = peer_of_mac(&frame[VNET_LEN..VNET_LEN + 6]) else { return };
@@ -248,7 +249,7 @@ impl Pump {
     ) {
         let place = opener.place(datagram.len(), &self.tap);
         let opened = match pair.tunnel(direction).decapsulate(Some(from.ip()), datagram, opener.room(place)) {
-            TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Some(packet.len()),
             // Nothing else follows data; what is none of ours, or came before, is dropped.
             _ => None,
         };
@@ -343,6 +344,11 @@ impl Pump {
             }
         }
     }
+}
+
+/// What Ethernet calls an IP packet.
+const fn ethertype(packet: &[u8]) -> [u8; 2] {
+    if is_ipv6(packet) { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 }
 }
 
 fn wait(file: &impl AsFd, flags: PollFlags) {
@@ -517,7 +523,7 @@ impl Opener {
         let mut ethernet = [0; ETHERNET_LEN];
         ethernet[..6].copy_from_slice(&mac(OWN));
         ethernet[6..12].copy_from_slice(&mac(peer));
-        ethernet[12..].copy_from_slice(&ETHERTYPE_IPV4);
+        ethernet[12..].copy_from_slice(&ethertype(self.packet(place, len)));
         if matches!(place, OpenedAt::Behind) {
             let last = &mut self.merged[self.used - 1];
             if last.extend_in_place(&ethernet, len) {

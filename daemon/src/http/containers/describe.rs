@@ -1,5 +1,6 @@
 //! Containers as the Engine API tells of them.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
     ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection, JoinedNetwork,
-    MountSource, NetworkMode, PublishedPort, StorageDriver, WantedPlace, familiar,
+    KeptNetwork, MountSource, NetworkMode, PublishedPort, StorageDriver, WantedPlace, familiar,
 };
 
 pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
@@ -260,7 +261,7 @@ fn network_settings(engine: &Engine, container: &Inspection) -> Value {
     })
 }
 
-/// Its places in networks, by the networks' names; by their ids where they are the swarm's.
+/// Its places in networks, by the networks' names.
 fn networks(engine: &Engine, container: &Inspection) -> Value {
     let running = match &container.state {
         ContainerState::Running(running) => Some(running),
@@ -274,13 +275,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         NetworkMode::None => return json!({"none": endpoint()}),
         NetworkMode::Container(_) => return json!({}),
         NetworkMode::Joined(joined) => {
-            let place = |place: &JoinedNetwork| {
-                let mut value = endpoint();
-                value["NetworkID"] = json!(place.id);
-                value["IPAddress"] = json!(place.address);
-                (place.id.clone(), value)
-            };
-            return Value::Object(joined.iter().map(place).collect());
+            return Value::Object(joined.iter().map(|place| planned_place(engine, place)).collect());
         }
     };
     let place = |place: &WantedPlace| {
@@ -328,10 +323,40 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
             }
             let prefix_len = network.as_ref().map(|network| network.subnet.prefix_len());
             value["IPPrefixLen"] = json!(prefix_len.or_else(|| granted.map(|grant| grant.prefix_len)));
+            if let Some(kept) = engine.kept_network(&held.network).filter(|_| granted.is_some()) {
+                describe_kept(&mut value, &kept, held.address);
+            }
         }
         (name.unwrap_or(&place.network).clone(), value)
     };
     Value::Object(places.iter().map(place).collect())
+}
+
+/// A place that was planned with the container, and its network's name.
+fn planned_place(engine: &Engine, place: &JoinedNetwork) -> (String, Value) {
+    let kept = engine.kept_network(&place.id);
+    let mut value = endpoint();
+    value["NetworkID"] = json!(place.id);
+    value["IPAddress"] = json!(place.address);
+    if let Some(kept) = &kept {
+        describe_kept(&mut value, kept, place.address);
+    }
+    (kept.map_or_else(|| place.id.clone(), |kept| kept.name), value)
+}
+
+/// Says of a place what follows from its network, which somebody else keeps.
+fn describe_kept(value: &mut Value, network: &KeptNetwork, address: Ipv4Addr) {
+    value["IPPrefixLen"] = json!(network.subnet.prefix_len());
+    if !network.internal {
+        value["Gateway"] = json!(network.gateway);
+    }
+    if let Some(side) = network.v6 {
+        value["GlobalIPv6Address"] = json!(side.address(network.subnet, address));
+        value["GlobalIPv6PrefixLen"] = json!(side.subnet.prefix_len());
+        if !network.internal {
+            value["IPv6Gateway"] = json!(side.gateway);
+        }
+    }
 }
 
 fn ipam_config(place: &WantedPlace) -> Value {

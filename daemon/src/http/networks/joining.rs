@@ -88,7 +88,10 @@ impl EndpointBody {
             .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv6 address: {text:?}"))))
             .transpose()?;
         if address_v6.is_some() && matches!(network, Joinable::Swarm(_)) {
-            return Err(ApiError::unsupported("IPv6 addresses in networks of the swarm are not supported yet"));
+            return Err(ApiError::bad_request(
+                "IPv6 addresses in networks of the swarm follow from IPv4 ones: ask for one of those (--ip), the same \
+                 number behind the IPv6 subnet goes with it",
+            ));
         }
         let asks = address.is_some() || address_v6.is_some();
         if network.id() == DEFAULT_NETWORK && (asks || !self.aliases.is_empty()) {

@@ -1,0 +1,145 @@
+//! What carries this node's networks while it has any: kernel and data path, what was put in force there,
+//! and what must outlive the daemon to be taken up again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use skep_api::NodeId;
+use skep_api::overlay::{Fact, FactKey};
+
+use crate::conntrack;
+use crate::kernel::Kernel;
+use crate::path::client::PathClient;
+use crate::path::message::PeerIndex;
+use crate::plan::Desired;
+use crate::ruleset::Tables;
+
+/// How long the data path's process may take to end before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is in force while there is any network here.
+pub(crate) struct Carrier {
+    pub(crate) kernel: Kernel,
+    pub(crate) path: PathClient,
+    applied: Desired,
+    /// How the kernel shows the rules that were put in force, inside and outside.
+    shown: Option<(String, String)>,
+    pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
+}
+
+impl Carrier {
+    /// Nothing is known of what is in force.
+    pub(crate) fn new(kernel: Kernel, path: PathClient, indexes: BTreeMap<NodeId, PeerIndex>) -> Self {
+        Self { kernel, path, applied: Desired::default(), shown: None, indexes }
+    }
+
+    pub(crate) async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
+        if fresh {
+            // What a data path that ran before holds is not known.
+            self.path.replace(desired.path.clone()).await?;
+        } else {
+            self.path.update(desired.path.clone()).await?;
+        }
+        let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
+        self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
+        self.kernel.set_plain(desired.plain.clone()).await?;
+        let script = |now: &Tables, before: &Tables| {
+            if fresh { now.script() } else { now.script_from(before) }
+        };
+        let inside = script(&desired.inside, &self.applied.inside);
+        if !inside.is_empty() {
+            self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+        }
+        let outside = script(&desired.outside, &self.applied.outside);
+        if !outside.is_empty() {
+            let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
+            applied.await.map_err(io::Error::other)??;
+        }
+        let dead: BTreeSet<IpAddr> = self.applied.living.difference(&desired.living).copied().collect();
+        if !dead.is_empty() {
+            // Or packets of old connections would be sent to nobody, or to a newcomer.
+            self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
+        }
+        self.applied = desired;
+        // Shown anew when it is looked at next.
+        self.shown = None;
+        Ok(())
+    }
+
+    /// Fails if anything is not as it was left.
+    pub(crate) async fn audit(&mut self) -> io::Result<()> {
+        self.path.sync().await?;
+        self.kernel.check_wire().await?;
+        let (inside, outside) = (self.applied.inside.names(), self.applied.outside.names());
+        let inside = self.kernel.netns().run(move || show(&inside)).await?;
+        let outside = tokio::task::spawn_blocking(move || show(&outside));
+        let now = (inside, outside.await.map_err(io::Error::other)??);
+        match &self.shown {
+            Some(shown) if *shown != now => Err(io::Error::other("its rules are not those it was given")),
+            Some(_) => Ok(()),
+            None => {
+                self.shown = Some(now);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How the kernel shows tables.
+fn show(tables: &[String]) -> io::Result<String> {
+    tables.iter().map(|table| skep_host_net::show(table)).collect()
+}
+
+/// Gives every new peer a number of its own; a number is never given to another.
+pub(crate) fn number_peers(indexes: &mut BTreeMap<NodeId, PeerIndex>, facts: &BTreeMap<FactKey, Fact>, own: NodeId) {
+    for key in facts.keys() {
+        let FactKey::Peer(node) = key else { continue };
+        if *node == own || indexes.contains_key(node) {
+            continue;
+        }
+        let taken: BTreeSet<PeerIndex> = indexes.values().copied().collect();
+        if let Some(free) = (1..PeerIndex::MAX / 2).find(|index| !taken.contains(index)) {
+            indexes.insert(*node, free);
+        }
+    }
+}
+
+pub(crate) fn load_indexes(path: &Path) -> BTreeMap<NodeId, PeerIndex> {
+    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// Connections that are open know peers by their numbers: a restart must not mix them up.
+pub(crate) fn save_indexes(path: &Path, indexes: &BTreeMap<NodeId, PeerIndex>) -> io::Result<()> {
+    if load_indexes(path) == *indexes {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(indexes)?)?;
+    fs::rename(&new, path)
+}
+
+/// Ends the data path's process, which whoever listens on the socket is; its port is free then.
+pub(crate) async fn end_process(socket: &Path) {
+    let Ok(stream) = std::os::unix::net::UnixStream::connect(socket) else { return };
+    let Ok(peer) = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) else { return };
+    let pid = nix::unistd::Pid::from_raw(peer.pid());
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        // Gone already is just as well.
+        let _ = nix::sys::signal::kill(pid, signal);
+        let deadline = tokio::time::Instant::now() + END_LIMIT;
+        while runs(pid) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Whether a process has not ended yet; one that is only waited for has.
+fn runs(pid: nix::unistd::Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
