@@ -1,14 +1,19 @@
 //! Rules for packets, through `nft`.
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
-/// Applies a script in the calling thread's namespace, all of it or nothing.
+use crate::nfnetlink::{GENERIC_LEN, attributes, messages};
+
+/// Applies a script in the calling thread's namespace, all of it or nothing; returns once it is in force.
 pub fn apply(script: &str) -> io::Result<()> {
+    // Where the kernel does not tell, the end of the program does.
+    let told = changes().ok();
     let spawned = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -21,6 +26,14 @@ pub fn apply(script: &str) -> io::Result<()> {
     if let Some(mut stdin) = nft.stdin.take() {
         stdin.write_all(script.as_bytes())?;
     }
+    if let Some(told) = told {
+        let in_force = is_told_of(&told, &nft);
+        close_in_time(told);
+        if in_force {
+            in_the_background(move || drop(nft.wait()));
+            return Ok(());
+        }
+    }
     let output = nft.wait_with_output()?;
     if output.status.success() {
         return Ok(());
@@ -28,6 +41,55 @@ pub fn apply(script: &str) -> io::Result<()> {
     Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
+/// Closes a socket to the packet filter. The kernel first clears away what rules were replaced before, which takes
+/// tens of milliseconds: nobody waits for that.
+pub fn close_in_time(socket: OwnedFd) {
+    in_the_background(move || drop(socket));
+}
+
+fn in_the_background(work: impl FnOnce() + Send + 'static) {
+    // Without a thread it is done here and now, as what it has is let go of.
+    drop(std::thread::Builder::new().name("nft".into()).spawn(work));
+}
+
+/// Waits until the kernel tells that what `nft` asked for is in force. It is not told of if the program says
+/// something, or ends.
+fn is_told_of(told: &OwnedFd, nft: &Child) -> bool {
+    let Some(says) = &nft.stderr else { return false };
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let mut waited = [told.as_fd(), says.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut waited, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(_) => return false,
+        }
+        let [told_now, says_now] = waited.map(|waited| waited.any().unwrap_or(false));
+        if told_now {
+            match recv(told.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(len) if messages(&buffer[..len]).iter().any(|&message| is_commit_of(message, nft.id())) => {
+                    return true;
+                }
+                Ok(_) => {}
+                // More was told than fits.
+                Err(_) => return false,
+            }
+        } else if says_now {
+            return false;
+        }
+    }
+}
+
+/// Whether a message says that what a process asked for is in force.
+fn is_commit_of((kind, body): (u16, &[u8]), process: u32) -> bool {
+    let attributes = attributes(body.get(GENERIC_LEN..).unwrap_or_default());
+    let by = attributes.iter().find(|(kind, ..)| *kind == GENERATION_PROCESS);
+    kind == NEW_GENERATION && by.is_some_and(|(_, _, value)| *value == process.to_be_bytes())
+}
+
+/// NFT_MSG_NEWGEN of subsystem NFNL_SUBSYS_NFTABLES, and NFTA_GEN_PROC_PID, of linux/netfilter/nf_tables.h.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+const GENERATION_PROCESS: u16 = 2;
 /// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
 const CHANGES_GROUP: u32 = 7;
 

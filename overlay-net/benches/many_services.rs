@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use skep_host_net::Netns;
 use skep_overlay_net::measured::ManyServices;
 
+/// Between two changes.
+const PAUSE: Duration = Duration::from_millis(100);
+
 fn main() {
     let tiny = std::env::var_os("SKEP_BENCH_TINY").is_some();
     let runtime = tokio::runtime::Runtime::new().expect("threads can be made");
@@ -35,6 +38,8 @@ async fn measure(services: u128, rounds: usize) -> (Duration, Duration) {
         netns.run(move || skep_host_net::apply(&rules)).await.expect("the kernel takes the rules");
     }
     for _ in 0..rounds {
+        // The kernel clears away what was replaced before.
+        tokio::time::sleep(PAUSE).await;
         let begun = Instant::now();
         let told = many.turn_one();
         times.0.push(begun.elapsed());

@@ -8,6 +8,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
     sockopt,
 };
+use skep_host_net::nfnetlink::{GENERIC_LEN, HEADER_LEN, attributes, messages};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// From `linux/netfilter/nfnetlink.h` and `nfnetlink_conntrack.h`.
@@ -22,16 +23,12 @@ const IP_DESTINATION: u16 = 2;
 const IPV6_SOURCE: u16 = 3;
 const IPV6_DESTINATION: u16 = 4;
 const ANY_FAMILY: u8 = 0;
-const NESTED: u16 = 1 << 15;
 
 const REQUEST: u16 = 0x01;
 const ACKNOWLEDGE: u16 = 0x04;
 const DUMP: u16 = 0x300;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
-const HEADER_LEN: usize = 16;
-/// Family, version, resource.
-const GENERIC_LEN: usize = 4;
 const BUFFER_LEN: usize = 64 << 10;
 
 /// Removes every connection of the calling thread's namespace that one of `addresses` takes part in.
@@ -39,9 +36,15 @@ pub(crate) fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
-    let doomed = list(&socket)?.into_iter().filter(|entry| entry.addresses.iter().any(|a| addresses.contains(a)));
+    let forgotten = forget_through(&socket, addresses);
+    skep_host_net::close_in_time(socket);
+    forgotten
+}
+
+fn forget_through(socket: &OwnedFd, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let doomed = list(socket)?.into_iter().filter(|entry| entry.addresses.iter().any(|a| addresses.contains(a)));
     for entry in doomed {
-        delete(&socket, &entry)?;
+        delete(socket, &entry)?;
     }
     Ok(())
 }
@@ -94,34 +97,6 @@ fn delete(socket: &OwnedFd, entry: &Entry) -> io::Result<()> {
     Ok(())
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-/// The messages in what was received: kind and body.
-fn messages(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
-    while let (Some(len), Some(kind)) = (bytes.first_chunk::<4>(), u16_at(bytes, 4)) {
-        let Ok(len) = usize::try_from(u32::from_ne_bytes(*len)) else { break };
-        let Some(body) = bytes.get(HEADER_LEN..len) else { break };
-        found.push((kind, body));
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
-/// The attributes in `bytes`: kind, whole, and value.
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
-    let mut found = Vec::new();
-    while let (Some(len), Some(kind)) = (u16_at(bytes, 0), u16_at(bytes, 2)) {
-        let len = usize::from(len);
-        let (Some(whole), Some(value)) = (bytes.get(..len), bytes.get(4..len)) else { break };
-        found.push((kind & !NESTED, whole, value));
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
 fn entry(body: &[u8]) -> Option<Entry> {
     let attributes_of_entry = attributes(body.get(GENERIC_LEN..)?);
     let find = |wanted: u16| attributes_of_entry.iter().find(|(kind, ..)| *kind == wanted);
@@ -146,6 +121,9 @@ fn address(kind: u16, octets: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The attribute holds others.
+    const NESTED: u16 = 1 << 15;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let len = u16::try_from(4 + value.len()).unwrap();

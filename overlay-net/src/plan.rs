@@ -18,7 +18,7 @@ use crate::kernel::{MESH_DEVICE, UPLINK, inside_address, link_name};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
-use crate::ruleset::{Family, Ruleset, Tables, Target, spread};
+use crate::ruleset::{Family, Ruleset, Tables, spread};
 
 /// A container of this node that has addresses in networks of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -342,11 +342,9 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
         }
         let tasks = entry.and_then(|entry| Some((entry, backends.get(&(service.id, entry.id))?)));
         for port in service.ports.iter().filter(|port| port.published_port != 0) {
-            let target = |(network, &host)| {
-                Some(Target { address: address_in(family, network, host)?, port: Some(port.target_port) })
-            };
-            let hosts = tasks.into_iter().flat_map(|(network, hosts)| hosts.iter().map(move |host| (network, host)));
-            let targets: Vec<Target> = hosts.filter_map(target).collect();
+            let hosts = tasks.into_iter().flat_map(|(network, hosts)| hosts.iter().map(move |host| (network, *host)));
+            let addresses = hosts.filter_map(|(network, host)| address_in(family, network, host));
+            let targets: Vec<String> = addresses.map(|at| format!("{at} . {}", port.target_port)).collect();
             let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
             publish(&mut rules, name, port.protocol, port.published_port, &targets);
         }
@@ -372,7 +370,7 @@ fn local_rules(scene: &Scene<'_>, rules: &mut Ruleset, (id, local): (&str, &Loca
     let Some((_, address)) = local.places.iter().find_map(own) else { return };
     for port in &local.ports {
         let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
-        let target = Target { address, port: Some(port.container_port) };
+        let target = format!("{address} . {}", port.container_port);
         publish(rules, name, port.protocol, port.host_port, &[target]);
     }
 }
@@ -387,21 +385,21 @@ fn virtual_address(
     let in_family = |host: Ipv4Addr| address_in(rules.family, network, host);
     let Some(vip) = joined.vip.and_then(in_family) else { return };
     let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
-    let target = |&host: &Ipv4Addr| Some(Target { address: in_family(host)?, port: None });
-    let targets: Vec<Target> = tasks.filter_map(target).collect();
+    let targets: Vec<String> = tasks.filter_map(|&host| in_family(host)).map(|at| at.to_string()).collect();
     rules.insert("vips", vip.to_string());
     if !targets.is_empty() {
         let name = format!("vip-{vip}").replace(['.', ':'], "-");
         rules.map("virtual", vip.to_string(), format!("goto {name}"));
-        rules.chains.insert(name, vec![spread(rules.family, &targets)]);
+        let asked = format!("{} daddr", rules.family.name());
+        spread(rules, name, ("tasks", &asked), &vip.to_string(), &targets);
     }
 }
 
-fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[Target]) {
+fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[String]) {
     if !targets.is_empty() {
-        rules.map("published", format!("{} . {port}", protocol.as_str()), format!("goto {name}"));
-        let rule = format!("meta l4proto {} {}", protocol.as_str(), spread(rules.family, targets));
-        rules.chains.insert(name, vec![rule]);
+        let key = format!("{} . {port}", protocol.as_str());
+        rules.map("published", key.clone(), format!("goto {name}"));
+        spread(rules, name, ("ports", "meta l4proto . th dport"), &key, targets);
     }
 }
 
@@ -480,7 +478,9 @@ const INSIDE_FRAME: &str = r#"
   map gateway_of { type $address : $address; }
   map peer_of { type ether_addr : mark; }
   map virtual { type $address : verdict; }
+  map tasks { typeof $ip daddr . numgen inc mod 65536 : $ip daddr; }
   map published { type inet_proto . inet_service : verdict; }
+  map ports { typeof meta l4proto . th dport . numgen inc mod 65536 : $ip daddr . tcp dport; }
   chain spoofed {
     type filter hook prerouting priority -300
     $neighbours

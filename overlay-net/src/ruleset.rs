@@ -2,8 +2,7 @@
 //! from what it holds. A script is one transaction: packets see the table before it or after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::fmt::Write as _;
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,39 +168,21 @@ fn cleared(table: &str) -> String {
     format!("table {table} {{}}\ndelete table {table}\n")
 }
 
-/// Where a connection may be sent; without a port, to the one it asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) address: IpAddr,
-    pub(crate) port: Option<u16>,
-}
-
-/// As an element of a map.
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{} . {port}", self.address),
-            None => write!(f, "{}", self.address),
-        }
+/// What connections to `key` (what `asked` reads off a packet) are sent to: to each of `targets` in turn. The chain of
+/// that `name` does so, by a map that all such chains share.
+pub(crate) fn spread(
+    rules: &mut Ruleset,
+    name: String,
+    (map, asked): (&'static str, &str),
+    key: &str,
+    targets: &[String],
+) {
+    for (number, target) in targets.iter().enumerate() {
+        rules.map(map, format!("{key} . {number}"), target.clone());
     }
-}
-
-/// Sends each new connection to the next of `targets` in turn.
-pub(crate) fn spread(family: Family, targets: &[Target]) -> String {
-    let with_port = targets.first().is_some_and(|target| target.port.is_some());
-    let kind = if with_port { format!("dnat {} to", family.name()) } else { "dnat to".to_owned() };
-    match targets {
-        [Target { address, port: Some(port) }] => match address {
-            IpAddr::V4(address) => format!("{kind} {address}:{port}"),
-            IpAddr::V6(address) => format!("{kind} [{address}]:{port}"),
-        },
-        [only] => format!("{kind} {only}"),
-        many => {
-            let elements: Vec<_> =
-                many.iter().enumerate().map(|(number, target)| format!("{number} : {target}")).collect();
-            format!("{kind} numgen inc mod {} map {{ {} }}", many.len(), elements.join(", "))
-        }
-    }
+    let family = rules.family.name();
+    let rule = format!("dnat {family} to {asked} . numgen inc mod {} map @{map}", targets.len());
+    rules.chains.insert(name, vec![rule]);
 }
 
 #[cfg(test)]
@@ -230,21 +211,13 @@ mod tests {
         assert!(all.contains("delete table ip t") && all.contains("add element ip t m"));
     }
 
-    #[track_caller]
-    fn check_spread(family: Family, port: Option<u16>, addresses: &[&str], want: &str) {
-        let target = |text: &&str| Target { address: text.parse().unwrap(), port };
-        let targets: Vec<Target> = addresses.iter().map(target).collect();
-        assert_eq!(spread(family, &targets), want);
-    }
-
     #[test]
     fn connections_are_spread_in_turn() {
-        check_spread(Family::V4, None, &["10.0.0.2"], "dnat to 10.0.0.2");
-        check_spread(Family::V4, Some(80), &["10.0.0.2"], "dnat ip to 10.0.0.2:80");
-        let two = "dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 80 }";
-        check_spread(Family::V4, Some(80), &["10.0.0.2", "10.0.0.3"], two);
-        check_spread(Family::V6, Some(80), &["fd00::2"], "dnat ip6 to [fd00::2]:80");
-        let two = "dnat to numgen inc mod 2 map { 0 : fd00::2, 1 : fd00::3 }";
-        check_spread(Family::V6, None, &["fd00::2", "fd00::3"], two);
+        let mut rules = Ruleset::default();
+        let targets = ["10.0.0.2 . 80", "10.0.0.3 . 80"].map(str::to_owned);
+        spread(&mut rules, "web".into(), ("ports", "th dport"), "80", &targets);
+        assert_eq!(rules.chains["web"], ["dnat ip to th dport . numgen inc mod 2 map @ports"]);
+        let elements: Vec<_> = rules.maps["ports"].iter().map(|(key, value)| format!("{key}: {value}")).collect();
+        assert_eq!(elements, ["80 . 0: 10.0.0.2 . 80", "80 . 1: 10.0.0.3 . 80"]);
     }
 }
