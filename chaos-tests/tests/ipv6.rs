@@ -217,7 +217,15 @@ fn ports_are_published_by_ipv6_and_the_client_is_seen_as_it_is() {
     let began = std::time::Instant::now();
     assert_eq!(fetch(rig.host(1), "http://[::1]:8080/"), "");
     assert!(began.elapsed().as_secs() < 2, "it is not kept waiting");
-    rig.host(1).ok(&["service", "rm", "web"]);
+    // On its own node alone.
+    rig.host(1).ok(&["network", "create", "--ipv6", "six"]);
+    let port = "mode=host,target=8000,published=9090";
+    let create = ["service", "create", "-d", "--name", "one", "--constraint", "node.hostname==n2", "--network", "six"];
+    rig.host(1).ok(&[&create[..], &["--publish", port, "skep/whoami"]].concat());
+    rig.host(1).await_replicas("one", "1/1");
+    assert!(fetch(rig.host(1), "http://[fd77::2]:9090/").contains("RemoteAddr: [fd77::1]:"));
+    assert_eq!(fetch(rig.host(1), "http://[fd77::3]:9090/"), "");
+    rig.host(1).ok(&["service", "rm", "web", "one"]);
     rig.await_no_container();
     wait_until("nothing is left of the mesh", LIMIT, || {
         let rules = rig.host(2).exec("nft", &["list", "tables"]).stdout;

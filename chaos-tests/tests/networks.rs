@@ -4,8 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use skep_api::grpc::{FactsHeld, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
+use skep_api::overlay::{Digests, Fact};
+use skep_api::{encoding, session};
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
+use skep_manager::transport::Channels;
+use skep_pki::{NodeIdentity, TlsIdentity};
 
 /// Asks a host's port; what it answers.
 fn curl(from: &Host, url: &str) -> String {
@@ -252,13 +258,13 @@ fn packets_go_on_without_daemons_and_what_is_broken_is_mended() {
         let mended = || second.log().matches("it is mended").count();
         let before = mended();
         // What is torn down before it was looked at the first time is not missed.
-        std::thread::sleep(std::time::Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(5));
         let ran = second.exec(command[0], &command[1..]);
         assert!(ran.success, "{what}: {ran:?}");
         let start = std::time::Instant::now();
         wait_until(what, LIMIT, || (answers() && mended() > before, second.log()));
         eprintln!("{what}: answered again after {:?}", start.elapsed());
-        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{what}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: {:?}", start.elapsed());
     }
 }
 
@@ -471,4 +477,58 @@ fn a_published_port_is_opened_where_it_was_asked_for_and_held_by_one_service() {
     first.ok(&["service", "create", "-d", "--name", "bare", "--mode", "global", "--network", "host", "skep/whoami"]);
     first.await_replicas("bare", "2/2");
     assert!(curl(second, &format!("http://{}:8000/", first.addr())).contains("Hostname:"));
+}
+
+/// Speaks for a node whose daemon is away: sends what it is to hold, and hears what it is told.
+async fn speak_for(identity: NodeIdentity, manager: &str) {
+    let channels = Channels::new(TlsIdentity::new(identity).unwrap());
+    let connection = channels.session(&format!("{manager}:2377")).await.unwrap();
+    let (mut from_manager, mut to_manager) = session::split::<_, ManagerMessage>(connection);
+    let description = encoding::encode(&skep_api::NodeDescription::default());
+    let hello = worker_message::Kind::Hello(Hello { description, bulk_port: 1 });
+    to_manager.send(&WorkerMessage { kind: Some(hello) }).await.unwrap();
+    let limit = Duration::from_secs(3);
+    let mut told = async || {
+        let facts = async {
+            loop {
+                let message = from_manager.next().await.unwrap().unwrap();
+                if let Some(manager_message::Kind::Facts(facts)) = message.kind {
+                    return facts;
+                }
+            }
+        };
+        tokio::time::timeout(limit, facts).await.ok()
+    };
+    let first = told().await.unwrap();
+    let facts: Vec<Fact> = first.facts.iter().map(|bytes| encoding::decode(bytes).unwrap()).collect();
+    let mut digests: Digests = facts.iter().collect();
+    let hold = |digests: &Digests| {
+        let held = FactsHeld { revision: first.revision, digests: encoding::encode(digests) };
+        WorkerMessage { kind: Some(worker_message::Kind::FactsHeld(held)) }
+    };
+    to_manager.send(&hold(&digests)).await.unwrap();
+    assert_eq!(told().await, None, "it has what it was told");
+    let task = facts.iter().find(|fact| matches!(fact, Fact::Task(_))).unwrap();
+    digests.remove(task);
+    to_manager.send(&hold(&digests)).await.unwrap();
+    let anew = told().await.expect("what is missing is noticed");
+    assert!(anew.complete && anew.facts.len() == first.facts.len(), "{} facts", anew.facts.len());
+}
+
+#[test]
+fn a_node_that_has_something_else_than_it_was_told_is_told_anew() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    three_services(&rig);
+    let (manager, node) = (rig.host(1), rig.host(2));
+    node.stop_daemon();
+    let identity = NodeIdentity::load(&node.data().join("swarm/certificates")).unwrap().unwrap();
+    node.within_network(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(speak_for(identity, manager.addr()));
+    });
+    wait_until("the manager says so", LIMIT, || {
+        let log = manager.log();
+        (log.contains("has not what it was told") && log.contains("network green"), log)
+    });
 }

@@ -103,11 +103,15 @@ pub fn changes() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Takes what has come to a socket of [`changes`]: that something has changed is all that counts.
-pub fn drain_changes(socket: &OwnedFd) {
+/// Takes what has come to a socket of [`changes`]; says whether anything had.
+pub fn drain_changes(socket: &OwnedFd) -> bool {
     let mut buffer = [0; 8192];
+    let mut any = false;
     // More than fits is told as an error, once.
-    while matches!(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()), Ok(_) | Err(Errno::ENOBUFS)) {}
+    while matches!(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()), Ok(_) | Err(Errno::ENOBUFS)) {
+        any = true;
+    }
+    any
 }
 
 /// Whether a table (`family name`) is in the calling thread's namespace.

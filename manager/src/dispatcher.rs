@@ -328,7 +328,18 @@ impl Dispatcher {
                     told.unheld = None;
                 }
                 self.holders.hold(id, session, held.revision);
-                Ok(())
+                if held.digests.is_empty() {
+                    return Ok(());
+                }
+                let digests =
+                    encoding::decode(&held.digests).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let otherwise = told.facts.otherwise(held.revision, &digests);
+                if otherwise.is_empty() {
+                    return Ok(());
+                }
+                tracing::warn!(node = %id, of = otherwise.join(", "), "a node has not what it was told: it is told anew");
+                told.facts = ToldFacts::default();
+                self.tell_facts(id, session, told, &Touched::everything(), to_worker).await
             }
             Some(worker_message::Kind::Hello(_)) | None => Err(Status::invalid_argument("unexpected message")),
         }

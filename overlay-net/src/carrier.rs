@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use skep_api::NodeId;
 use skep_api::overlay::{Fact, FactKey};
+use skep_host_net::drain_changes;
 
 use crate::conntrack;
 use crate::kernel::Kernel;
@@ -29,13 +31,20 @@ pub(crate) struct Carrier {
     applied: Desired,
     /// How the kernel shows the rules that were put in force, inside and outside.
     shown: Option<(String, String)>,
+    /// Tells of changes to rules, inside and outside.
+    changes: [OwnedFd; 2],
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
 }
 
 impl Carrier {
     /// Nothing is known of what is in force.
-    pub(crate) fn new(kernel: Kernel, path: PathClient, indexes: BTreeMap<NodeId, PeerIndex>) -> Self {
-        Self { kernel, path, applied: Desired::default(), shown: None, indexes }
+    pub(crate) async fn new(
+        kernel: Kernel,
+        path: PathClient,
+        indexes: BTreeMap<NodeId, PeerIndex>,
+    ) -> io::Result<Self> {
+        let changes = [kernel.netns().run(skep_host_net::changes).await?, skep_host_net::changes()?];
+        Ok(Self { kernel, path, applied: Desired::default(), shown: None, changes, indexes })
     }
 
     pub(crate) async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
@@ -75,6 +84,10 @@ impl Carrier {
     pub(crate) async fn audit(&mut self) -> io::Result<()> {
         self.path.sync().await?;
         self.kernel.check_wire().await?;
+        let [inside, outside] = self.changes.each_ref().map(drain_changes);
+        if self.shown.is_some() && !inside && !outside {
+            return Ok(());
+        }
         let (inside, outside) = (self.applied.inside.names(), self.applied.outside.names());
         let inside = self.kernel.netns().run(move || show(&inside)).await?;
         let outside = tokio::task::spawn_blocking(move || show(&outside));

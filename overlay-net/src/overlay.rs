@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use skep_api::network::IPV6_MTU_BYTES_MIN;
-use skep_api::overlay::{Fact, FactKey, OverlayNetwork};
+use skep_api::overlay::{Digests, Fact, FactKey, OverlayNetwork};
 use skep_api::{NetworkId, NodeId};
 use skep_host_net::{Netns, has_ipv6};
 use skep_name_server::Zone;
@@ -173,6 +173,16 @@ impl Overlay {
         self.inputs.lock().expect("nobody panics while holding it")
     }
 
+    /// What tells the facts that kernel and data path hold from others, with their revision; none while newer ones are
+    /// still to be put in force, or there are none.
+    #[must_use]
+    pub fn digests(&self) -> Option<(u64, Digests)> {
+        let held = *self.held.borrow();
+        let inputs = self.inputs();
+        let settled = inputs.revision == held && !inputs.facts.is_empty();
+        settled.then(|| (held, inputs.facts.values().collect()))
+    }
+
     /// The networks that this node takes part in, as far as it was told.
     #[must_use]
     pub fn networks(&self) -> Vec<OverlayNetwork> {
@@ -305,7 +315,7 @@ impl Overlay {
         kernel.set_up_wire().await?;
         tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
         let indexes = load_indexes(&self.indexes_file());
-        Ok(Carrier::new(kernel, path, indexes))
+        Carrier::new(kernel, path, indexes).await
     }
 
     /// Takes away all there is: no network is needed here.
@@ -434,7 +444,14 @@ impl Overlay {
         let held = *self.held.borrow();
         let behind = (held < revision)
             .then(|| format!("revision {held} is in force, {revision} was told: the daemon's log says what fails"));
-        let mut findings = vec![Finding::new("facts from the managers", behind)];
+        let mut findings = vec![Finding::new(format!("facts from the managers, revision {revision}"), behind)];
+        let digests: Digests = facts.values().collect();
+        findings.extend(facts.values().filter_map(|fact| match fact {
+            Fact::Network(OverlayNetwork { id, name, .. }) => {
+                Some(Finding::new(format!("network {name}, digest {:016x}", digests.of(Some(*id))), None))
+            }
+            _ => None,
+        }));
         let mut carrier = self.carrier.lock().await;
         let Some(carrier) = carrier.as_mut() else {
             let needed = facts.keys().any(|key| matches!(key, FactKey::Network(_)));

@@ -48,6 +48,8 @@ pub struct LocalPort {
     pub protocol: Protocol,
     pub host_port: u16,
     pub container_port: u16,
+    /// At every address of the host's, not at one that was named.
+    pub everywhere: bool,
 }
 
 /// Everything that should be.
@@ -426,6 +428,14 @@ fn outside(scene: &Scene<'_>, family: Family) -> Ruleset {
             Some(_) => {}
             None => rules.insert("published", format!("{protocol} . {published_port}")),
         }
+    }
+    // Those of IPv4 whoever joined the container leads in.
+    let has_v6 = |local: &&LocalContainer| {
+        local.places.iter().any(|place| scene.network(place.network).is_some_and(|network| network.v6.is_some()))
+    };
+    let locals = scene.locals.values().filter(has_v6).filter(|_| family == Family::V6);
+    for port in locals.flat_map(|local| &local.ports).filter(|port| port.everywhere) {
+        rules.insert("published", format!("{} . {}", port.protocol.as_str(), port.host_port));
     }
     rules
 }

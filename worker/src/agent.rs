@@ -29,6 +29,8 @@ use crate::runner::Runner;
 /// Pauses between attempts: the first, and the longest. A new leader waits a few seconds for its
 /// workers before it gives them up: pauses and limits here must leave room for several attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// How often what this node holds of networks is compared with what it was told.
+const COMPARE_MILLIS: u64 = 2000;
 const MESSAGES_AHEAD: usize = 64;
 /// Of those, for what says that this node lives.
 const MESSAGES_KEPT_FREE: usize = 16;
@@ -160,20 +162,14 @@ impl Agent {
         let (to_manager, messages) = mpsc::channel(MESSAGES_AHEAD);
         // Ends with the session; one that fails is noticed by whoever has something to send.
         let _writer = AbortOnDropHandle::new(tokio::spawn(write(writing, messages)));
-        let mut keys = self.config.overlay.public_keys();
-        let hello = Hello {
-            description: self.description(&keys.borrow_and_update()),
-            bulk_port: u32::from(self.config.bulk_port),
-        };
+        let mut news = News::new(&self.config, self.reporter.clone());
+        let hello = Hello { description: news.description(), bulk_port: u32::from(self.config.bulk_port) };
         send(&to_manager, worker_message::Kind::Hello(hello))?;
         let mut inbox = Inbox::default();
         let mut facts = FactsInbox::default();
-        let mut held = self.config.overlay.held();
-        held.mark_unchanged();
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         let (mut heard, mut asked) = (tokio::time::Instant::now(), None);
         loop {
-            let (reporter, attachments) = (self.reporter.clone(), self.config.attachments.clone());
             // Never waits for the manager to take something: it may wait for this side to take something.
             let room = *welcomed && to_manager.capacity() > MESSAGES_KEPT_FREE;
             tokio::select! {
@@ -193,24 +189,7 @@ impl Agent {
                         return Ok(end);
                     }
                 }
-                changed = held.changed(), if room => {
-                    if changed.is_ok() {
-                        let revision = *held.borrow_and_update();
-                        send(&to_manager, worker_message::Kind::FactsHeld(FactsHeld { revision }))?;
-                    }
-                }
-                changed = keys.changed(), if room => {
-                    if changed.is_ok() {
-                        let description = self.description(&keys.borrow_and_update());
-                        send(&to_manager, worker_message::Kind::Description(description))?;
-                    }
-                }
-                batch = reporter.next_batch(), if room => {
-                    send(&to_manager, worker_message::Kind::Statuses(batch))?;
-                }
-                wishes = attachments.next_message(), if room => {
-                    send(&to_manager, worker_message::Kind::Attachments(wishes))?;
-                }
+                kind = news.next(), if room => send(&to_manager, kind)?,
                 () = tokio::time::sleep_until(heard + session::SILENCE), if *welcomed && asked.is_none() => {
                     asked = Some(tokio::time::Instant::now());
                     send(&to_manager, worker_message::Kind::AreYouThere(AreYouThere {}))?;
@@ -223,15 +202,6 @@ impl Agent {
                 }
             }
         }
-    }
-
-    /// What this node says of itself, with its tunnels' keys as they are now.
-    fn description(&self, keys: &[[u8; 32]]) -> Vec<u8> {
-        let mut description = self.config.description.clone();
-        if let Some(path) = &mut description.data_path {
-            path.keys = keys.to_vec();
-        }
-        encoding::encode(&description)
     }
 
     async fn handle(
@@ -351,6 +321,54 @@ enum SessionEnd {
     Redirect(String),
     Lost { welcomed: bool },
     Refused(String),
+}
+
+/// What a session's manager is to hear of, as it comes up.
+struct News {
+    description: NodeDescription,
+    overlay: Arc<Overlay>,
+    keys: watch::Receiver<Vec<[u8; 32]>>,
+    held: watch::Receiver<u64>,
+    compare: tokio::time::Interval,
+    reporter: Reporter,
+    attachments: Attachments,
+}
+
+impl News {
+    fn new(config: &AgentConfig, reporter: Reporter) -> Self {
+        let (overlay, attachments) = (config.overlay.clone(), config.attachments.clone());
+        let (keys, held, compare) = (overlay.public_keys(), overlay.held(), interval(COMPARE_MILLIS));
+        Self { description: config.description.clone(), overlay, keys, held, compare, reporter, attachments }
+    }
+
+    /// What this node says of itself, with its tunnels' keys as they are now.
+    fn description(&mut self) -> Vec<u8> {
+        if let Some(path) = &mut self.description.data_path {
+            path.keys.clone_from(&self.keys.borrow_and_update());
+        }
+        encoding::encode(&self.description)
+    }
+
+    /// Waits for the next; to wait in vain loses nothing.
+    async fn next(&mut self) -> worker_message::Kind {
+        loop {
+            tokio::select! {
+                changed = self.held.changed() => if changed.is_ok() {
+                    let revision = *self.held.borrow_and_update();
+                    return worker_message::Kind::FactsHeld(FactsHeld { revision, digests: Vec::new() });
+                },
+                _ = self.compare.tick() => if let Some((revision, digests)) = self.overlay.digests() {
+                    let digests = encoding::encode(&digests);
+                    return worker_message::Kind::FactsHeld(FactsHeld { revision, digests });
+                },
+                changed = self.keys.changed() => if changed.is_ok() {
+                    return worker_message::Kind::Description(self.description());
+                },
+                batch = self.reporter.next_batch() => return worker_message::Kind::Statuses(batch),
+                wishes = self.attachments.next_message() => return worker_message::Kind::Attachments(wishes),
+            }
+        }
+    }
 }
 
 fn interval(milliseconds: u64) -> tokio::time::Interval {

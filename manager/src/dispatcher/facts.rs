@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use skep_api::grpc;
 use skep_api::overlay::{
-    Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork,
+    Digests, Fact, FactKey, OverlayAttachment, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork,
 };
 use skep_api::service::PortConfig;
 use skep_api::{
@@ -105,8 +105,12 @@ pub(super) struct ToldFacts {
     begun: bool,
     networks: BTreeSet<NetworkId>,
     facts: BTreeMap<FactKey, Fact>,
+    /// Of the facts.
+    digests: Digests,
     /// Everything up to this commit is in there.
     revision: u64,
+    /// Of the last message that was necessary.
+    sent: u64,
 }
 
 impl ToldFacts {
@@ -140,13 +144,35 @@ impl ToldFacts {
             match fact {
                 Some(fact) if self.facts.get(&key) != Some(&fact) => {
                     parts.push(&fact);
-                    self.facts.insert(key, fact);
+                    self.digests.add(&fact);
+                    if let Some(before) = self.facts.insert(key, fact) {
+                        self.digests.remove(&before);
+                    }
                 }
-                None if self.facts.remove(&key).is_some() => parts.remove(key),
-                _ => {}
+                None => {
+                    if let Some(before) = self.facts.remove(&key) {
+                        self.digests.remove(&before);
+                        parts.remove(key);
+                    }
+                }
+                Some(_) => {}
             }
         }
-        parts.finish()
+        let parts = parts.finish();
+        self.sent = parts.last().map_or(self.sent, |part| part.revision);
+        parts
+    }
+
+    /// The names of networks of which a node that holds `revision` has not what it was told.
+    pub(super) fn otherwise(&self, revision: u64, digests: &Digests) -> Vec<String> {
+        // What it does not hold yet cannot be compared.
+        let different = if revision == self.sent { self.digests.different(digests) } else { Vec::new() };
+        let name = |network: Option<NetworkId>| match network.map(|id| (id, self.facts.get(&FactKey::Network(id)))) {
+            Some((_, Some(Fact::Network(network)))) => format!("network {}", network.name),
+            Some((id, _)) => format!("network {id}"),
+            None => "the nodes".to_owned(),
+        };
+        different.into_iter().map(name).collect()
     }
 }
 
@@ -367,6 +393,7 @@ mod tests {
             let mut whole = ToldFacts::default();
             whole.update(&self.tables, node, &Touched::everything());
             assert_eq!(self.touching.facts, whole.facts, "both are told the same");
+            assert_eq!(self.touching.digests, self.touching.facts.values().collect());
             (parts.iter().map(|part| part.facts.len()).sum(), parts.iter().map(|part| part.removed.len()).sum())
         }
     }
@@ -414,5 +441,22 @@ mod tests {
         touched.note(Some(&seen));
         let parts = followers.touching.update(&followers.tables, NodeId::from_u128(1), &touched);
         assert_eq!((parts[0].revision, parts[0].facts.len()), (held + 1, 1));
+    }
+
+    #[test]
+    fn a_node_that_has_something_else_is_found_out() {
+        let mut followers = Followers::default();
+        followers.tell(|_, tx| {
+            tx.create(network(1));
+            tx.create(task(6, 1, 1));
+        });
+        let told = &followers.touching;
+        let mut held = told.digests.clone();
+        assert!(told.otherwise(told.sent, &held).is_empty());
+        let wrong =
+            OverlayTask { serving: false, ..task_fact(&followers.tables, &task(6, 1, 1), &told.networks).unwrap() };
+        held.add(&Fact::Task(wrong));
+        assert_eq!(told.otherwise(told.sent, &held), ["network n1"]);
+        assert!(told.otherwise(told.sent - 1, &held).is_empty(), "it may not hold the newest yet");
     }
 }

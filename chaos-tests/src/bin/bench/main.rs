@@ -7,6 +7,7 @@ mod mesh;
 mod overlay;
 mod peer;
 mod swarm;
+mod withdrawal;
 mod workers;
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use skep_chaos_tests::{is_root, program};
 fn main() {
     assert!(is_root(), "the benchmark makes namespaces and containers and needs root");
     println!("binary: {}", program().display());
-    let figures: [(&str, fn()); 13] = [
+    let figures: [(&str, fn()); 14] = [
         ("one-node", swarm::one_node),
         ("leader-killed", swarm::leader_killed),
         ("leader-cut", swarm::leader_cut),
@@ -28,6 +29,7 @@ fn main() {
         ("rejoin", swarm::rejoin),
         ("overlay", overlay::overlay),
         ("mesh", mesh::mesh),
+        ("withdrawal", withdrawal::withdrawal),
         ("engine", engine::engine),
         ("pull", engine::pull),
     ];
