@@ -368,6 +368,12 @@ impl Host {
         ran.stdout + &ran.stderr
     }
 
+    /// What a server answers whom this host asks; nothing if there is no answer within 3 s.
+    #[must_use]
+    pub fn curl(&self, url: &str) -> String {
+        self.exec("curl", &["-s", "-m", "3", "-g", url]).stdout
+    }
+
     /// The addresses that a container's own name server gives for a name.
     #[track_caller]
     #[must_use]

@@ -24,11 +24,6 @@ fn give_addresses(rig: &Rig) {
     }
 }
 
-/// What a server of a container answers one who asks from a host.
-fn fetch(from: &Host, url: &str) -> String {
-    from.exec("curl", &["-s", "-m", "3", "-g", url]).stdout
-}
-
 #[test]
 fn containers_have_ipv6_where_the_network_has() {
     take_turn!();
@@ -58,10 +53,10 @@ fn containers_have_ipv6_where_the_network_has() {
     );
 
     // Published ports by IPv6 from elsewhere, with the client's own address; not by the container's own.
-    let answer = fetch(other, "http://[fd77::1]:8080/");
+    let answer = other.curl("http://[fd77::1]:8080/");
     assert!(answer.contains("fd77::2"), "{answer:?}");
     assert!(other.exec("ip", &["-6", "route", "add", "fd60::/64", "via", "fd77::1"]).success);
-    assert_eq!(fetch(other, "http://[fd60::50]:8000/"), "", "its own address is not for others");
+    assert_eq!(other.curl("http://[fd60::50]:8000/"), "", "its own address is not for others");
     // What goes out has the host's address: the other one knows no way back else.
     assert!(other.exec("ip", &["-6", "route", "del", "fd60::/64"]).success);
     let ping = ["ping", "-6", "-c", "1", "-W", "3", "fd77::2"];
@@ -87,7 +82,7 @@ fn containers_have_ipv6_where_the_network_has() {
     // All of it is there after the daemon's death.
     host.kill_daemon();
     host.start_daemon();
-    assert!(fetch(other, "http://[fd77::1]:8080/").contains("fd77::2"));
+    assert!(other.curl("http://[fd77::1]:8080/").contains("fd77::2"));
     host.ok(&[
         "run",
         "--rm",
@@ -208,14 +203,14 @@ fn ports_are_published_by_ipv6_and_the_client_is_seen_as_it_is() {
     for (asked, from) in [(2, 1), (1, 3), (3, 1), (3, 2)] {
         let url = format!("http://[fd77::{asked}]:8080/");
         wait_until("the port answers", LIMIT, || {
-            let answer = fetch(rig.host(from), &url);
+            let answer = rig.host(from).curl(&url);
             (answer.contains(&format!("RemoteAddr: [fd77::{from}]:")), format!("{url} from n{from}: {answer}"))
         });
     }
     // A process of the node itself; by ::1 it is refused at once.
-    assert!(fetch(rig.host(1), "http://[fd77::1]:8080/").contains("Hostname:"));
+    assert!(rig.host(1).curl("http://[fd77::1]:8080/").contains("Hostname:"));
     let began = std::time::Instant::now();
-    assert_eq!(fetch(rig.host(1), "http://[::1]:8080/"), "");
+    assert_eq!(rig.host(1).curl("http://[::1]:8080/"), "");
     assert!(began.elapsed().as_secs() < 2, "it is not kept waiting");
     // On its own node alone.
     rig.host(1).ok(&["network", "create", "--ipv6", "six"]);
@@ -223,8 +218,8 @@ fn ports_are_published_by_ipv6_and_the_client_is_seen_as_it_is() {
     let create = ["service", "create", "-d", "--name", "one", "--constraint", "node.hostname==n2", "--network", "six"];
     rig.host(1).ok(&[&create[..], &["--publish", port, "skep/whoami"]].concat());
     rig.host(1).await_replicas("one", "1/1");
-    assert!(fetch(rig.host(1), "http://[fd77::2]:9090/").contains("RemoteAddr: [fd77::1]:"));
-    assert_eq!(fetch(rig.host(1), "http://[fd77::3]:9090/"), "");
+    assert!(rig.host(1).curl("http://[fd77::2]:9090/").contains("RemoteAddr: [fd77::1]:"));
+    assert_eq!(rig.host(1).curl("http://[fd77::3]:9090/"), "");
     rig.host(1).ok(&["service", "rm", "web", "one"]);
     rig.await_no_container();
     wait_until("nothing is left of the mesh", LIMIT, || {

@@ -1,4 +1,15 @@
-//! What the kernel's packet filter says over netlink, taken apart (`linux/netfilter/nfnetlink.h`).
+//! What is said to and by the kernel's packet filter over netlink (`linux/netfilter/nfnetlink.h`).
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::nft::close_in_time;
 
 /// Of each message.
 pub const HEADER_LEN: usize = 16;
@@ -35,4 +46,133 @@ pub fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8], &[u8])> {
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     found
+}
+
+/// An attribute.
+#[must_use]
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// An attribute that is a text.
+#[must_use]
+pub fn text(kind: u16, value: &str) -> Vec<u8> {
+    attribute(kind, &[value.as_bytes(), &[0]].concat())
+}
+
+/// An attribute that is a number.
+#[must_use]
+pub fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+/// An attribute that holds others.
+#[must_use]
+pub fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    attribute(kind | 1 << 15, &parts.concat())
+}
+
+const REQUEST: u16 = 0x01;
+const ACKNOWLEDGE: u16 = 0x04;
+const ERROR: u16 = 2;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+/// The subsystem of tables, chains and rules.
+const NFTABLES: u16 = 10;
+const ANSWER_LIMIT_SECS: i64 = 10;
+
+/// Changes to rules that take place together or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Where the last change begins.
+    last: usize,
+    count: u32,
+}
+
+impl Batch {
+    /// One of the packet filter's messages on a table of `family`.
+    pub fn push(&mut self, kind: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
+        if self.count == 0 {
+            self.write(BATCH_BEGIN, 0, 0, &[]);
+        }
+        self.last = self.bytes.len();
+        self.write(NFTABLES << 8 | kind, flags, family, attributes);
+    }
+
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn write(&mut self, kind: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
+        let attributes = attributes.concat();
+        let len = HEADER_LEN + GENERIC_LEN + attributes.len();
+        let [high, low] = if kind >> 8 == 0 { NFTABLES.to_be_bytes() } else { [0; 2] };
+        self.bytes.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&[family, 0, high, low]);
+        self.bytes.extend_from_slice(&attributes);
+        self.count += 1;
+    }
+
+    /// The whole, with the word that the last change be acknowledged.
+    fn finish(mut self) -> Vec<u8> {
+        if let Some(flags) = self.bytes.get_mut(self.last + 6) {
+            *flags |= ACKNOWLEDGE.to_ne_bytes()[0] | ACKNOWLEDGE.to_ne_bytes()[1];
+        }
+        self.write(BATCH_END, 0, 0, &[]);
+        self.bytes
+    }
+}
+
+/// A connection to the packet filter of the namespace that it was opened in.
+#[derive(Debug)]
+pub struct PacketFilter(Option<OwnedFd>);
+
+impl PacketFilter {
+    pub fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_LIMIT_SECS))?;
+        Ok(Self(Some(socket)))
+    }
+
+    /// Has the changes take place; returns once they have.
+    pub fn commit(&self, batch: Batch) -> io::Result<()> {
+        let Some(socket) = &self.0 else { return Ok(()) };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let kernel = NetlinkAddr::new(0, 0);
+        sendto(socket.as_raw_fd(), &batch.finish(), &kernel, MsgFlags::empty())?;
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let len = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (kind, body) in messages(&buffer[..len]) {
+                let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                match (kind, code) {
+                    (ERROR, 0) => return Ok(()),
+                    (ERROR, code) => return Err(io::Error::from_raw_os_error(-code)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Drop for PacketFilter {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.take() {
+            close_in_time(socket);
+        }
+    }
 }

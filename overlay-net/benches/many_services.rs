@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use skep_host_net::Netns;
+use skep_host_net::nfnetlink::PacketFilter;
 use skep_overlay_net::measured::ManyServices;
 
 /// Between two changes.
@@ -33,9 +34,11 @@ async fn measure(services: u128, rounds: usize) -> (Duration, Duration) {
         println!("not as root: the kernel is left out");
     }
     let mut times = (Vec::new(), Vec::new());
+    let mut filter = None;
     if let Some(netns) = &netns {
         let rules = many.rules();
         netns.run(move || skep_host_net::apply(&rules)).await.expect("the kernel takes the rules");
+        filter = netns.run(PacketFilter::open).await.ok();
     }
     for _ in 0..rounds {
         // The kernel clears away what was replaced before.
@@ -44,8 +47,8 @@ async fn measure(services: u128, rounds: usize) -> (Duration, Duration) {
         let told = many.turn_one();
         times.0.push(begun.elapsed());
         let begun = Instant::now();
-        if let Some(netns) = &netns {
-            netns.run(move || skep_host_net::apply(&told)).await.expect("the kernel takes a change");
+        if let Some(filter) = &filter {
+            filter.commit(told).expect("the kernel takes a change");
         }
         times.1.push(begun.elapsed());
     }

@@ -13,12 +13,14 @@ use nix::sys::signal::Signal;
 use skep_api::NodeId;
 use skep_api::overlay::{Fact, FactKey};
 use skep_host_net::drain_changes;
+use skep_host_net::nfnetlink::PacketFilter;
 
 use crate::conntrack;
 use crate::kernel::Kernel;
 use crate::path::client::PathClient;
 use crate::path::message::PeerIndex;
 use crate::plan::Desired;
+use crate::retarget;
 use crate::ruleset::Tables;
 
 /// How long the data path's process may take to end before it is killed.
@@ -33,6 +35,8 @@ pub(crate) struct Carrier {
     shown: Option<(String, String)>,
     /// Tells of changes to rules, inside and outside.
     changes: [OwnedFd; 2],
+    /// To the rules inside.
+    filter: PacketFilter,
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
 }
 
@@ -44,7 +48,8 @@ impl Carrier {
         indexes: BTreeMap<NodeId, PeerIndex>,
     ) -> io::Result<Self> {
         let changes = [kernel.netns().run(skep_host_net::changes).await?, skep_host_net::changes()?];
-        Ok(Self { kernel, path, applied: Desired::default(), shown: None, changes, indexes })
+        let filter = kernel.netns().run(PacketFilter::open).await?;
+        Ok(Self { kernel, path, applied: Desired::default(), shown: None, changes, filter, indexes })
     }
 
     pub(crate) async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
@@ -60,9 +65,12 @@ impl Carrier {
         let script = |now: &Tables, before: &Tables| {
             if fresh { now.script() } else { now.script_from(before) }
         };
-        let inside = script(&desired.inside, &self.applied.inside);
-        if !inside.is_empty() {
-            self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+        match desired.inside.retargeted(&self.applied.inside).filter(|_| !fresh) {
+            Some(retargeted) => self.filter.commit(retarget::batch(&retargeted))?,
+            None => {
+                let inside = script(&desired.inside, &self.applied.inside);
+                self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+            }
         }
         let outside = script(&desired.outside, &self.applied.outside);
         if !outside.is_empty() {

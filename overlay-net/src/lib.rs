@@ -19,6 +19,7 @@ mod kernel;
 mod keys;
 mod overlay;
 mod plan;
+mod retarget;
 mod ruleset;
 mod sys;
 

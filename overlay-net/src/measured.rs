@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 
 use skep_api::overlay::{Fact, FactKey, OverlayNetwork, OverlayService, OverlayTask, Peer, ServiceNetwork};
 use skep_api::{NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
+use skep_host_net::nfnetlink::Batch;
 
 use crate::path::message::PeerIndex;
 use crate::plan::{Desired, Scene, plan};
+use crate::retarget;
 
 const OWN: NodeId = NodeId::from_u128(0);
 const NODES: u16 = 25;
@@ -88,13 +90,13 @@ impl ManyServices {
     }
 
     /// A task takes connections no more, or again; returns what the kernel is told of it.
-    pub fn turn_one(&mut self) -> String {
+    pub fn turn_one(&mut self) -> Batch {
         if let Some(Fact::Task(task)) = self.facts.get_mut(&FactKey::Task(TaskId::from_u128(3))) {
             task.serving = !task.serving;
         }
         let next = self.plan();
-        let told = next.inside.script_from(&self.planned.inside);
+        let told = next.inside.retargeted(&self.planned.inside).map(|retargeted| retarget::batch(&retargeted));
         self.planned = next;
-        told
+        told.expect("nothing but targets is different")
     }
 }

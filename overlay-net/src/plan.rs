@@ -18,7 +18,7 @@ use crate::kernel::{MESH_DEVICE, UPLINK, inside_address, link_name};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
-use crate::ruleset::{Family, Ruleset, Tables, spread};
+use crate::ruleset::{Family, Ruleset, Spread, SpreadKey, Tables, Target};
 
 /// A container of this node that has addresses in networks of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,9 +346,9 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
         for port in service.ports.iter().filter(|port| port.published_port != 0) {
             let hosts = tasks.into_iter().flat_map(|(network, hosts)| hosts.iter().map(move |host| (network, *host)));
             let addresses = hosts.filter_map(|(network, host)| address_in(family, network, host));
-            let targets: Vec<String> = addresses.map(|at| format!("{at} . {}", port.target_port)).collect();
+            let targets = addresses.map(|address| Target { address, port: Some(port.target_port) }).collect();
             let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
-            publish(&mut rules, name, port.protocol, port.published_port, &targets);
+            publish(&mut rules, name, port.protocol, port.published_port, targets);
         }
     }
     rules
@@ -372,8 +372,8 @@ fn local_rules(scene: &Scene<'_>, rules: &mut Ruleset, (id, local): (&str, &Loca
     let Some((_, address)) = local.places.iter().find_map(own) else { return };
     for port in &local.ports {
         let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
-        let target = format!("{address} . {}", port.container_port);
-        publish(rules, name, port.protocol, port.host_port, &[target]);
+        let target = Target { address, port: Some(port.container_port) };
+        publish(rules, name, port.protocol, port.host_port, vec![target]);
     }
 }
 
@@ -387,21 +387,21 @@ fn virtual_address(
     let in_family = |host: Ipv4Addr| address_in(rules.family, network, host);
     let Some(vip) = joined.vip.and_then(in_family) else { return };
     let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
-    let targets: Vec<String> = tasks.filter_map(|&host| in_family(host)).map(|at| at.to_string()).collect();
+    let targets: Vec<Target> =
+        tasks.filter_map(|&host| in_family(host)).map(|address| Target { address, port: None }).collect();
     rules.insert("vips", vip.to_string());
     if !targets.is_empty() {
         let name = format!("vip-{vip}").replace(['.', ':'], "-");
         rules.map("virtual", vip.to_string(), format!("goto {name}"));
-        let asked = format!("{} daddr", rules.family.name());
-        spread(rules, name, ("tasks", &asked), &vip.to_string(), &targets);
+        rules.chains.insert(name, Spread { key: SpreadKey::Address(vip), targets });
     }
 }
 
-fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: &[String]) {
+fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: Vec<Target>) {
     if !targets.is_empty() {
-        let key = format!("{} . {port}", protocol.as_str());
-        rules.map("published", key.clone(), format!("goto {name}"));
-        spread(rules, name, ("ports", "meta l4proto . th dport"), &key, targets);
+        let key = SpreadKey::Port(protocol, port);
+        rules.map("published", key.to_string(), format!("goto {name}"));
+        rules.chains.insert(name, Spread { key, targets });
     }
 }
 
@@ -488,9 +488,7 @@ const INSIDE_FRAME: &str = r#"
   map gateway_of { type $address : $address; }
   map peer_of { type ether_addr : mark; }
   map virtual { type $address : verdict; }
-  map tasks { typeof $ip daddr . numgen inc mod 65536 : $ip daddr; }
   map published { type inet_proto . inet_service : verdict; }
-  map ports { typeof meta l4proto . th dport . numgen inc mod 65536 : $ip daddr . tcp dport; }
   chain spoofed {
     type filter hook prerouting priority -300
     $neighbours

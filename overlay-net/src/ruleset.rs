@@ -2,7 +2,10 @@
 //! from what it holds. A script is one transaction: packets see the table before it or after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+
+use skep_api::service::Protocol;
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,9 @@ impl Family {
     }
 }
 
+/// More targets of one chain do not fit a message to the kernel.
+const RETARGETED_MAX: usize = 500;
+
 /// One table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
@@ -39,8 +45,8 @@ pub(crate) struct Ruleset {
     pub(crate) frame: &'static str,
     pub(crate) sets: BTreeMap<&'static str, BTreeSet<String>>,
     pub(crate) maps: BTreeMap<&'static str, BTreeMap<String, String>>,
-    /// Chains that come and go, each with its rules.
-    pub(crate) chains: BTreeMap<String, Vec<String>>,
+    /// Chains that come and go, by their names.
+    pub(crate) chains: BTreeMap<String, Spread>,
 }
 
 impl Ruleset {
@@ -61,8 +67,8 @@ impl Ruleset {
     pub(crate) fn text(&self) -> String {
         let table = self.name();
         let mut text = format!("table {table} {{\n{}", self.frame);
-        for (name, rules) in &self.chains {
-            let _ = writeln!(text, "  chain {name} {{\n    {}\n  }}", rules.join("\n    "));
+        for (name, spread) in &self.chains {
+            let _ = writeln!(text, "  chain {name} {{\n    {}\n  }}", spread.rule(self.family));
         }
         text += "}\n";
         let nothing = Self::default();
@@ -76,9 +82,10 @@ impl Ruleset {
     pub(crate) fn script_from(&self, before: &Self) -> String {
         let table = self.name();
         let mut text = String::new();
-        for (name, rules) in &self.chains {
-            match before.chains.get(name) {
-                Some(held) if held == rules => continue,
+        for (name, spread) in &self.chains {
+            let (rule, held) = (spread.rule(self.family), before.chains.get(name).map(|held| held.rule(self.family)));
+            match held {
+                Some(held) if held == rule => continue,
                 Some(_) => {
                     let _ = writeln!(text, "flush chain {table} {name}");
                 }
@@ -86,9 +93,7 @@ impl Ruleset {
                     let _ = writeln!(text, "add chain {table} {name}");
                 }
             }
-            for rule in rules {
-                let _ = writeln!(text, "add rule {table} {name} {rule}");
-            }
+            let _ = writeln!(text, "add rule {table} {name} {rule}");
         }
         self.write_elements(before, &mut text);
         // Nothing may point to a chain that goes.
@@ -118,6 +123,90 @@ impl Ruleset {
             write_element(text, "add", &table, name, &new.iter().map(String::as_str).collect::<Vec<_>>());
         }
     }
+
+    /// What leads here from `before`, if nothing is different but what chains send connections to: those chains.
+    pub(crate) fn retargeted<'a>(&'a self, before: &'a Self) -> Option<Vec<(&'a str, &'a Spread)>> {
+        let alike = self.sets == before.sets && self.maps == before.maps && self.frame == before.frame;
+        if !alike || self.chains.len() != before.chains.len() {
+            return None;
+        }
+        let mut retargeted = Vec::new();
+        for ((name, now), (held_name, held)) in self.chains.iter().zip(&before.chains) {
+            if name != held_name || now.key != held.key {
+                return None;
+            }
+            if now.targets.len() > RETARGETED_MAX {
+                return None;
+            }
+            if now.targets != held.targets {
+                retargeted.push((name.as_str(), now));
+            }
+        }
+        Some(retargeted)
+    }
+}
+
+/// A chain that sends connections to each of its targets in turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spread {
+    pub(crate) key: SpreadKey,
+    pub(crate) targets: Vec<Target>,
+}
+
+/// What connections ask for that are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpreadKey {
+    Address(IpAddr),
+    Port(Protocol, u16),
+}
+
+/// Where a connection may be sent; without a port, to the one it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) address: IpAddr,
+    pub(crate) port: Option<u16>,
+}
+
+impl fmt::Display for SpreadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Port(protocol, port) => write!(f, "{} . {port}", protocol.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{} . {port}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+impl Spread {
+    fn rule(&self, family: Family) -> String {
+        let family = family.name();
+        let (matched, kind) = match self.key {
+            SpreadKey::Address(_) => (String::new(), "dnat to".to_owned()),
+            SpreadKey::Port(protocol, _) => {
+                (format!("meta l4proto {} ", protocol.as_str()), format!("dnat {family} to"))
+            }
+        };
+        match self.targets.as_slice() {
+            [Target { address: IpAddr::V6(address), port: Some(port) }] => {
+                format!("{matched}{kind} [{address}]:{port}")
+            }
+            [Target { address: IpAddr::V4(address), port: Some(port) }] => format!("{matched}{kind} {address}:{port}"),
+            [only] => format!("{matched}{kind} {only}"),
+            many => {
+                let element = |(number, target)| format!("{number} : {target}");
+                let elements: Vec<_> = many.iter().enumerate().map(element).collect();
+                format!("{matched}{kind} numgen inc mod {} map {{ {} }}", many.len(), elements.join(", "))
+            }
+        }
+    }
 }
 
 fn write_element(text: &mut String, verb: &str, table: &str, name: &str, elements: &[&str]) {
@@ -125,6 +214,9 @@ fn write_element(text: &mut String, verb: &str, table: &str, name: &str, element
         let _ = writeln!(text, "{verb} element {table} {name} {{ {} }}", elements.join(", "));
     }
 }
+
+/// Tables, each with the chains whose targets are others, by their names.
+pub(crate) type Retargeted<'a> = Vec<(&'a Ruleset, Vec<(&'a str, &'a Spread)>)>;
 
 /// The tables of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,6 +236,16 @@ impl Tables {
     pub(crate) fn cleared(&self) -> String {
         let families: &[Family] = if skep_host_net::has_ipv6() { &[Family::V4, Family::V6] } else { &[Family::V4] };
         families.iter().map(|family| cleared(&format!("{} {}", family.name(), self.v4.table))).collect()
+    }
+
+    /// What leads here from `before` in each family, if nothing is different but what chains send connections to.
+    pub(crate) fn retargeted<'a>(&'a self, before: &'a Self) -> Option<Retargeted<'a>> {
+        let v6 = match (&self.v6, &before.v6) {
+            (Some(v6), Some(before)) => Some((v6, v6.retargeted(before)?)),
+            (None, None) => None,
+            _ => return None,
+        };
+        Some(std::iter::once((&self.v4, self.v4.retargeted(&before.v4)?)).chain(v6).collect())
     }
 
     /// The script that leads here from `before`; empty if nothing is to be done.
@@ -168,30 +270,19 @@ fn cleared(table: &str) -> String {
     format!("table {table} {{}}\ndelete table {table}\n")
 }
 
-/// What connections to `key` (what `asked` reads off a packet) are sent to: to each of `targets` in turn. The chain of
-/// that `name` does so, by a map that all such chains share.
-pub(crate) fn spread(
-    rules: &mut Ruleset,
-    name: String,
-    (map, asked): (&'static str, &str),
-    key: &str,
-    targets: &[String],
-) {
-    for (number, target) in targets.iter().enumerate() {
-        rules.map(map, format!("{key} . {number}"), target.clone());
-    }
-    let family = rules.family.name();
-    let rule = format!("dnat {family} to {asked} . numgen inc mod {} map @{map}", targets.len());
-    rules.chains.insert(name, vec![rule]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rules(chains: &[(&str, &str)], elements: &[(&str, &str)]) -> Ruleset {
+    fn spread(address: &str, targets: &[&str]) -> Spread {
+        let target = |text: &&str| Target { address: text.parse().unwrap(), port: None };
+        let key = SpreadKey::Address(address.parse().unwrap());
+        Spread { key, targets: targets.iter().map(target).collect() }
+    }
+
+    fn rules(chains: &[(&str, Spread)], elements: &[(&str, &str)]) -> Ruleset {
         let mut rules = Ruleset { table: "t", frame: "  F\n", ..Ruleset::default() };
-        rules.chains.extend(chains.iter().map(|&(name, rule)| (name.to_owned(), vec![rule.to_owned()])));
+        rules.chains.extend(chains.iter().map(|(name, spread)| ((*name).to_owned(), spread.clone())));
         for &(key, value) in elements {
             rules.map("m", key.to_owned(), value.to_owned());
         }
@@ -200,24 +291,53 @@ mod tests {
 
     #[test]
     fn a_change_says_only_what_is_different() {
-        let before = rules(&[("a", "x"), ("b", "y"), ("c", "z")], &[("1", "jump a"), ("2", "jump b")]);
-        let after = rules(&[("a", "x"), ("b", "w"), ("d", "v")], &[("1", "jump a"), ("2", "jump d")]);
-        let want = "flush chain ip t b\nadd rule ip t b w\nadd chain ip t d\nadd rule ip t d v\n\
-                    delete element ip t m { 2 : jump b }\nadd element ip t m { 2 : jump d }\n\
-                    flush chain ip t c\ndelete chain ip t c\n";
+        let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|at| spread(at, &["10.1.0.1", "10.1.0.2"]));
+        let fewer = spread("10.0.0.2", &["10.1.0.2"]);
+        let d = spread("10.0.0.4", &["10.1.0.4"]);
+        let before = rules(&[("a", a.clone()), ("b", b), ("c", c)], &[("1", "jump a"), ("2", "jump b")]);
+        let after = rules(&[("a", a), ("b", fewer), ("d", d)], &[("1", "jump a"), ("2", "jump d")]);
+        let want = "flush chain ip t b\nadd rule ip t b dnat to 10.1.0.2\nadd chain ip t d\n\
+                    add rule ip t d dnat to 10.1.0.4\ndelete element ip t m { 2 : jump b }\n\
+                    add element ip t m { 2 : jump d }\nflush chain ip t c\ndelete chain ip t c\n";
         assert_eq!(after.script_from(&before), want);
         assert_eq!(after.script_from(&after), "");
+        assert_eq!(after.retargeted(&before), None);
         let all = Tables { v4: after, v6: None }.script();
         assert!(all.contains("delete table ip t") && all.contains("add element ip t m"));
     }
 
     #[test]
+    fn it_is_seen_where_targets_alone_are_others() {
+        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|at| spread(at, &["10.1.0.1", "10.1.0.2"]));
+        let fewer = spread("10.0.0.2", &["10.1.0.2"]);
+        let before = rules(&[("a", a.clone()), ("b", b)], &[("1", "jump a")]);
+        let after = rules(&[("a", a.clone()), ("b", fewer.clone())], &[("1", "jump a")]);
+        assert_eq!(after.retargeted(&before), Some(vec![("b", &fewer)]));
+        assert_eq!(rules(&[("a", a), ("b", fewer)], &[]).retargeted(&before), None);
+    }
+
+    #[track_caller]
+    fn check_rule(family: Family, port: Option<u16>, addresses: &[&str], want: &str) {
+        let target = |text: &&str| Target { address: text.parse().unwrap(), port };
+        let key = match port {
+            Some(_) => SpreadKey::Port(Protocol::Udp, 53),
+            None => SpreadKey::Address(addresses[0].parse().unwrap()),
+        };
+        assert_eq!(Spread { key, targets: addresses.iter().map(target).collect() }.rule(family), want);
+    }
+
+    #[test]
     fn connections_are_spread_in_turn() {
-        let mut rules = Ruleset::default();
-        let targets = ["10.0.0.2 . 80", "10.0.0.3 . 80"].map(str::to_owned);
-        spread(&mut rules, "web".into(), ("ports", "th dport"), "80", &targets);
-        assert_eq!(rules.chains["web"], ["dnat ip to th dport . numgen inc mod 2 map @ports"]);
-        let elements: Vec<_> = rules.maps["ports"].iter().map(|(key, value)| format!("{key}: {value}")).collect();
-        assert_eq!(elements, ["80 . 0: 10.0.0.2 . 80", "80 . 1: 10.0.0.3 . 80"]);
+        check_rule(Family::V4, None, &["10.0.0.2"], "dnat to 10.0.0.2");
+        check_rule(Family::V4, Some(80), &["10.0.0.2"], "meta l4proto udp dnat ip to 10.0.0.2:80");
+        let two = "meta l4proto udp dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 80 }";
+        check_rule(Family::V4, Some(80), &["10.0.0.2", "10.0.0.3"], two);
+        check_rule(Family::V6, Some(80), &["fd00::2"], "meta l4proto udp dnat ip6 to [fd00::2]:80");
+        check_rule(
+            Family::V6,
+            None,
+            &["fd00::2", "fd00::3"],
+            "dnat to numgen inc mod 2 map { 0 : fd00::2, 1 : fd00::3 }",
+        );
     }
 }

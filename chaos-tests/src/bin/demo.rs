@@ -93,14 +93,10 @@ fn change(rig: &Rig) {
     done("all twelve are as before", start);
 }
 
-fn curl(from: &Host, url: &str) -> String {
-    from.exec("curl", &["-s", "-m", "3", url]).stdout
-}
-
 fn mesh(rig: &Rig) {
     say("Asking every node's port 8080 from n5: any of them answers, and the service sees who really asks.");
     for asked in rig.hosts() {
-        let answer = curl(rig.host(5), &format!("http://{}:8080/", asked.addr()));
+        let answer = rig.host(5).curl(&format!("http://{}:8080/", asked.addr()));
         let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("nobody");
         println!("   {} -> container{}, which sees{}", asked.addr(), field("Hostname:"), field("RemoteAddr:"));
         assert!(answer.contains(&format!("RemoteAddr: {}:", rig.host(5).addr())), "{answer}");
@@ -116,7 +112,7 @@ fn wire(rig: &Rig) {
     let log = || std::fs::read_to_string(&told).unwrap_or_default();
     wait_until("tcpdump listens", LIMIT, || (log().contains("listening on"), log()));
     for _ in 0..20 {
-        assert!(curl(rig.host(1), "http://127.0.0.1:8080/").contains("COLOUR=blue"));
+        assert!(rig.host(1).curl("http://127.0.0.1:8080/").contains("COLOUR=blue"));
     }
     let read = || std::fs::read(&capture).unwrap_or_default();
     // Most of the answers came from other nodes.

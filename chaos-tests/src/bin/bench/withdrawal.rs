@@ -25,9 +25,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 const LISTEN: Duration = Duration::from_millis(1500);
 /// Longer than any task takes to end.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Of linux/netfilter/nf_tables.h: an element that is new, and one that is gone.
+/// Of linux/netfilter/nf_tables.h: a rule that is new, and an element.
+const NEW_RULE: u16 = 10 << 8 | 6;
 const NEW_ELEMENT: u16 = 10 << 8 | 12;
-const GONE_ELEMENT: u16 = 10 << 8 | 14;
 
 /// With another service that is scaled up and down all the time, or without.
 pub(crate) fn withdrawal() {
@@ -76,7 +76,7 @@ fn measure(host: &Host, changes: &[OwnedFd], what: &str) {
         });
         let mut times: Vec<Duration> = Vec::new();
         for (node, seen) in (1..).zip(seen) {
-            let at = seen.iter().find(|change| change.takes_away(gone.1));
+            let at = seen.iter().find(|change| change.takes_away(&before, gone.1));
             let at = at.unwrap_or_else(|| panic!("node {node} leads to {} still", gone.1)).at;
             times.push(at.saturating_duration_since(began));
         }
@@ -137,18 +137,17 @@ fn changes_of(host: &Host) -> OwnedFd {
     opened.join().expect("it does not panic").expect("the kernel tells of changes")
 }
 
-/// Elements of maps that came or went together.
+/// Rules and their elements that came together.
 struct Seen {
     at: Instant,
     new: Vec<u8>,
-    gone: Vec<u8>,
 }
 
 impl Seen {
-    /// Whether nothing leads to an address any more.
-    fn takes_away(&self, address: Ipv4Addr) -> bool {
-        let within = |bytes: &[u8]| bytes.windows(4).any(|window| window == address.octets());
-        within(&self.gone) && !within(&self.new)
+    /// Whether connections go to others of the endpoints from now on, and to one of them no more.
+    fn takes_away(&self, endpoints: &[(String, Ipv4Addr)], gone: Ipv4Addr) -> bool {
+        let leads_to = |address: Ipv4Addr| self.new.windows(4).any(|window| window == address.octets());
+        endpoints.iter().any(|&(_, other)| other != gone && leads_to(other)) && !leads_to(gone)
     }
 }
 
@@ -163,13 +162,11 @@ fn told(changes: &[OwnedFd], limit: Duration) -> Vec<Vec<Seen>> {
         poll(&mut waited, PollTimeout::from(20u8)).expect("sockets can be waited for");
         let at = Instant::now();
         for (socket, seen) in changes.iter().zip(&mut seen) {
-            let mut now = Seen { at, new: Vec::new(), gone: Vec::new() };
+            let mut now = Seen { at, new: Vec::new() };
             while let Ok(len) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 for (kind, body) in messages(&buffer[..len]) {
-                    match kind {
-                        NEW_ELEMENT => now.new.extend_from_slice(body),
-                        GONE_ELEMENT => now.gone.extend_from_slice(body),
-                        _ => {}
+                    if matches!(kind, NEW_RULE | NEW_ELEMENT) {
+                        now.new.extend_from_slice(body);
                     }
                 }
             }

@@ -1,0 +1,196 @@
+//! The routing mesh on real hosts: ports that every node serves, for whichever client, and the rules behind them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until, within_network_of};
+
+#[test]
+fn every_node_serves_a_published_port_and_the_client_is_seen_as_it_is() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    manager.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "2",
+        "--publish",
+        "8080:8000",
+        "--constraint",
+        "node.hostname!=n1",
+        "--replicas-max-per-node",
+        "1",
+        "skep/whoami",
+    ]);
+    manager.await_replicas("web", "2/2");
+    // From outside the swarm's containers, through a node with a task and one without.
+    for (asked, from) in [(1, 2), (2, 3), (3, 1), (1, 3)] {
+        let url = format!("http://{}:8080/", rig.host(asked).addr());
+        wait_until("the port answers", LIMIT, || {
+            let answer = rig.host(from).curl(&url);
+            (
+                answer.contains(&format!("RemoteAddr: {}:", rig.host(from).addr())),
+                format!("{url} from n{from}: {answer}"),
+            )
+        });
+    }
+    // Both replicas take their turns.
+    let answers: BTreeSet<String> = (0..8)
+        .map(|_| rig.host(2).curl(&format!("http://{}:8080/", manager.addr())))
+        .filter_map(|answer| answer.lines().next().map(str::to_owned))
+        .collect();
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    // A process of the node itself, by either address.
+    for url in ["http://127.0.0.1:8080/".to_owned(), format!("http://{}:8080/", manager.addr())] {
+        assert!(manager.curl(&url).contains("Hostname:"), "{url}");
+    }
+    manager.ok(&["service", "rm", "web"]);
+    rig.await_no_container();
+    wait_until("nothing is left of the mesh", LIMIT, || {
+        let links = rig.host(2).exec("ip", &["-br", "link"]).stdout;
+        (!links.contains("skep-mesh"), links)
+    });
+}
+
+#[test]
+fn a_published_port_is_opened_where_it_was_asked_for_and_held_by_one_service() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.ok(&["service", "create", "-d", "--name", "local", "--publish", "127.0.0.1:8080:8000", "skep/whoami"]);
+    first.ok(&["service", "create", "-d", "--name", "any", "--publish", "8000", "skep/whoami"]);
+    first.await_replicas("local", "1/1");
+    first.await_replicas("any", "1/1");
+    wait_until("the port answers where it is", LIMIT, || {
+        let answer = first.curl("http://127.0.0.1:8080/");
+        (answer.contains("Hostname:"), answer)
+    });
+    let ran = second.exec("curl", &["-sS", "-m", "1", &format!("http://{}:8080/", first.addr())]);
+    assert!(!ran.success && !ran.stdout.contains("Hostname"), "{ran:?}");
+    let port = first.ok(&["service", "inspect", "--format", "{{json .Endpoint.Ports}}", "any"]);
+    let port: serde_json::Value = serde_json::from_str(&port).unwrap();
+    let number = port[0]["PublishedPort"].as_u64().unwrap();
+    assert!((30_000..=32_767).contains(&number), "{port}");
+    wait_until("the picked port answers", LIMIT, || {
+        let answer = first.curl(&format!("http://{}:{number}/", second.addr()));
+        (answer.contains("Hostname:"), answer)
+    });
+    let taken = format!("{number}:80");
+    let refused = first.fails(&["service", "create", "-d", "--name", "late", "--publish", &taken, "skep/whoami"]);
+    assert!(refused.contains("already in use by service 'any'"), "{refused}");
+    // Updated, it keeps its number; taken away, it is free.
+    first.ok(&["service", "update", "-d", "--label", "a=1", "any"]);
+    let again = first.ok(&["service", "inspect", "--format", "{{json .Endpoint.Ports}}", "any"]);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&again).unwrap()[0]["PublishedPort"],
+        port[0]["PublishedPort"]
+    );
+    first.ok(&["service", "update", "-d", "--publish-rm", "8000", "any"]);
+    first.ok(&["service", "create", "-d", "--name", "late", "--publish", &taken, "skep/whoami"]);
+    // A task on the host's own network sees what the host sees.
+    first.ok(&["service", "create", "-d", "--name", "bare", "--mode", "global", "--network", "host", "skep/whoami"]);
+    first.await_replicas("bare", "2/2");
+    assert!(second.curl(&format!("http://{}:8000/", first.addr())).contains("Hostname:"));
+}
+
+/// Answers datagrams in the network of a container until nothing comes for a while; who asked is part of the answer.
+fn echo(pid: u32, port: u16) -> std::thread::JoinHandle<()> {
+    let socket = within_network_of(pid, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(from.to_string().as_bytes(), from).unwrap();
+        }
+    })
+}
+
+#[test]
+fn datagrams_reach_a_published_port_through_any_node() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    let create = ["service", "create", "-d", "--name", "echo", "--constraint", "node.hostname!=n1", "--mode", "global"];
+    manager.ok(&[&create[..], &["--publish", "9000:9000/udp", "--publish", "8080:8000", "skep/whoami"]].concat());
+    manager.await_replicas("echo", "2/2");
+    let pid = |number: usize| u32::try_from(rig.host(number).running()[0].1).unwrap();
+    let servers = [echo(pid(2), 9000), echo(pid(3), 9000)];
+    for asked in 1..=3 {
+        let asker = rig.host(if asked == 3 { 2 } else { 3 });
+        let answers: BTreeSet<String> = (0..4)
+            .map(|_| {
+                let socket = asker.within_network(|| UdpSocket::bind((asker.addr(), 0)).unwrap());
+                socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+                socket.send_to(b"who am I?", (rig.host(asked).addr(), 9000)).unwrap();
+                let mut buffer = [0; 64];
+                let (len, from) = socket.recv_from(&mut buffer).expect("an answer comes");
+                assert_eq!(from.ip().to_string(), rig.host(asked).addr());
+                let seen = String::from_utf8_lossy(&buffer[..len]).into_owned();
+                assert_eq!(seen, socket.local_addr().unwrap().to_string(), "the asker is seen as it is");
+                seen
+            })
+            .collect();
+        assert_eq!(answers.len(), 4);
+    }
+    drop(servers.map(std::thread::JoinHandle::join));
+}
+
+/// The overlay's rules on a host, but for what counts packets.
+fn rules(host: &Host) -> String {
+    let netns = host.dir().join("run/overlay/netns").display().to_string();
+    let list =
+        |family| host.exec("nsenter", &[&format!("--net={netns}"), "nft", "-n", "list", "table", family, "skep"]);
+    list("ip").stdout + &list("ip6").stdout
+}
+
+#[test]
+fn rules_that_were_changed_step_by_step_are_those_that_are_made_anew() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    host.ok(&["network", "create", "--ipv6", "green"]);
+    let create = ["service", "create", "-d", "--name", "a", "--network", "green", "--replicas", "4"];
+    host.ok(&[&create[..], &["--publish", "8080:8000", "--publish", "9000:9000/udp", "skep/whoami"]].concat());
+    for replicas in [4, 7, 2, 5, 3] {
+        host.ok(&["service", "scale", "-d", &format!("a={replicas}")]);
+        host.await_replicas("a", &format!("{replicas}/{replicas}"));
+    }
+    let settled = |host: &Host| {
+        let there = rules(host);
+        (
+            there.contains("mod 3 map") && !there.contains("mod 5 map") && there.matches("iifname \"skv").count() > 1,
+            there,
+        )
+    };
+    // Until what was scaled down has left.
+    let ours = || rig.hosts().map(|host| host.running().len()).sum::<usize>();
+    wait_until("three tasks are left", LIMIT, || (ours() == 3, ours().to_string()));
+    std::thread::sleep(Duration::from_secs(1));
+    wait_until("the rules are there", LIMIT, || settled(host));
+    let before = rules(host);
+    for _ in 0..2 {
+        assert!(host.curl(&format!("http://{}:8080/", host.addr())).contains("Hostname:"));
+    }
+    host.kill_daemon();
+    host.start_daemon();
+    wait_until("the daemon has taken up its networks", LIMIT, || {
+        let log = host.log();
+        (log.matches("the data path to other nodes is up").count() > 1, log)
+    });
+    let sorted = |text: &str| {
+        let mut words: Vec<String> = text.split([',', '{', '}', '\n']).map(|word| word.trim().to_owned()).collect();
+        words.sort();
+        words
+    };
+    wait_until("the rules that are made anew are the same", LIMIT, || {
+        let after = rules(host);
+        (sorted(&before) == sorted(&after), format!("before: {before}\nafter: {after}"))
+    });
+}
