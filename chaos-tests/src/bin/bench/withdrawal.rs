@@ -12,7 +12,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use serde_json::Value;
 use skep_chaos_tests::{Host, Rig};
 use skep_host_net::Netns;
-use skep_host_net::nfnetlink::messages;
+use skep_host_net::nfnetlink::{GENERIC_LEN, messages};
 
 use super::report;
 
@@ -166,7 +166,7 @@ fn told(changes: &[OwnedFd], limit: Duration) -> Vec<Vec<Seen>> {
             while let Ok(len) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 for (kind, body) in messages(&buffer[..len]) {
                     if matches!(kind, NEW_RULE | NEW_ELEMENT) {
-                        now.new.extend_from_slice(body);
+                        now.new.extend_from_slice(body.get(GENERIC_LEN..).unwrap_or_default());
                     }
                 }
             }
