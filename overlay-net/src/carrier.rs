@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use skep_api::NodeId;
 use skep_api::overlay::{Fact, FactKey};
+use skep_api::{NodeId, SecretBytes};
 use skep_host_net::drain_changes;
 use skep_host_net::nfnetlink::PacketFilter;
 
@@ -19,9 +19,10 @@ use crate::conntrack;
 use crate::kernel::Kernel;
 use crate::path::client::PathClient;
 use crate::path::message::PeerIndex;
-use crate::plan::Desired;
+use crate::plan::{Desired, LocalContainer};
 use crate::retarget;
 use crate::ruleset::Tables;
+use crate::serving::Turned;
 
 /// How long the data path's process may take to end before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -38,6 +39,8 @@ pub(crate) struct Carrier {
     /// To the rules inside.
     filter: PacketFilter,
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
+    /// The containers and the keys that what is in force was planned for.
+    pub(crate) basis: (BTreeMap<String, LocalContainer>, Vec<SecretBytes>),
 }
 
 impl Carrier {
@@ -49,7 +52,16 @@ impl Carrier {
     ) -> io::Result<Self> {
         let changes = [kernel.netns().run(skep_host_net::changes).await?, skep_host_net::changes()?];
         let filter = kernel.netns().run(PacketFilter::open).await?;
-        Ok(Self { kernel, path, applied: Desired::default(), shown: None, changes, filter, indexes })
+        Ok(Self {
+            kernel,
+            path,
+            applied: Desired::default(),
+            shown: None,
+            changes,
+            filter,
+            indexes,
+            basis: Default::default(),
+        })
     }
 
     pub(crate) async fn put_in_force(&mut self, desired: Desired, fresh: bool) -> io::Result<()> {
@@ -86,6 +98,15 @@ impl Carrier {
         // Shown anew when it is looked at next.
         self.shown = None;
         Ok(())
+    }
+
+    /// Puts in force that other tasks take connections; says whether that could be done so.
+    pub(crate) async fn turn(&mut self, turned: Turned) -> io::Result<bool> {
+        let Some((change, batch)) = turned.put_into(&mut self.applied) else { return Ok(false) };
+        self.path.change(change).await?;
+        self.filter.commit(batch)?;
+        self.shown = None;
+        Ok(true)
     }
 
     /// Fails if anything is not as it was left.

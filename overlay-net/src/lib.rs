@@ -21,6 +21,7 @@ mod overlay;
 mod plan;
 mod retarget;
 mod ruleset;
+mod serving;
 mod sys;
 
 pub use diagnosis::Finding;

@@ -9,7 +9,7 @@ use skep_host_net::nfnetlink::Batch;
 
 use crate::path::message::PeerIndex;
 use crate::plan::{Desired, Scene, plan};
-use crate::retarget;
+use crate::serving::turned;
 
 const OWN: NodeId = NodeId::from_u128(0);
 const NODES: u16 = 25;
@@ -91,12 +91,14 @@ impl ManyServices {
 
     /// A task takes connections no more, or again; returns what the kernel is told of it.
     pub fn turn_one(&mut self) -> Batch {
-        if let Some(Fact::Task(task)) = self.facts.get_mut(&FactKey::Task(TaskId::from_u128(3))) {
-            task.serving = !task.serving;
-        }
-        let next = self.plan();
-        let told = next.inside.retargeted(&self.planned.inside).map(|retargeted| retarget::batch(&retargeted));
-        self.planned = next;
-        told.expect("nothing but targets is different")
+        let Some(Fact::Task(task)) = self.facts.get_mut(&FactKey::Task(TaskId::from_u128(3))) else {
+            unreachable!("it is there")
+        };
+        task.serving = !task.serving;
+        let services = [task.service].into();
+        let locals = BTreeMap::new();
+        let (keys, facts, indexes) = (&self.keys, &self.facts, &self.indexes);
+        let turned = turned(&Scene { own: OWN, keys, port: 4789, facts, locals: &locals, indexes }, &services);
+        turned.and_then(|turned| turned.put_into(&mut self.planned)).expect("others take connections").1
     }
 }

@@ -24,6 +24,7 @@ use crate::path::PathConfig;
 use crate::path::client::PathClient;
 use crate::plan::{LocalContainer, LocalPort, MESH_TABLE, NetworkAddress, Scene, plan};
 use crate::ruleset::{Ruleset, Tables};
+use crate::serving::{Changed, turned};
 
 /// How long a container's start may wait for the facts of its networks.
 const FACTS_LIMIT: Duration = Duration::from_secs(30);
@@ -90,6 +91,8 @@ struct Inputs {
     facts: BTreeMap<FactKey, Fact>,
     revision: u64,
     locals: BTreeMap<String, LocalContainer>,
+    /// In the facts, since they were put in force.
+    changed: Changed,
 }
 
 /// The overlay of this node.
@@ -206,13 +209,20 @@ impl Overlay {
     /// Takes facts in; they are in force once [`held`](Self::held) says so.
     pub fn take(&self, update: FactsUpdate) {
         let mut inputs = self.inputs();
+        let inputs_now = &mut *inputs;
+        if update.complete || !update.removed.is_empty() {
+            inputs_now.changed = Changed::Anything;
+        }
         if update.complete {
-            inputs.facts.clear();
+            inputs_now.facts.clear();
         }
         for key in &update.removed {
-            inputs.facts.remove(key);
+            inputs_now.facts.remove(key);
         }
-        inputs.facts.extend(update.facts.into_iter().map(|fact| (fact.key(), possible(fact))));
+        for fact in update.facts.into_iter().map(possible) {
+            inputs_now.changed.note(inputs_now.facts.get(&fact.key()), &fact);
+            inputs_now.facts.insert(fact.key(), fact);
+        }
         inputs.revision = update.revision;
         drop(inputs);
         self.news.notify_one();
@@ -268,8 +278,12 @@ impl Overlay {
 
     /// Puts the newest inputs in force; returns their revision.
     async fn apply(&self, carrier: &mut Option<Carrier>) -> io::Result<u64> {
+        if let Some(revision) = self.turn(carrier).await? {
+            return Ok(revision);
+        }
         let (facts, locals, revision) = {
-            let inputs = self.inputs();
+            let mut inputs = self.inputs();
+            inputs.changed = Changed::nothing();
             (inputs.facts.clone(), inputs.locals.clone(), inputs.revision)
         };
         let needed = facts.keys().any(|key| matches!(key, FactKey::Network(_)));
@@ -285,6 +299,34 @@ impl Overlay {
             *carrier = None;
         }
         applied.map(|()| revision)
+    }
+
+    /// Puts in force that other tasks take connections, if nothing else is different; returns the revision then.
+    async fn turn(&self, held: &mut Option<Carrier>) -> io::Result<Option<u64>> {
+        let Some(carrier) = held else { return Ok(None) };
+        let keys = self.keys().keys().to_vec();
+        let (turned, revision) = {
+            let mut inputs = self.inputs();
+            let Changed::Serving(services) = inputs.changed.clone() else { return Ok(None) };
+            if carrier.basis != (inputs.locals.clone(), keys.clone()) {
+                return Ok(None);
+            }
+            let (own, port, indexes) = (self.config.node, self.config.port, &carrier.indexes);
+            let (facts, locals) = (&inputs.facts, &inputs.locals);
+            let Some(turned) = turned(&Scene { own, keys: &keys, port, facts, locals, indexes }, &services) else {
+                return Ok(None);
+            };
+            inputs.changed = Changed::nothing();
+            (turned, inputs.revision)
+        };
+        match carrier.turn(turned).await {
+            Ok(true) => Ok(Some(revision)),
+            Ok(false) => Ok(None),
+            Err(error) => {
+                *held = None;
+                Err(error)
+            }
+        }
     }
 
     async fn apply_to(
@@ -303,7 +345,9 @@ impl Overlay {
         let keys = self.keys().keys().to_vec();
         let (own, port, indexes) = (self.config.node, self.config.port, &carrier.indexes);
         let desired = plan(&Scene { own, keys: &keys, port, facts, locals, indexes });
-        carrier.put_in_force(desired, fresh).await
+        carrier.put_in_force(desired, fresh).await?;
+        carrier.basis = (locals.clone(), keys);
+        Ok(())
     }
 
     async fn set_up(&self) -> io::Result<Carrier> {

@@ -101,10 +101,16 @@ impl Served {
                     self.state = *state;
                     self.put_in_force().await;
                 }
-                ToPath::Change(change) => {
-                    self.state.apply(change);
-                    self.put_in_force().await;
-                }
+                ToPath::Change(change) => match change.names_alone() {
+                    Some(names) => {
+                        names.iter().for_each(|(key, names)| self.names.change(key, |zone| names.write(zone)));
+                        self.state.apply(*change);
+                    }
+                    None => {
+                        self.state.apply(*change);
+                        self.put_in_force().await;
+                    }
+                },
                 ToPath::Sync(token) => send(&mut stream, &FromPath::Synced(token)).await?,
                 ToPath::Report => send(&mut stream, &FromPath::Report(self.pump.peers().reports())).await?,
             }

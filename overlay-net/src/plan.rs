@@ -101,7 +101,7 @@ impl Scene<'_> {
         })
     }
 
-    fn services(&self) -> impl Iterator<Item = &OverlayService> {
+    pub(crate) fn services(&self) -> impl Iterator<Item = &OverlayService> {
         let id = ServiceId::from_u128;
         self.range(FactKey::Service(id(0)), FactKey::Service(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Service(service) => Some(service),
@@ -109,7 +109,7 @@ impl Scene<'_> {
         })
     }
 
-    fn tasks(&self) -> impl Iterator<Item = &OverlayTask> {
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = &OverlayTask> {
         let id = TaskId::from_u128;
         self.range(FactKey::Task(id(0)), FactKey::Task(id(u128::MAX))).filter_map(|fact| match fact {
             Fact::Task(task) => Some(task),
@@ -273,10 +273,8 @@ fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zon
     for service in scene.services() {
         let Some(joined) = service.networks.iter().find(|joined| joined.network == network.id) else { continue };
         let tasks: Vec<Ipv4Addr> = backends.get(&(service.id, network.id)).into_iter().flatten().copied().collect();
-        let own = joined.vip.map_or_else(|| tasks.clone(), |vip| vec![vip]);
-        for name in std::iter::once(&service.name).chain(&joined.aliases) {
-            add(name, &own);
-            add(&format!("tasks.{name}"), &tasks);
+        for (name, addresses) in names_of(service, joined, &tasks) {
+            add(&name, &addresses);
         }
     }
     for task in scene.tasks() {
@@ -299,6 +297,17 @@ fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zon
         zone.reverse_v6 = zone.reverse.iter().map(|(at, name)| (follows(at), name.clone())).collect();
     }
     zone
+}
+
+/// What a service is called in a network, with the addresses that each name stands for.
+pub(crate) fn names_of(
+    service: &OverlayService,
+    joined: &ServiceNetwork,
+    tasks: &[Ipv4Addr],
+) -> Vec<(String, Vec<Ipv4Addr>)> {
+    let own = joined.vip.map_or_else(|| tasks.to_vec(), |vip| vec![vip]);
+    let both = |name: &String| [(name.clone(), own.clone()), (format!("tasks.{name}"), tasks.to_vec())];
+    std::iter::once(&service.name).chain(&joined.aliases).flat_map(both).collect()
 }
 
 /// What each address of a network is called.
@@ -342,13 +351,12 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
         for joined in &service.networks {
             virtual_address(scene, &mut rules, (service, joined), backends);
         }
-        let tasks = entry.and_then(|entry| Some((entry, backends.get(&(service.id, entry.id))?)));
+        let hosts = |network: &OverlayNetwork| backends.get(&(service.id, network.id));
         for port in service.ports.iter().filter(|port| port.published_port != 0) {
-            let hosts = tasks.into_iter().flat_map(|(network, hosts)| hosts.iter().map(move |host| (network, *host)));
-            let addresses = hosts.filter_map(|(network, host)| address_in(family, network, host));
-            let targets = addresses.map(|address| Target { address, port: Some(port.target_port) }).collect();
-            let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
-            publish(&mut rules, name, port.protocol, port.published_port, targets);
+            if let Some((entry, hosts)) = entry.and_then(|entry| Some((entry, hosts(entry)?))) {
+                let (name, spread) = port_chain(family, entry, port, hosts);
+                publish(&mut rules, name, spread);
+            }
         }
     }
     rules
@@ -372,8 +380,8 @@ fn local_rules(scene: &Scene<'_>, rules: &mut Ruleset, (id, local): (&str, &Loca
     let Some((_, address)) = local.places.iter().find_map(own) else { return };
     for port in &local.ports {
         let name = format!("local-{}-{}", port.protocol.as_str(), port.host_port);
-        let target = Target { address, port: Some(port.container_port) };
-        publish(rules, name, port.protocol, port.host_port, vec![target]);
+        let targets = vec![Target { address, port: Some(port.container_port) }];
+        publish(rules, name, Spread { key: SpreadKey::Port(port.protocol, port.host_port), targets });
     }
 }
 
@@ -384,24 +392,47 @@ fn virtual_address(
     backends: &Backends,
 ) {
     let Some(network) = scene.network(joined.network) else { return };
-    let in_family = |host: Ipv4Addr| address_in(rules.family, network, host);
-    let Some(vip) = joined.vip.and_then(in_family) else { return };
-    let tasks = backends.get(&(service.id, joined.network)).into_iter().flatten();
-    let targets: Vec<Target> =
-        tasks.filter_map(|&host| in_family(host)).map(|address| Target { address, port: None }).collect();
+    let nobody = BTreeSet::new();
+    let hosts = backends.get(&(service.id, joined.network)).unwrap_or(&nobody);
+    let Some((vip, name, spread)) = virtual_chain(rules.family, network, joined, hosts) else { return };
     rules.insert("vips", vip.to_string());
-    if !targets.is_empty() {
-        let name = format!("vip-{vip}").replace(['.', ':'], "-");
+    if !spread.targets.is_empty() {
         rules.map("virtual", vip.to_string(), format!("goto {name}"));
-        rules.chains.insert(name, Spread { key: SpreadKey::Address(vip), targets });
+        rules.chains.insert(name, spread);
     }
 }
 
-fn publish(rules: &mut Ruleset, name: String, protocol: Protocol, port: u16, targets: Vec<Target>) {
-    if !targets.is_empty() {
-        let key = SpreadKey::Port(protocol, port);
-        rules.map("published", key.to_string(), format!("goto {name}"));
-        rules.chains.insert(name, Spread { key, targets });
+/// The chain of a service's virtual address, with the address, if it has one in the family.
+pub(crate) fn virtual_chain(
+    family: Family,
+    network: &OverlayNetwork,
+    joined: &ServiceNetwork,
+    hosts: &BTreeSet<Ipv4Addr>,
+) -> Option<(IpAddr, String, Spread)> {
+    let vip = joined.vip.and_then(|vip| address_in(family, network, vip))?;
+    let targets = hosts.iter().filter_map(|&host| address_in(family, network, host));
+    let targets = targets.map(|address| Target { address, port: None }).collect();
+    let name = format!("vip-{vip}").replace(['.', ':'], "-");
+    Some((vip, name, Spread { key: SpreadKey::Address(vip), targets }))
+}
+
+/// The chain of a published port, which leads to `hosts` in the network that ports come in through.
+pub(crate) fn port_chain(
+    family: Family,
+    entry: &OverlayNetwork,
+    port: &PortConfig,
+    hosts: &BTreeSet<Ipv4Addr>,
+) -> (String, Spread) {
+    let targets = hosts.iter().filter_map(|&host| address_in(family, entry, host));
+    let targets = targets.map(|address| Target { address, port: Some(port.target_port) }).collect();
+    let name = format!("port-{}-{}", port.protocol.as_str(), port.published_port);
+    (name, Spread { key: SpreadKey::Port(port.protocol, port.published_port), targets })
+}
+
+fn publish(rules: &mut Ruleset, name: String, spread: Spread) {
+    if !spread.targets.is_empty() {
+        rules.map("published", spread.key.to_string(), format!("goto {name}"));
+        rules.chains.insert(name, spread);
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn batch(retargeted: &Retargeted<'_>) -> Batch {
 }
 
 /// Puts a chain's one rule in place of the one that is there; `id` tells its map from others.
-fn write(batch: &mut Batch, id: u32, rules: &Ruleset, (name, spread): (&str, &Spread)) {
+pub(crate) fn write(batch: &mut Batch, id: u32, rules: &Ruleset, (name, spread): (&str, &Spread)) {
     let family = match rules.family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,

@@ -135,7 +135,7 @@ impl Ruleset {
             if name != held_name || now.key != held.key {
                 return None;
             }
-            if now.targets.len() > RETARGETED_MAX {
+            if !now.fits_a_message() {
                 return None;
             }
             if now.targets != held.targets {
@@ -186,6 +186,10 @@ impl fmt::Display for Target {
 }
 
 impl Spread {
+    pub(crate) const fn fits_a_message(&self) -> bool {
+        self.targets.len() <= RETARGETED_MAX
+    }
+
     fn rule(&self, family: Family) -> String {
         let family = family.name();
         let (matched, kind) = match self.key {

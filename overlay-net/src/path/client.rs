@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::PathConfig;
-use super::message::{FromPath, PathState, PeerReport, ToPath, receive, send};
+use super::message::{FromPath, PathChange, PathState, PeerReport, ToPath, receive, send};
 
 const START_LIMIT: Duration = Duration::from_secs(5);
 const START_PAUSE: Duration = Duration::from_millis(10);
@@ -78,8 +78,18 @@ impl PathClient {
     /// Puts `state` in force by saying what is new in it; returns once it is.
     pub(crate) async fn update(&mut self, state: PathState) -> io::Result<()> {
         let Some(change) = self.told.change_to(&state) else { return Ok(()) };
-        send(&mut self.stream, &ToPath::Change(change)).await?;
+        send(&mut self.stream, &ToPath::Change(Box::new(change))).await?;
         self.told = state;
+        self.sync().await
+    }
+
+    /// Puts a change in force that is known already; returns once it is.
+    pub(crate) async fn change(&mut self, change: PathChange) -> io::Result<()> {
+        if change == PathChange::default() {
+            return Ok(());
+        }
+        self.told.apply(change.clone());
+        send(&mut self.stream, &ToPath::Change(Box::new(change))).await?;
         self.sync().await
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bincode::{Decode, Encode};
 use skep_api::{IpSubnet, NetworkId, NodeId, SecretBytes, encoding};
@@ -57,7 +57,7 @@ pub(crate) struct PathState {
 pub(crate) enum ToPath {
     /// In place of all before.
     Replace(Box<PathState>),
-    Change(PathChange),
+    Change(Box<PathChange>),
     /// Answered with [`FromPath::Synced`] once all before is in force.
     Sync(u64),
     Report,
@@ -72,7 +72,32 @@ pub(crate) struct PathChange {
     pub(crate) addresses: BTreeMap<IpAddr, Option<PeerIndex>>,
     pub(crate) networks: Option<(BTreeSet<IpSubnet>, BTreeSet<IpAddr>, BTreeSet<IpSubnet>)>,
     pub(crate) zones: BTreeMap<ZoneKey, Option<Zone>>,
+    /// Of zones that go on.
+    pub(crate) names: BTreeMap<ZoneKey, Names>,
     pub(crate) served: BTreeMap<String, Option<ServedContainer>>,
+}
+
+/// Names that stand for other addresses now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Names {
+    pub(crate) v4: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub(crate) v6: BTreeMap<String, Vec<Ipv6Addr>>,
+}
+
+impl Names {
+    /// Writes them into their zone.
+    pub(crate) fn write(&self, zone: &mut Zone) {
+        zone.names.extend(self.v4.clone());
+        zone.names_v6.extend(self.v6.clone());
+    }
+}
+
+impl PathChange {
+    /// What is different, if that is nothing but names.
+    pub(crate) fn names_alone(&self) -> Option<&BTreeMap<ZoneKey, Names>> {
+        let others = Self { names: BTreeMap::new(), ..self.clone() };
+        (others == Self::default()).then_some(&self.names)
+    }
 }
 
 /// From the data path.
@@ -107,6 +132,7 @@ impl PathState {
             addresses: changes(&self.addresses, &next.addresses),
             networks: (networks(self) != networks(next)).then(|| networks(next)),
             zones: changes(&self.zones, &next.zones),
+            names: BTreeMap::new(),
             served: changes(&self.served, &next.served),
         };
         (change != PathChange::default()).then_some(change)
@@ -124,6 +150,11 @@ impl PathState {
         }
         merge(&mut self.addresses, change.addresses);
         merge(&mut self.zones, change.zones);
+        for (key, names) in &change.names {
+            if let Some(zone) = self.zones.get_mut(key) {
+                names.write(zone);
+            }
+        }
         merge(&mut self.served, change.served);
     }
 }
