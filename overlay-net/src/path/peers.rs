@@ -381,20 +381,6 @@ mod tests {
         }
     }
 
-    /// Two networks of a family, of which the first is the one that ports are published through, and two peers.
-    fn two_networks(subnets: [IpSubnet; 2], gateway: &str, addresses: [&str; 2]) -> PathState {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        PathState {
-            peers: [(1, peer(1)), (2, peer(2))].into(),
-            addresses: [(address(addresses[0]), 1), (address(addresses[1]), 2)].into(),
-            subnets: subnets.into(),
-            gateways: [address(gateway)].into(),
-            ingress: [subnets[0]].into(),
-            keys: vec![key(7)],
-            ..PathState::default()
-        }
-    }
-
     fn peer(number: u8) -> PeerConfig {
         PeerConfig {
             node: NodeId::from_u128(u128::from(number)),
@@ -403,38 +389,44 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_node_speaks_for_its_own_tasks_alone() {
-        let subnets = ["10.0.0.0/24", "10.0.1.0/24"].map(|text| IpSubnet::V4(text.parse().unwrap()));
-        let state = two_networks(subnets, "10.0.1.1", ["10.0.1.2", "10.0.1.3"]);
+    /// Two networks of a family, by what their addresses begin with, of which ports are published through the first; and
+    /// two peers, that have the second's addresses 2 and 3.
+    #[track_caller]
+    fn check_admission([entry, inner]: [&str; 2], subnets: [IpSubnet; 2], stranger: &str, (icmp, other): (u8, u8)) {
+        let [gateway, first, second, local] = [1, 2, 3, 9].map(|host| format!("{inner}{host}"));
+        let published = format!("{entry}9");
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let state = PathState {
+            peers: [(1, peer(1)), (2, peer(2))].into(),
+            addresses: [(address(&first), 1), (address(&second), 2)].into(),
+            subnets: subnets.into(),
+            gateways: [address(&gateway)].into(),
+            ingress: [subnets[0]].into(),
+            keys: vec![key(7)],
+            ..PathState::default()
+        };
         let peers = Peers::new(&state, &Peers::default());
-        let own = packet("10.0.1.2", "10.0.1.9", 6);
+        let own = packet(&first, &local, 6);
         assert!(peers.admits(1, &own) && !peers.admits(2, &own));
-        assert!(!peers.admits(1, &packet("10.0.1.7", "10.0.1.9", 6)), "an address nobody has");
-        assert!(peers.admits(1, &packet("192.0.2.1", "10.0.0.9", 6)), "a client from outside, to a port");
-        assert!(!peers.admits(1, &packet("192.0.2.1", "10.0.1.9", 6)), "from outside into a network");
-        assert!(peers.admits(1, &packet("10.0.1.1", "10.0.1.9", 1)), "a router's word");
-        assert!(!peers.admits(1, &packet("10.0.1.1", "10.0.1.9", 6)), "a router's connection");
+        assert!(!peers.admits(1, &packet(&format!("{inner}7"), &local, 6)), "an address nobody has");
+        assert!(peers.admits(1, &packet(stranger, &published, 6)), "a client from outside, to a port");
+        assert!(!peers.admits(1, &packet(stranger, &local, 6)), "from outside into a network");
+        assert!(peers.admits(1, &packet(&gateway, &local, icmp)), "a router's word");
+        assert!(!peers.admits(1, &packet(&gateway, &local, 6)), "a router's connection");
+        assert!(!peers.admits(1, &packet(&gateway, &local, other)), "a word of the other family");
+        assert!(!peers.admits(1, &own[..own.len() - 1]), "one that is cut off");
         let to = |packet: &[u8]| peers.route(BY_ADDRESS, packet).map(|peer| peer.index);
-        assert_eq!(to(&packet("10.0.1.9", "10.0.1.3", 6)), Some(2));
-        assert_eq!(to(&packet("10.0.1.9", "10.0.1.8", 6)), None);
+        assert_eq!(to(&packet(&local, &second, 6)), Some(2));
+        assert_eq!(to(&packet(&local, &format!("{inner}8"), 6)), None);
         assert_eq!(peers.route(1, &own).map(|peer| peer.index), Some(1));
     }
 
     #[test]
-    fn a_node_speaks_for_its_own_tasks_alone_in_ipv6_as_well() {
-        let subnets = ["fd00::/64", "fd00:1::/64"].map(|text| IpSubnet::V6(text.parse().unwrap()));
-        let state = two_networks(subnets, "fd00:1::1", ["fd00:1::2", "fd00:1::3"]);
-        let peers = Peers::new(&state, &Peers::default());
-        let own = packet("fd00:1::2", "fd00:1::9", 6);
-        assert!(peers.admits(1, &own) && !peers.admits(2, &own));
-        assert!(!peers.admits(1, &packet("fd00:1::7", "fd00:1::9", 6)), "an address nobody has");
-        assert!(peers.admits(1, &packet("2001:db8::1", "fd00::9", 6)), "a client from outside, to a port");
-        assert!(!peers.admits(1, &packet("2001:db8::1", "fd00:1::9", 6)), "from outside into a network");
-        assert!(peers.admits(1, &packet("fd00:1::1", "fd00:1::9", 58)), "a router's word");
-        assert!(!peers.admits(1, &packet("fd00:1::1", "fd00:1::9", 1)), "a word of the other family");
-        assert!(!peers.admits(1, &own[..39]), "one that is cut off");
-        assert_eq!(peers.route(BY_ADDRESS, &packet("fd00:1::9", "fd00:1::3", 6)).map(|peer| peer.index), Some(2));
+    fn a_node_speaks_for_its_own_tasks_alone() {
+        let v4 = ["10.0.0.0/24", "10.0.1.0/24"].map(|text| IpSubnet::V4(text.parse().unwrap()));
+        check_admission(["10.0.0.", "10.0.1."], v4, "192.0.2.1", (1, 58));
+        let v6 = ["fd00::/64", "fd00:1::/64"].map(|text| IpSubnet::V6(text.parse().unwrap()));
+        check_admission(["fd00::", "fd00:1::"], v6, "2001:db8::1", (58, 1));
     }
 
     fn key(number: u8) -> SecretBytes {
