@@ -84,6 +84,8 @@ const BATCH_END: u16 = 17;
 /// The subsystem of tables, chains and rules.
 const NFTABLES: u16 = 10;
 const ANSWER_LIMIT_SECS: i64 = 10;
+/// In bytes; what is more is refused.
+const BATCH_LEN_MAX: usize = 16 << 20;
 
 /// Changes to rules that take place together or not at all.
 #[derive(Clone, Debug, Default)]
@@ -143,6 +145,8 @@ impl PacketFilter {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_LIMIT_SECS))?;
+        // All changes of a batch go in one message.
+        setsockopt(&socket, sockopt::SndBufForce, &BATCH_LEN_MAX)?;
         Ok(Self(Some(socket)))
     }
 

@@ -65,7 +65,6 @@ impl<K> std::fmt::Debug for NameServers<K> {
 }
 
 impl<K: Ord + Clone + Send + Sync + 'static> NameServers<K> {
-    /// Brings names and servers in line with what there should be; returns what could not be served.
     /// Changes one zone; one that is not there stays so.
     pub fn change(&self, id: &K, change: impl FnOnce(&mut Zone)) {
         let mut zones = self.zones.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -74,6 +73,7 @@ impl<K: Ord + Clone + Send + Sync + 'static> NameServers<K> {
         }
     }
 
+    /// Brings names and servers in line with what there should be; returns what could not be served.
     pub async fn update(
         &mut self,
         wanted_zones: &BTreeMap<K, Zone>,

@@ -1,5 +1,5 @@
 //! The change that is made most often, and that others wait for: what chains send connections to. It is said to the
-//! kernel itself, in a hundredth of the time that `nft` takes to begin; all other changes are scripts.
+//! kernel itself, without the milliseconds that `nft` takes to begin; all other changes are scripts.
 //!
 //! What is written here is what `nft` makes of [`Spread`]'s rule; names are those of
 //! `linux/netfilter/nf_tables.h`.
