@@ -17,10 +17,11 @@ fn scene(dockerfile: &str) -> (Rig, tempfile::TempDir) {
     (rig, context)
 }
 
-/// The first two stages talk to each other while they are built, and so cannot come one after the other.
+/// The first two stages talk to each other while they are built, and so cannot come one after the other. (The one that
+/// listens has no input of its own, at whose end it would hang up before anything is said.)
 const TALKING: &str = r#"
 FROM busybox AS listens
-RUN --network=host timeout 20 nc -l -p 7790 > /heard
+RUN --network=host timeout 20 nc -l -p 7790 -e tee /heard
 
 FROM busybox AS speaks
 RUN --network=host for i in $(seq 100); do echo hello | nc 127.0.0.1 7790 && exit 0; sleep 0.1; done; exit 1
