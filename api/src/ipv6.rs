@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use bincode::{Decode, Encode};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::subnet::Subnet;
 
@@ -47,6 +47,12 @@ impl SubnetV6 {
         self.prefix_len
     }
 
+    /// The address `offset` behind the first; `None` outside.
+    #[must_use]
+    pub fn nth(self, offset: u128) -> Option<Ipv6Addr> {
+        u128::from(self.base).checked_add(offset).map(Ipv6Addr::from).filter(|&addr| self.contains(addr))
+    }
+
     #[must_use]
     pub fn contains(self, addr: Ipv6Addr) -> bool {
         u128::from(addr) & mask(self.prefix_len) == u128::from(self.base)
@@ -83,6 +89,12 @@ impl FromStr for SubnetV6 {
 impl Serialize for SubnetV6 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SubnetV6 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -199,6 +211,9 @@ mod tests {
             assert!(wrong.parse::<SubnetV6>().is_err(), "{wrong}");
         }
         let [one, other] = [SubnetV6::unique_local(), SubnetV6::unique_local()];
+        let subnet: SubnetV6 = "fd00::4/126".parse().unwrap();
+        let hosts: Vec<String> = (0..).map_while(|n| subnet.nth(n)).map(|addr| addr.to_string()).collect();
+        assert_eq!(hosts, ["fd00::4", "fd00::5", "fd00::6", "fd00::7"]);
         assert!(!one.overlaps(other) && one.base().segments()[0] >> 8 == 0xfd);
         assert!(IpSubnet::V6(one).contains(one.base().into()) && !IpSubnet::V6(one).contains(GATEWAY_V4.into()));
     }

@@ -77,12 +77,48 @@ pub fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
 }
 
 const REQUEST: u16 = 0x01;
-const ACKNOWLEDGE: u16 = 0x04;
-const ERROR: u16 = 2;
+/// Asks for an answer also if all went well.
+pub const ACKNOWLEDGE: u16 = 0x04;
+/// The kind of an answer that says how it went: its body begins with an error's number, or zero.
+pub const ERROR: u16 = 2;
+
+/// Opens a connection to the packet filter of the calling thread's namespace.
+pub fn open() -> io::Result<OwnedFd> {
+    let protocol = SockProtocol::NetlinkNetFilter;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Sends messages to the kernel.
+pub fn send(socket: &OwnedFd, messages: &[u8]) -> io::Result<()> {
+    sendto(socket.as_raw_fd(), messages, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(())
+}
+
+/// A message that asks for something; `generic` is what its body begins with.
+#[must_use]
+pub fn request(kind: u16, flags: u16, sequence: u32, generic: [u8; GENERIC_LEN], attributes: &[u8]) -> Vec<u8> {
+    let len = HEADER_LEN + GENERIC_LEN + attributes.len();
+    let mut message = Vec::with_capacity(len);
+    message.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+    message.extend_from_slice(&sequence.to_ne_bytes());
+    // The sender, which the kernel knows.
+    message.extend_from_slice(&[0; 4]);
+    message.extend_from_slice(&generic);
+    message.extend_from_slice(attributes);
+    message
+}
+
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 /// The subsystem of tables, chains and rules.
 const NFTABLES: u16 = 10;
+const BATCH_GENERIC: [u8; GENERIC_LEN] = [0, 0, NFTABLES.to_be_bytes()[0], NFTABLES.to_be_bytes()[1]];
+/// Where a message's flags stand.
+const FLAGS_AT: usize = 6;
 const ANSWER_LIMIT_SECS: i64 = 10;
 /// In bytes; what is more is refused.
 const BATCH_LEN_MAX: usize = 16 << 20;
@@ -100,10 +136,10 @@ impl Batch {
     /// One of the packet filter's messages on a table of `family`.
     pub fn push(&mut self, kind: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
         if self.count == 0 {
-            self.write(BATCH_BEGIN, 0, 0, &[]);
+            self.write(BATCH_BEGIN, 0, BATCH_GENERIC, &[]);
         }
         self.last = self.bytes.len();
-        self.write(NFTABLES << 8 | kind, flags, family, attributes);
+        self.write(NFTABLES << 8 | kind, flags, [family, 0, 0, 0], &attributes.concat());
     }
 
     #[must_use]
@@ -111,26 +147,18 @@ impl Batch {
         self.count == 0
     }
 
-    fn write(&mut self, kind: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
-        let attributes = attributes.concat();
-        let len = HEADER_LEN + GENERIC_LEN + attributes.len();
-        let [high, low] = if kind >> 8 == 0 { NFTABLES.to_be_bytes() } else { [0; 2] };
-        self.bytes.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
-        self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&[family, 0, high, low]);
-        self.bytes.extend_from_slice(&attributes);
+    fn write(&mut self, kind: u16, flags: u16, generic: [u8; GENERIC_LEN], attributes: &[u8]) {
+        self.bytes.extend_from_slice(&request(kind, flags, self.count, generic, attributes));
         self.count += 1;
     }
 
     /// The whole, with the word that the last change be acknowledged.
     fn finish(mut self) -> Vec<u8> {
-        if let Some(flags) = self.bytes.get_mut(self.last + 6) {
-            *flags |= ACKNOWLEDGE.to_ne_bytes()[0] | ACKNOWLEDGE.to_ne_bytes()[1];
+        let flags = self.last + FLAGS_AT;
+        for (flag, wanted) in self.bytes.iter_mut().skip(flags).zip(ACKNOWLEDGE.to_ne_bytes()) {
+            *flag |= wanted;
         }
-        self.write(BATCH_END, 0, 0, &[]);
+        self.write(BATCH_END, 0, BATCH_GENERIC, &[]);
         self.bytes
     }
 }
@@ -141,9 +169,7 @@ pub struct PacketFilter(Option<OwnedFd>);
 
 impl PacketFilter {
     pub fn open() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        let socket = open()?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_LIMIT_SECS))?;
         // All changes of a batch go in one message.
         setsockopt(&socket, sockopt::SndBufForce, &BATCH_LEN_MAX)?;
@@ -156,8 +182,7 @@ impl PacketFilter {
         if batch.is_empty() {
             return Ok(());
         }
-        let kernel = NetlinkAddr::new(0, 0);
-        sendto(socket.as_raw_fd(), &batch.finish(), &kernel, MsgFlags::empty())?;
+        send(socket, &batch.finish())?;
         let mut buffer = vec![0; 16 << 10];
         loop {
             let len = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -178,5 +203,28 @@ impl Drop for PacketFilter {
         if let Some(socket) = self.0.take() {
             close_in_time(socket);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_read_as_it_was_written() {
+        let mut batch = Batch::default();
+        assert!(batch.is_empty());
+        batch.push(6, 0x400, 2, &[text(1, "skep"), nested(4, &[number(1, 7)])]);
+        batch.push(8, 0, 10, &[]);
+        let bytes = batch.finish();
+        let written: Vec<u16> = messages(&bytes).iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(written, [BATCH_BEGIN, NFTABLES << 8 | 6, NFTABLES << 8 | 8, BATCH_END]);
+        let (_, body) = messages(&bytes)[1];
+        assert_eq!(body[..GENERIC_LEN], [2, 0, 0, 0]);
+        let parts = attributes(&body[GENERIC_LEN..]);
+        assert_eq!((parts[0].0, parts[0].2), (1, &b"skep\0"[..]));
+        assert_eq!(attributes(parts[1].2)[0].2, 7u32.to_be_bytes());
+        let flags: Vec<u16> = [20, 20 + 20 + 12 + 12].iter().map(|at| u16_at(&bytes, at + FLAGS_AT).unwrap()).collect();
+        assert_eq!(flags, [REQUEST | 0x400, REQUEST | ACKNOWLEDGE], "the last one is acknowledged");
     }
 }

@@ -7,13 +7,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use skep_api::overlay::{Fact, FactKey};
 use skep_api::{NodeId, SecretBytes};
 use skep_host_net::drain_changes;
-use skep_host_net::nfnetlink::PacketFilter;
+use skep_host_net::nfnetlink::{Batch, PacketFilter};
 
 use crate::conntrack;
 use crate::kernel::Kernel;
@@ -37,7 +38,7 @@ pub(crate) struct Carrier {
     /// Tells of changes to rules, inside and outside.
     changes: [OwnedFd; 2],
     /// To the rules inside.
-    filter: PacketFilter,
+    filter: Arc<PacketFilter>,
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
     /// The containers and the keys that what is in force was planned for.
     pub(crate) basis: (BTreeMap<String, LocalContainer>, Vec<SecretBytes>),
@@ -51,7 +52,7 @@ impl Carrier {
         indexes: BTreeMap<NodeId, PeerIndex>,
     ) -> io::Result<Self> {
         let changes = [kernel.netns().run(skep_host_net::changes).await?, skep_host_net::changes()?];
-        let filter = kernel.netns().run(PacketFilter::open).await?;
+        let filter = Arc::new(kernel.netns().run(PacketFilter::open).await?);
         Ok(Self {
             kernel,
             path,
@@ -78,7 +79,7 @@ impl Carrier {
             if fresh { now.script() } else { now.script_from(before) }
         };
         match desired.inside.retargeted(&self.applied.inside).filter(|_| !fresh) {
-            Some(retargeted) => self.filter.commit(retarget::batch(&retargeted))?,
+            Some(retargeted) => self.commit(retarget::batch(&retargeted)).await?,
             None => {
                 let inside = script(&desired.inside, &self.applied.inside);
                 self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
@@ -104,9 +105,15 @@ impl Carrier {
     pub(crate) async fn turn(&mut self, turned: Turned) -> io::Result<bool> {
         let Some((change, batch)) = turned.put_into(&mut self.applied) else { return Ok(false) };
         self.path.change(change).await?;
-        self.filter.commit(batch)?;
+        self.commit(batch).await?;
         self.shown = None;
         Ok(true)
+    }
+
+    /// Changes rules inside; the kernel may still be clearing away what was replaced before.
+    async fn commit(&self, batch: Batch) -> io::Result<()> {
+        let filter = self.filter.clone();
+        tokio::task::spawn_blocking(move || filter.commit(batch)).await.map_err(io::Error::other)?
     }
 
     /// Fails if anything is not as it was left.

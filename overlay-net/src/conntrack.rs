@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt,
-};
-use skep_host_net::nfnetlink::{GENERIC_LEN, HEADER_LEN, attributes, messages};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use skep_host_net::nfnetlink::{ACKNOWLEDGE, ERROR, GENERIC_LEN, attributes, messages, open, request, send};
 
 /// From `linux/netfilter/nfnetlink.h` and `nfnetlink_conntrack.h`.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -24,17 +21,13 @@ const IPV6_SOURCE: u16 = 3;
 const IPV6_DESTINATION: u16 = 4;
 const ANY_FAMILY: u8 = 0;
 
-const REQUEST: u16 = 0x01;
-const ACKNOWLEDGE: u16 = 0x04;
 const DUMP: u16 = 0x300;
 const DONE: u16 = 3;
-const ERROR: u16 = 2;
 const BUFFER_LEN: usize = 64 << 10;
 
 /// Removes every connection of the calling thread's namespace that one of `addresses` takes part in.
 pub(crate) fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    let socket = open()?;
     setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
     let forgotten = forget_through(&socket, addresses);
     skep_host_net::close_in_time(socket);
@@ -59,21 +52,8 @@ struct Entry {
     addresses: Vec<IpAddr>,
 }
 
-fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let len = HEADER_LEN + GENERIC_LEN + attributes.len();
-    let mut message = Vec::with_capacity(len);
-    message.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
-    message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-    // Sequence and sender.
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[family, 0, 0, 0]);
-    message.extend_from_slice(attributes);
-    message
-}
-
 fn list(socket: &OwnedFd) -> io::Result<Vec<Entry>> {
-    sendto(socket.as_raw_fd(), &request(GET, DUMP, ANY_FAMILY, &[]), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    send(socket, &request(GET, DUMP, 0, [ANY_FAMILY, 0, 0, 0], &[]))?;
     let mut entries = Vec::new();
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
@@ -89,8 +69,7 @@ fn list(socket: &OwnedFd) -> io::Result<Vec<Entry>> {
 }
 
 fn delete(socket: &OwnedFd, entry: &Entry) -> io::Result<()> {
-    let message = request(DELETE, ACKNOWLEDGE, entry.family, &entry.replies);
-    sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    send(socket, &request(DELETE, ACKNOWLEDGE, 0, [entry.family, 0, 0, 0], &entry.replies))?;
     let mut buffer = vec![0; BUFFER_LEN];
     // That it ended by itself meanwhile is just as well.
     recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -120,27 +99,17 @@ fn address(kind: u16, octets: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use skep_host_net::nfnetlink::{attribute, nested};
+
     use super::*;
-
-    /// The attribute holds others.
-    const NESTED: u16 = 1 << 15;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let len = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend_from_slice(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     #[track_caller]
     fn check(family: u8, kinds: [u16; 2], ends: [&[&[u8]; 2]; 2], want: &str) {
         let ip = |[source, destination]: &[&[u8]; 2]| {
-            let ends = [attribute(kinds[0], source), attribute(kinds[1], destination)].concat();
-            attribute(TUPLE_IP | NESTED, &ends)
+            nested(TUPLE_IP, &[attribute(kinds[0], source), attribute(kinds[1], destination)])
         };
-        let original = attribute(TUPLE_ORIGINAL | NESTED, &ip(ends[0]));
-        let replies = attribute(TUPLE_REPLY | NESTED, &ip(ends[1]));
+        let original = nested(TUPLE_ORIGINAL, &[ip(ends[0])]);
+        let replies = nested(TUPLE_REPLY, &[ip(ends[1])]);
         let body = [vec![family, 0, 0, 0], original, replies.clone()].concat();
         let entry = entry(&body).unwrap();
         assert_eq!((entry.replies, entry.family), (replies, family));

@@ -135,10 +135,10 @@ impl Ruleset {
             if name != held_name || now.key != held.key {
                 return None;
             }
-            if !now.fits_a_message() {
-                return None;
-            }
             if now.targets != held.targets {
+                if !now.fits_a_message() {
+                    return None;
+                }
                 retargeted.push((name.as_str(), now));
             }
         }

@@ -12,7 +12,6 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
-use ipnet::Ipv6Net;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::container::Driver;
@@ -444,7 +443,8 @@ impl CreateBody {
     fn local_spec(self) -> Result<LocalNetworkSpec, ApiError> {
         let on_parent = self.driver == MACVLAN;
         let spec = self.spec()?;
-        let v6 = spec.ipv6.then(|| local_ipv6_side(&spec.ipam)).transpose()?;
+        let subnet_v6 = || spec.ipam.subnet_v6.unwrap_or_else(SubnetV6::unique_local);
+        let v6 = spec.ipv6.then(|| Ipv6Side::new(subnet_v6(), spec.ipam.gateway_v6));
         Ok(LocalNetworkSpec {
             on_parent,
             name: spec.name,
@@ -484,12 +484,6 @@ impl CreateBody {
         }
         Ok((read(&config.subnet)?, read(&config.gateway)?))
     }
-}
-
-fn local_ipv6_side(ipam: &Ipam) -> Result<Ipv6Side, ApiError> {
-    let Some(subnet) = ipam.subnet_v6 else { return Ok(Ipv6Side::unique_local()) };
-    let subnet = Ipv6Net::new(subnet.base(), subnet.prefix_len()).map_err(ApiError::bad_request)?;
-    Ok(Ipv6Side::new(subnet, ipam.gateway_v6))
 }
 
 fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, ApiError> {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::Ipv6Net;
 use skep_api::{Subnet, with_causes};
 
 use super::{Container, Engine, EngineError, disk_error, now};
@@ -98,7 +97,7 @@ impl Engine {
         }
         let v6_of = |network: &LocalNetwork| network.v6.as_ref().map(|v6| v6.subnet);
         if let Some(v6) = &spec.v6
-            && let Some(other) = all.iter().find(|other| v6_of(other).is_some_and(|other| overlap(v6.subnet, other)))
+            && let Some(other) = all.iter().find(|other| v6_of(other).is_some_and(|other| other.overlaps(v6.subnet)))
         {
             return Err(EngineError::Forbidden(format!(
                 "Pool overlaps with other one on this address space: {} with network {}",
@@ -375,7 +374,7 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
     if let Some(range) = spec.range.filter(|range| !(subnet.contains(range.base()) && subnet.contains(range.last()))) {
         return invalid(format!("no matching subnet for range {range}: it is not in {subnet}"));
     }
-    if let Some(v6) = spec.v6.as_ref().filter(|v6| !v6.subnet.contains(&v6.gateway)) {
+    if let Some(v6) = spec.v6.as_ref().filter(|v6| !v6.subnet.contains(v6.gateway)) {
         return invalid(format!("no matching subnet for gateway {}: it is not in {}", v6.gateway, v6.subnet));
     }
     if let Some(v6) = spec.v6.as_ref().filter(|v6| v6.subnet.prefix_len() > V6_LEN_MAX) {
@@ -424,10 +423,6 @@ fn on_parent(id: &str, spec: &LocalNetworkSpec) -> Result<(String, Option<Parent
         )));
     }
     Ok((String::new(), Some(Parent { link, mode, own: false })))
-}
-
-fn overlap(one: Ipv6Net, other: Ipv6Net) -> bool {
-    one.contains(&other) || other.contains(&one)
 }
 
 /// A subnet that neither another network nor a route of the host's has.

@@ -97,11 +97,11 @@ pub(crate) fn pick_address_v6(
     let places = leases.values().flat_map(|lease| &lease.places).filter(|place| place.network == network.id);
     let taken: BTreeSet<Ipv6Addr> = places.filter_map(|place| place.address_v6).chain([v6.gateway]).collect();
     if let Some(address) = wanted {
-        check_wanted(name, address, v6.subnet, v6.subnet.contains(&address), taken.contains(&address))?;
+        check_wanted(name, address, v6.subnet, v6.subnet.contains(address), taken.contains(&address))?;
         return Ok(Some(address));
     }
     // The first address of a subnet is its routers'.
-    let free = v6.subnet.hosts().skip(1).find(|address| !taken.contains(address));
+    let free = (1..).map_while(|offset| v6.subnet.nth(offset)).find(|address| !taken.contains(address));
     free.map(Some)
         .ok_or_else(|| io::Error::other(format!("network {name} has no IPv6 address left: remove containers")))
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
+use skep_api::SubnetV6;
 
 use super::LocalNetwork;
 use super::lease::Lease;
@@ -15,29 +15,19 @@ pub(super) const TABLE: &str = "ip6 skep";
 
 /// No packet from ::1 may leave its host: who asks there is refused at once, and not kept waiting.
 const IPV6: Family = Family { table: TABLE, name: "ip6", loopback: None, unpublished: "    ip6 daddr ::1 return\n" };
-const UNIQUE_LOCAL_LEN: u8 = 64;
 
 /// A network's IPv6 addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ipv6Side {
-    pub subnet: Ipv6Net,
+    pub subnet: SubnetV6,
     pub gateway: Ipv6Addr,
 }
 
 impl Ipv6Side {
     /// On a subnet, with its first address after the routers' for the gateway if none is asked for.
     #[must_use]
-    pub fn new(subnet: Ipv6Net, gateway: Option<Ipv6Addr>) -> Self {
-        let first = || Ipv6Addr::from(u128::from(subnet.network()) | 1);
-        Self { subnet: subnet.trunc(), gateway: gateway.unwrap_or_else(first) }
-    }
-
-    /// On a subnet that is nobody else's, as chance has it (RFC 4193).
-    #[must_use]
-    pub fn unique_local() -> Self {
-        let chosen = u128::from(rand::random::<u64>() & ((1 << 56) - 1));
-        let base = Ipv6Addr::from((0xfd << 56 | chosen) << 64);
-        Self::new(Ipv6Net::new_assert(base, UNIQUE_LOCAL_LEN), None)
+    pub fn new(subnet: SubnetV6, gateway: Option<Ipv6Addr>) -> Self {
+        Self { subnet, gateway: gateway.or_else(|| subnet.nth(1)).unwrap_or_else(|| subnet.base()) }
     }
 }
 
@@ -99,12 +89,5 @@ mod tests {
         assert!(!rules.contains("9090"), "an IPv4 address is not widened: {rules}");
         assert!(rules.contains("ip6 daddr fd00:1::/64 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
         assert!(rules.contains("iifname \"br-one\" oifname { \"br-two\" } drop"), "{rules}");
-    }
-
-    #[test]
-    fn subnets_of_chance_are_unique_local() {
-        let [one, other] = [Ipv6Side::unique_local(), Ipv6Side::unique_local()];
-        assert_ne!(one, other);
-        assert!(one.subnet.contains(&one.gateway) && one.subnet.network().segments()[0] >> 8 == 0xfd);
     }
 }

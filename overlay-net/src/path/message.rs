@@ -95,8 +95,10 @@ impl Names {
 impl PathChange {
     /// What is different, if that is nothing but names.
     pub(crate) fn names_alone(&self) -> Option<&BTreeMap<ZoneKey, Names>> {
-        let others = Self { names: BTreeMap::new(), ..self.clone() };
-        (others == Self::default()).then_some(&self.names)
+        let Self { keys: None, peers: None, addresses, networks: None, zones, names, served } = self else {
+            return None;
+        };
+        (addresses.is_empty() && zones.is_empty() && served.is_empty()).then_some(names)
     }
 }
 
