@@ -118,6 +118,8 @@ pub struct DataPath {
     /// Empty: the address that the node's session comes from.
     pub addr: String,
     pub port: u16,
+    /// UDP, of its kernel's own WireGuard, if it has that.
+    pub kernel_port: Option<u16>,
 }
 
 impl NodeDescription {

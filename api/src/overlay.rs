@@ -124,6 +124,8 @@ pub struct Peer {
     pub keys: Vec<[u8; 32]>,
     /// `address:port` of its data path.
     pub endpoint: String,
+    /// UDP, of its kernel's own WireGuard at the same address, if it has that.
+    pub kernel_port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

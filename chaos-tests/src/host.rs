@@ -123,16 +123,17 @@ impl Host {
 
     /// The same, with further flags.
     pub fn start_daemon_with(&self, flags: &[&str]) {
-        self.spawn_with(flags);
+        self.spawn_daemon_with(flags);
         wait_until("the daemon answers", START_LIMIT, || (self.run(&["version"]).success, self.log()));
     }
 
     /// Starts the daemon without waiting for anything.
     pub fn spawn_daemon(&self) {
-        self.spawn_with(&[]);
+        self.spawn_daemon_with(&[]);
     }
 
-    fn spawn_with(&self, flags: &[&str]) {
+    /// The same, with further flags.
+    pub fn spawn_daemon_with(&self, flags: &[&str]) {
         let dir = &self.placing.dir;
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log can be made");
         let mut daemon = self.command(&self.placing.program);

@@ -18,5 +18,5 @@ pub use host::{Host, within_network_of};
 pub use processes::has_docker;
 pub use rig::{Rig, is_root, program};
 pub use scene::{SECRET, Scene};
-pub use turn::turn;
+pub use turn::{skip, turn};
 pub use wait::{LIMIT, wait_for, wait_until};

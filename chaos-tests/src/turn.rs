@@ -6,14 +6,19 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// The turn of one test; `None`, said aloud, where hosts cannot be made.
 #[must_use]
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub fn turn() -> Option<MutexGuard<'static, ()>> {
     if !crate::is_root() {
-        eprintln!("SKIPPED: this test makes namespaces and containers and needs root");
+        skip("this test makes namespaces and containers and needs root");
         return None;
     }
     // A test that failed in its turn has cleaned up all the same.
     Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Says that a test is left out, and why.
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn skip(why: &str) {
+    eprintln!("SKIPPED: {why}");
 }
 
 /// Takes the test's turn, or leaves the test.

@@ -4,8 +4,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{Host, Rig, take_turn, within_network_of};
+use skep_chaos_tests::{Host, Rig, skip, take_turn, wait_until, within_network_of};
 
 /// The first process of a container on a host.
 fn pid_of(host: &Host, task: &str) -> u32 {
@@ -16,7 +17,7 @@ fn pid_of(host: &Host, task: &str) -> u32 {
 /// Sends a datagram and a stream from one container to another; both must arrive as they were sent.
 fn everything_crosses(from: u32, to: u32, address: IpAddr) {
     let large: Vec<u8> = (0..60_000u32).map(|n| n.to_le_bytes()[0]).collect();
-    let limit = Some(std::time::Duration::from_secs(10));
+    let limit = Some(Duration::from_secs(10));
     let receiver = within_network_of(to, || UdpSocket::bind("[::]:0").unwrap());
     receiver.set_read_timeout(limit).unwrap();
     let target = (address, receiver.local_addr().unwrap().port());
@@ -39,6 +40,43 @@ fn everything_crosses(from: u32, to: u32, address: IpAddr) {
     stream.read_to_end(&mut got).expect("the stream goes on");
     sender.join().unwrap().unwrap();
     assert!(got == bulk, "the stream is whole");
+}
+
+/// Sends a datagram every few milliseconds from one container to another, does `meanwhile` after a while, and says when
+/// those were sent that never came back.
+fn lost_within(secs: u64, from: u32, (to, address): (u32, &str), meanwhile: impl FnOnce() + Send) -> Vec<Duration> {
+    let server = within_network_of(to, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let port = server.local_addr().unwrap().port();
+    server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let client = within_network_of(from, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut lost = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 16];
+            while let Ok((len, from)) = server.recv_from(&mut buffer) {
+                server.send_to(&buffer[..len], from).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(2));
+            meanwhile();
+        });
+        let began = Instant::now();
+        for sent in 0u32.. {
+            if began.elapsed() > Duration::from_secs(secs) {
+                assert!(sent > 100, "only {sent} were sent");
+                break;
+            }
+            client.send_to(&sent.to_be_bytes(), (address, port)).unwrap();
+            let mut buffer = [0; 16];
+            if client.recv(&mut buffer).ok() != Some(4) {
+                lost.push(began.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    lost
 }
 
 #[test]
@@ -84,37 +122,113 @@ fn nothing_is_lost_while_the_keys_of_tunnels_change() {
     let keys = || rig.hosts().map(|host| std::fs::read(host.data().join("swarm/overlay.key")).unwrap()).collect();
     let before: Vec<Vec<u8>> = keys();
 
-    // A datagram every few milliseconds, and what comes back of them.
-    let server = within_network_of(pid_of(second, "a"), || UdpSocket::bind("0.0.0.0:0").unwrap());
-    let target = (address, server.local_addr().unwrap().port());
-    server.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
-    let echo = std::thread::spawn(move || {
-        let (mut buffer, mut count) = ([0; 16], 0u32);
-        while let Ok((len, from)) = server.recv_from(&mut buffer) {
-            count += 1;
-            server.send_to(&buffer[..len], from).unwrap();
-        }
-        count
-    });
-    let client = within_network_of(pid_of(first, "a"), || UdpSocket::bind("0.0.0.0:0").unwrap());
-    client.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
-    let (mut lost, mut sent) = (0, 0u32);
-    let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_secs(20) {
-        client.send_to(&sent.to_be_bytes(), (target.0.as_str(), target.1)).unwrap();
-        let mut buffer = [0; 16];
-        if client.recv(&mut buffer).ok() != Some(4) {
-            lost += 1;
-        }
-        sent += 1;
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    assert_eq!(lost, 0, "of {sent} datagrams");
-    assert_eq!(echo.join().unwrap(), sent);
+    assert_eq!(lost_within(20, pid_of(first, "a"), (pid_of(second, "a"), &address), || ()), []);
     let after: Vec<Vec<u8>> = keys();
     for (before, after) in before.iter().zip(&after) {
         assert!(after.chunks(32).all(|key| key != &before[..32]), "every node's key is another by now");
     }
     let told = first.ok(&["network", "diagnose"]);
     assert!(!told.contains("another key"), "{told}");
+}
+
+/// Whether the kernel of the hosts has WireGuard of its own.
+fn kernel_has_wireguard(host: &Host) -> bool {
+    let there = host.exec("ip", &["link", "add", "probe", "type", "wireguard"]).success;
+    there && host.exec("ip", &["link", "del", "probe"]).success
+}
+
+/// Waits until packets from `host` to each of `others` pass through the kernel's WireGuard, or until none do.
+fn await_in_kernel(host: &Host, others: &[&Host], want: bool) {
+    let way = if want { "the kernel's WireGuard" } else { "the data path" };
+    wait_until(&format!("packets pass through {way}"), Duration::from_secs(30), || {
+        let told = host.run(&["network", "diagnose"]).stdout;
+        let passes = |other: &&Host| told.contains(&format!("packets to {} pass through {way}", other.name()));
+        (others.iter().all(passes), told)
+    });
+}
+
+/// What the device of the kernel's WireGuard received, in bytes.
+fn received_in_kernel(host: &Host) -> u64 {
+    let netns = host.dir().join("run/overlay/netns");
+    let netns = format!("--net={}", netns.display());
+    let told = host.exec("nsenter", &[&netns, "cat", "/proc/net/dev"]).stdout;
+    let device = told.lines().find_map(|line| line.trim().strip_prefix("wireguard0:")).unwrap_or_default();
+    device.split_whitespace().next().map_or(0, |bytes| bytes.parse().unwrap())
+}
+
+#[test]
+fn a_way_that_is_not_to_be_had_is_refused() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let refused = |way: &str| {
+        host.spawn_daemon_with(&["--data-path", way]);
+        host.wait_daemon_failed();
+        host.log()
+    };
+    let log = refused("tunnels");
+    assert!(log.contains("data-path") && log.contains("auto, userspace or kernel"), "{log}");
+    if !kernel_has_wireguard(host) {
+        let log = refused("kernel");
+        assert!(log.contains("this kernel has no WireGuard") && log.contains("modprobe wireguard"), "{log}");
+    }
+}
+
+#[test]
+fn packets_pass_through_the_kernel_s_wireguard_where_both_hosts_have_it() {
+    take_turn!();
+    let rig = Rig::new(3);
+    let [first, second, third] = [1, 2, 3].map(|n| rig.host(n));
+    if !kernel_has_wireguard(first) {
+        return skip("this kernel has no WireGuard");
+    }
+    for host in [first, second] {
+        host.start_daemon_with(&["--data-path", "kernel", "--overlay-key-period", "0s"]);
+    }
+    third.start_daemon_with(&["--data-path", "userspace"]);
+    rig.form_swarm(1);
+    // A node whose daemon is away for some seconds keeps its tasks.
+    first.ok(&["swarm", "update", "--dispatcher-heartbeat", "30s"]);
+    first.ok(&["network", "create", "--ipv6", "wide"]);
+    first.ok(&["service", "create", "-d", "--name", "a", "--mode", "global", "--network", "wide", "skep/whoami"]);
+    first.await_replicas("a", "3/3");
+    await_in_kernel(first, &[second], true);
+    await_in_kernel(second, &[first], true);
+    let addresses = |host: &Host| -> Vec<IpAddr> {
+        host.inside("a", &["hostname", "-I"]).split_whitespace().map(|text| text.parse().unwrap()).collect()
+    };
+    let before = received_in_kernel(second);
+    for address in addresses(second) {
+        everything_crosses(pid_of(first, "a"), pid_of(second, "a"), address);
+    }
+    assert!(received_in_kernel(second) - before > 40 << 20, "all of it passed through the kernel");
+    // The host that does without is reached all the same.
+    for (from, to) in [(first, third), (third, second)] {
+        for address in addresses(to) {
+            everything_crosses(pid_of(from, "a"), pid_of(to, "a"), address);
+        }
+    }
+
+    // Daemons go, and come back; keys change.
+    let address = addresses(second)[0].to_string();
+    let (from, to) = (pid_of(first, "a"), pid_of(second, "a"));
+    let again = |host: &Host| {
+        host.kill_daemon();
+        std::thread::sleep(Duration::from_secs(3));
+        host.start_daemon_with(&["--data-path", "kernel", "--overlay-key-period", "40s"]);
+    };
+    let lost = lost_within(40, from, (to, &address), || [first, second].into_iter().for_each(again));
+    assert_eq!(lost, [], "what is there is taken up");
+    assert_eq!(lost_within(60, from, (to, &address), || ()), [], "keys change on both hosts");
+    await_in_kernel(first, &[second], true);
+
+    // A firewall closes the port: packets take the other way.
+    let rules = |script: &str| assert!(second.exec("nft", &[script]).success, "{script}");
+    let close = "add table inet closed; add chain inet closed arriving { type filter hook input priority 0; }; \
+                 add rule inet closed arriving udp dport 4791 drop";
+    let lost = lost_within(30, from, (to, &address), || rules(close));
+    assert!(lost.len() < 60, "it takes some 14 s of half a second each to find out: {lost:?}");
+    await_in_kernel(first, &[second], false);
+    rules("delete table inet closed");
+    await_in_kernel(first, &[second], true);
 }

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until, within_network_of};
+use skep_chaos_tests::{Host, LIMIT, Rig, skip, take_turn, wait_until, within_network_of};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 #[test]
 fn every_node_serves_a_published_port_and_the_client_is_seen_as_it_is() {
@@ -140,6 +142,50 @@ fn datagrams_reach_a_published_port_through_any_node() {
         assert_eq!(answers.len(), 4);
     }
     drop(servers.map(std::thread::JoinHandle::join));
+}
+
+/// A socket of SCTP, if the kernel has that.
+fn sctp() -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(nix::libc::IPPROTO_SCTP)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(socket)
+}
+
+#[test]
+fn sctp_reaches_a_published_port_through_any_node() {
+    take_turn!();
+    if let Err(error) = sctp() {
+        return skip(&format!("this kernel has no SCTP: {error}"));
+    }
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    let create = ["service", "create", "-d", "--name", "web", "--constraint", "node.hostname!=n1", "--mode", "global"];
+    manager.ok(&[&create[..], &["--publish", "9000:9000/sctp", "--publish", "9000:8000", "skep/whoami"]].concat());
+    manager.await_replicas("web", "2/2");
+    let address = |text: &str, port: u16| SockAddr::from(SocketAddr::new(text.parse().unwrap(), port));
+    for number in [2, 3] {
+        let pid = u32::try_from(rig.host(number).running()[0].1).unwrap();
+        let listener = within_network_of(pid, || sctp().unwrap());
+        listener.bind(&address("0.0.0.0", 9000)).unwrap();
+        listener.listen(8).unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, from)) = listener.accept() {
+                stream.write_all(from.as_socket().unwrap().to_string().as_bytes()).unwrap();
+            }
+        });
+    }
+    for asked in 1..=3 {
+        let asker = rig.host(if asked == 3 { 2 } else { 3 });
+        for _ in 0..4 {
+            let mut stream = asker.within_network(|| sctp().unwrap());
+            stream.connect(&address(rig.host(asked).addr(), 9000)).unwrap();
+            let mut seen = [0; 64];
+            let len = stream.read(&mut seen).expect("an answer comes");
+            let own = stream.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(own.ip().to_string(), asker.addr());
+            assert_eq!(String::from_utf8_lossy(&seen[..len]), own.to_string(), "the asker is seen as it is");
+        }
+    }
 }
 
 /// The overlay's rules on a host, but for what counts packets.

@@ -79,6 +79,10 @@ pub struct DaemonArgs {
     /// How long the key of the tunnels to other nodes lasts, such as 12h; 0s: for ever [default: 12h]
     #[arg(long, value_name = "DURATION")]
     pub overlay_key_period: Option<String>,
+    /// What carries packets between containers of two nodes: auto (the kernel's WireGuard where both have it), userspace
+    /// (this program, always) or kernel (as auto, and the daemon does not start without it) [default: auto]
+    #[arg(long, value_name = "WAY")]
+    pub data_path: Option<String>,
     /// Ask API clients on TCP for a certificate of this CA
     #[arg(long)]
     pub tlsverify: bool,
@@ -115,6 +119,7 @@ struct ConfigFile {
     log_opts: BTreeMap<String, String>,
     metrics_addr: Option<String>,
     overlay_key_period: Option<String>,
+    data_path: Option<String>,
     tlsverify: bool,
     tlscacert: Option<PathBuf>,
     tlscert: Option<PathBuf>,
@@ -174,6 +179,7 @@ pub struct DaemonConfig {
     pub(crate) log: LogConfig,
     pub(crate) metrics_addr: Option<String>,
     pub(crate) overlay_key_period: Duration,
+    pub(crate) data_path: DataPathWay,
     /// What it was made from besides the file, to read that again.
     args: Box<DaemonArgs>,
 }
@@ -247,6 +253,7 @@ impl DaemonConfig {
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
             overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
+            data_path: data_path(args.data_path.or(file.data_path), &mut problems),
             args: given,
         };
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
@@ -292,6 +299,7 @@ impl DaemonConfig {
             ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
             ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
+            ("data-path", self.data_path != next.data_path),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
@@ -358,6 +366,26 @@ fn id_map(asked: Option<String>, problems: &mut Vec<String>) -> Option<IdMap> {
     let asked = asked.filter(|text| !text.is_empty())?;
     let map = IdMap::resolve(&asked).map_err(|error| problems.push(format!("userns-remap: {}", with_causes(&error))));
     map.ok()
+}
+
+/// What carries packets between containers of two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DataPathWay {
+    Auto,
+    Userspace,
+    Kernel,
+}
+
+fn data_path(asked: Option<String>, problems: &mut Vec<String>) -> DataPathWay {
+    match asked.as_deref().unwrap_or_default() {
+        "" | "auto" => DataPathWay::Auto,
+        "userspace" => DataPathWay::Userspace,
+        "kernel" => DataPathWay::Kernel,
+        other => {
+            problems.push(format!("data-path {other:?} is not known: use auto, userspace or kernel"));
+            DataPathWay::Auto
+        }
+    }
 }
 
 /// Peers need a moment to hear of a key before it is used.

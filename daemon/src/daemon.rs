@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{DaemonConfig, Listener};
+use crate::config::{DaemonConfig, DataPathWay, Listener};
 use crate::http::{self, tls_listener};
 use crate::metrics;
 use crate::swarm::{Swarm, SwarmConfig};
@@ -68,11 +68,9 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     }
     let engine = Engine::open(engine_config(&config)?)?;
     let (dir, run_dir) = (config.data_root.join("swarm"), config.exec_root.clone());
-    let swarm = Swarm::resume(
-        SwarmConfig { dir, run_dir, labels: config.labels.clone(), key_period: config.overlay_key_period },
-        engine.clone(),
-    )
-    .await?;
+    let (labels, key_period) = (config.labels.clone(), config.overlay_key_period);
+    let in_kernel = uses_kernel_wireguard(config.data_path).await?;
+    let swarm = Swarm::resume(SwarmConfig { dir, run_dir, labels, key_period, in_kernel }, engine.clone()).await?;
     let daemon = Arc::new(Daemon {
         id: daemon_id(&config.data_root)?,
         engine: engine.clone(),
@@ -232,4 +230,14 @@ async fn wait_for_signal() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Whether the kernel's own WireGuard is used; an error if it has to be and there is none.
+async fn uses_kernel_wireguard(way: DataPathWay) -> anyhow::Result<bool> {
+    let there = way != DataPathWay::Userspace && skep_overlay_net::has_kernel_wireguard().await;
+    anyhow::ensure!(
+        there || way != DataPathWay::Kernel,
+        "data-path kernel cannot be had: this kernel has no WireGuard; load it (modprobe wireguard), or use auto or userspace"
+    );
+    Ok(there)
 }

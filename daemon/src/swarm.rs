@@ -98,6 +98,8 @@ pub(crate) struct SwarmConfig {
     pub(crate) labels: std::collections::BTreeMap<String, String>,
     /// How long a key of its tunnels lasts.
     pub(crate) key_period: Duration,
+    /// Whether it uses its kernel's own WireGuard.
+    pub(crate) in_kernel: bool,
 }
 
 /// The node's place in a swarm, or none.

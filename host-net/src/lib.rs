@@ -8,6 +8,7 @@ mod netlink;
 mod netns;
 pub mod nfnetlink;
 mod nft;
+pub mod wireguard;
 
 pub use ipv6::{Reach, add_ipv6_address, allow_ipv6, allow_ipv6_in, forward_ipv6, has_ipv6};
 pub use netlink::{LOOPBACK_INDEX, Netlink, add_existing_is_fine, link_index};

@@ -75,6 +75,7 @@ impl Carrier {
         let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
         self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
         self.kernel.set_plain(desired.plain.clone()).await?;
+        self.kernel.set_sealed(desired.sealed.clone()).await;
         let script = |now: &Tables, before: &Tables| {
             if fresh { now.script() } else { now.script_from(before) }
         };
@@ -120,6 +121,7 @@ impl Carrier {
     pub(crate) async fn audit(&mut self) -> io::Result<()> {
         self.path.sync().await?;
         self.kernel.check_wire().await?;
+        self.kernel.look_at_sealed(&self.applied.sealed).await;
         let [inside, outside] = self.changes.each_ref().map(drain_changes);
         if self.shown.is_some() && !inside && !outside {
             return Ok(());

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use skep_api::NodeId;
-use skep_api::overlay::{Fact, FactKey};
+use skep_api::overlay::{Fact, FactKey, Peer};
 
 use crate::path::PeerReport;
+use crate::path::message::PeerIndex;
 
 /// Handshakes are renewed every two minutes while anything passes, keep-alives included.
 const HANDSHAKE_SECS_MAX: u64 = 240;
@@ -32,7 +33,7 @@ pub(crate) fn tunnels(own: NodeId, facts: &BTreeMap<FactKey, Fact>, reports: &[P
         Fact::Peer(peer) if peer.node != own => Some(peer),
         _ => None,
     });
-    let finding = |peer: &skep_api::overlay::Peer| {
+    let finding = |peer: &Peer| {
         let endpoint = &peer.endpoint;
         let problem = match reports.iter().find(|report| report.node == peer.node) {
             None => Some("there is none: its number or its address could not be used".to_owned()),
@@ -52,16 +53,36 @@ pub(crate) fn tunnels(own: NodeId, facts: &BTreeMap<FactKey, Fact>, reports: &[P
     peers.map(finding).collect()
 }
 
+/// Which way packets between containers take to the peers whose kernels have WireGuard, as this one's has.
+pub(crate) fn in_kernel(
+    facts: &BTreeMap<FactKey, Fact>,
+    indexes: &BTreeMap<NodeId, PeerIndex>,
+    reached: &BTreeMap<PeerIndex, bool>,
+) -> Vec<Finding> {
+    let finding = |fact: &Fact| {
+        let Fact::Peer(Peer { node, hostname, kernel_port, .. }) = fact else { return None };
+        let (port, reached) = (kernel_port.unwrap_or_default(), reached.get(indexes.get(node)?)?);
+        Some(Finding::new(
+            match reached {
+                true => format!("packets to {hostname} pass through the kernel's WireGuard"),
+                // Nothing is lost by it.
+                false => format!("packets to {hostname} pass through the data path: UDP port {port} does not answer"),
+            },
+            None,
+        ))
+    };
+    facts.values().filter_map(finding).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use skep_api::overlay::Peer;
-
     use super::*;
 
     #[track_caller]
     fn check(key: u8, handshake_secs: Option<u64>, want: &str) {
         let node = NodeId::from_u128(2);
-        let peer = Peer { node, hostname: "n2".into(), keys: vec![[1; 32]], endpoint: "10.0.0.2:4789".into() };
+        let (keys, endpoint) = (vec![[1; 32]], "10.0.0.2:4789".into());
+        let peer = Peer { node, hostname: "n2".into(), keys, endpoint, kernel_port: None };
         let facts = [(FactKey::Peer(node), Fact::Peer(peer))].into();
         let report = PeerReport {
             node,

@@ -5,8 +5,9 @@
 //! is routed: a container reaches even its neighbours through its gateway, which every node has.
 
 pub(crate) mod plain;
+pub(crate) mod sealed;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
@@ -31,6 +32,7 @@ use crate::path::peers::{BY_ADDRESS, OWN, mac};
 use crate::path::pump::{SEAL_LEN, SEGMENTS_MAX, SEND_LEN_MAX};
 use crate::ruleset::Family;
 use plain::{Plain, PlainState};
+use sealed::{Sealed, SealedState};
 
 /// The pair that joins the overlay's namespace to the host's: in the host's, and inside.
 pub(crate) const MESH_DEVICE: &str = "skep-mesh";
@@ -103,6 +105,7 @@ pub(crate) struct Kernel {
     uplink: u32,
     wire: Option<u32>,
     plain: Plain,
+    sealed: Sealed,
     mtu: Mtu,
     /// What was set up since this daemon took it over.
     peers: BTreeSet<PeerIndex>,
@@ -126,7 +129,17 @@ impl Kernel {
         }
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
         let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { netns, inside, uplink, wire: None, plain: Plain::default(), mtu, peers, subnets })
+        Ok(Self {
+            netns,
+            inside,
+            uplink,
+            wire: None,
+            plain: Plain::default(),
+            sealed: Sealed::default(),
+            mtu,
+            peers,
+            subnets,
+        })
     }
 
     pub(crate) const fn mtu(&self) -> Mtu {
@@ -201,6 +214,31 @@ impl Kernel {
     /// Brings the ways of unencrypted networks in line.
     pub(crate) async fn set_plain(&mut self, wanted: PlainState) -> io::Result<()> {
         self.plain.set(&self.inside, &self.netns, self.mtu.plain_bytes, wanted).await
+    }
+
+    /// Brings the ways through the kernel's own WireGuard in line. It is never all there is: what fails is said, and
+    /// everything passes through the data path.
+    pub(crate) async fn set_sealed(&mut self, wanted: SealedState) {
+        if let Err(error) = self.sealed.set(&self.inside, &self.netns, self.mtu.tunnel_bytes, wanted).await {
+            tracing::warn!(%error, "packets pass through the data path, not through the kernel's WireGuard");
+            self.sealed = Sealed::default();
+            // Gone already is just as well.
+            drop(self.sealed.set(&self.inside, &self.netns, self.mtu.tunnel_bytes, SealedState::default()).await);
+        }
+    }
+
+    /// Looks whom the kernel's own WireGuard reaches; `wanted` is set up anew if it is not there any more.
+    pub(crate) async fn look_at_sealed(&mut self, wanted: &SealedState) {
+        if let Err(error) = self.sealed.look(&self.inside).await {
+            tracing::warn!(%error, "the kernel's WireGuard is set up anew");
+            self.sealed = Sealed::default();
+            self.set_sealed(wanted.clone()).await;
+        }
+    }
+
+    /// The peers that the kernel's own WireGuard should reach, and whether it does.
+    pub(crate) fn reached(&self) -> BTreeMap<PeerIndex, bool> {
+        self.sealed.reached()
     }
 
     /// Gives a container places: one link each.

@@ -25,6 +25,7 @@ mod serving;
 mod sys;
 
 pub use diagnosis::Finding;
+pub use kernel::sealed::has_kernel_wireguard;
 pub use overlay::{FactsUpdate, Joining, Overlay, OverlayConfig};
 pub use path::path_main;
 pub use plan::{LocalPort, NetworkAddress};

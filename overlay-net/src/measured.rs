@@ -49,7 +49,13 @@ impl ManyServices {
         }));
         for (&node, &index) in &many.indexes.clone() {
             let keys = vec![[index.to_be_bytes()[1]; 32]];
-            many.add(Fact::Peer(Peer { node, hostname: node.to_string(), keys, endpoint: "192.0.2.1:4789".into() }));
+            many.add(Fact::Peer(Peer {
+                node,
+                hostname: node.to_string(),
+                keys,
+                endpoint: "192.0.2.1:4789".into(),
+                kernel_port: None,
+            }));
         }
         let mut addresses = (u32::from(gateway) + 1..).map(Ipv4Addr::from);
         let mut address = || addresses.next().expect("there are enough");
@@ -80,7 +86,7 @@ impl ManyServices {
     fn plan(&self) -> Desired {
         let locals = BTreeMap::new();
         let (keys, facts, indexes) = (&self.keys, &self.facts, &self.indexes);
-        plan(&Scene { own: OWN, keys, port: 4789, facts, locals: &locals, indexes })
+        plan(&Scene { own: OWN, keys, port: 4789, in_kernel: false, facts, locals: &locals, indexes })
     }
 
     /// All the rules, as the kernel is told of them at first.
@@ -98,7 +104,8 @@ impl ManyServices {
         let services = [task.service].into();
         let locals = BTreeMap::new();
         let (keys, facts, indexes) = (&self.keys, &self.facts, &self.indexes);
-        let turned = turned(&Scene { own: OWN, keys, port: 4789, facts, locals: &locals, indexes }, &services);
+        let turned =
+            turned(&Scene { own: OWN, keys, port: 4789, in_kernel: false, facts, locals: &locals, indexes }, &services);
         turned.and_then(|turned| turned.put_into(&mut self.planned)).expect("others take connections").1
     }
 }

@@ -10,19 +10,20 @@ use std::time::Duration;
 
 use skep_api::network::IPV6_MTU_BYTES_MIN;
 use skep_api::overlay::{Digests, Fact, FactKey, OverlayNetwork};
-use skep_api::{NetworkId, NodeId};
+use skep_api::{NetworkId, NodeId, SecretBytes};
 use skep_host_net::{Netns, has_ipv6};
 use skep_name_server::Zone;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::carrier::{Carrier, end_process, load_indexes, number_peers, save_indexes};
-use crate::diagnosis::{Finding, tunnels};
+use crate::diagnosis::{Finding, in_kernel, tunnels};
 use crate::kernel::{INSIDE, Kernel, Mtu, Place, route_out};
 use crate::keys::KeyRing;
 use crate::path::PathConfig;
 use crate::path::client::PathClient;
-use crate::plan::{LocalContainer, LocalPort, MESH_TABLE, NetworkAddress, Scene, plan};
+use crate::path::message::PeerIndex;
+use crate::plan::{LocalContainer, LocalPort, MESH_TABLE, NetworkAddress, Scene, kernel_port, plan};
 use crate::ruleset::{Ruleset, Tables};
 use crate::serving::{Changed, turned};
 
@@ -47,6 +48,8 @@ pub struct OverlayConfig {
     pub program: PathBuf,
     /// UDP, for the tunnels.
     pub port: u16,
+    /// Whether the kernel's own WireGuard is used, where peers have it too.
+    pub in_kernel: bool,
 }
 
 /// What a container joins.
@@ -164,6 +167,12 @@ impl Overlay {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.config.port
+    }
+
+    /// The port of the kernel's own WireGuard, if that is used.
+    #[must_use]
+    pub fn kernel_port(&self) -> Option<u16> {
+        self.config.in_kernel.then(|| kernel_port(self.config.port))
     }
 
     /// The revision of the facts that kernel and data path hold.
@@ -311,9 +320,8 @@ impl Overlay {
             if carrier.basis != (inputs.locals.clone(), keys.clone()) {
                 return Ok(None);
             }
-            let (own, port, indexes) = (self.config.node, self.config.port, &carrier.indexes);
-            let (facts, locals) = (&inputs.facts, &inputs.locals);
-            let Some(turned) = turned(&Scene { own, keys: &keys, port, facts, locals, indexes }, &services) else {
+            let scene = self.scene(&keys, &inputs.facts, &inputs.locals, &carrier.indexes);
+            let Some(turned) = turned(&scene, &services) else {
                 return Ok(None);
             };
             inputs.changed = Changed::nothing();
@@ -343,11 +351,21 @@ impl Overlay {
         number_peers(&mut carrier.indexes, facts, self.config.node);
         save_indexes(&self.indexes_file(), &carrier.indexes)?;
         let keys = self.keys().keys().to_vec();
-        let (own, port, indexes) = (self.config.node, self.config.port, &carrier.indexes);
-        let desired = plan(&Scene { own, keys: &keys, port, facts, locals, indexes });
+        let desired = plan(&self.scene(&keys, facts, locals, &carrier.indexes));
         carrier.put_in_force(desired, fresh).await?;
         carrier.basis = (locals.clone(), keys);
         Ok(())
+    }
+
+    fn scene<'a>(
+        &self,
+        keys: &'a [SecretBytes],
+        facts: &'a BTreeMap<FactKey, Fact>,
+        locals: &'a BTreeMap<String, LocalContainer>,
+        indexes: &'a BTreeMap<NodeId, PeerIndex>,
+    ) -> Scene<'a> {
+        let OverlayConfig { node: own, port, in_kernel, .. } = self.config;
+        Scene { own, keys, port, in_kernel, facts, locals, indexes }
     }
 
     async fn set_up(&self) -> io::Result<Carrier> {
@@ -509,6 +527,7 @@ impl Overlay {
             Ok(reports) => findings.extend(tunnels(self.config.node, &facts, &reports)),
             Err(error) => findings.push(Finding::new("tunnels", Some(error.to_string()))),
         }
+        findings.extend(in_kernel(&facts, &carrier.indexes, &carrier.kernel.reached()));
         findings
     }
 

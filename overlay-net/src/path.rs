@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use skep_host_net::Netns;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::kernel::sealed;
 use crate::sys;
 pub(crate) use message::PeerReport;
 use message::{FromPath, PathState, ToPath, ZoneKey, receive, send};
@@ -62,7 +63,8 @@ async fn run(config: &Path) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, config.port)).map_err(|error| {
         io::Error::new(error.kind(), format!("port {}/udp of the data path cannot be used: {error}", config.port))
     })?;
-    let tap = Netns::open(&config.netns)?.run(|| sys::open_tap(DEVICE)).await?;
+    let netns = Netns::open(&config.netns)?;
+    let tap = netns.run(|| sys::open_tap(DEVICE)).await?;
     let pump = Pump::new(tap, socket)?;
     pump.start()?;
     match fs::remove_file(&config.socket) {
@@ -81,6 +83,10 @@ async fn run(config: &Path) -> io::Result<()> {
             _ = terminate.recv() => return Ok(()),
             // A daemon that dies in the middle of a word comes back and begins anew.
             ended = served.converse(stream) => drop(ended),
+        }
+        // Nobody looks after those any more: what passes here needs nobody.
+        if let Err(error) = sealed::let_go(&netns).await {
+            eprintln!("packets still pass through the kernel's WireGuard, without a daemon: {error}");
         }
     }
 }

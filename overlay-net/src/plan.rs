@@ -1,6 +1,8 @@
 //! What this node's kernel and data path should do: (facts, the containers here) → everything, as
 //! one value. It changes nothing and asks nobody.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,11 +16,14 @@ use skep_api::{AttachmentId, IpSubnet, NetworkId, NodeId, SecretBytes, ServiceId
 use skep_name_server::Zone;
 
 use crate::kernel::plain::{self, PlainPeer, PlainState};
+use crate::kernel::sealed::{SealedPeer, SealedState};
 use crate::kernel::{MESH_DEVICE, UPLINK, inside_address, link_name};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
 use crate::ruleset::{Family, Ruleset, Spread, SpreadKey, Tables, Target};
+pub(crate) use names::names_of;
+use names::zone;
 
 /// A container of this node that has addresses in networks of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +62,7 @@ pub struct LocalPort {
 pub(crate) struct Desired {
     pub(crate) path: PathState,
     pub(crate) plain: PlainState,
+    pub(crate) sealed: SealedState,
     /// Inside the overlay's namespace.
     pub(crate) inside: Tables,
     /// Outside, in the host's.
@@ -69,8 +75,10 @@ pub(crate) struct Desired {
 pub(crate) struct Scene<'a> {
     pub(crate) own: NodeId,
     pub(crate) keys: &'a [SecretBytes],
-    /// UDP, of the tunnels; the next one is VXLAN's.
+    /// UDP, of the tunnels; the next one is VXLAN's, and the one after that of the kernel's own WireGuard.
     pub(crate) port: u16,
+    /// Whether the kernel has WireGuard, and it is to be used.
+    pub(crate) in_kernel: bool,
     pub(crate) facts: &'a BTreeMap<FactKey, Fact>,
     pub(crate) locals: &'a BTreeMap<String, LocalContainer>,
     pub(crate) indexes: &'a BTreeMap<NodeId, PeerIndex>,
@@ -188,6 +196,7 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
     Desired {
         path: path_state(scene, &backends),
         plain: plain_state(scene),
+        sealed: sealed_state(scene),
         inside: Tables {
             v4: inside(scene, &backends, Family::V4),
             v6: v6.then(|| inside(scene, &backends, Family::V6)),
@@ -197,9 +206,12 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
     }
 }
 
-/// Whose the addresses are that other nodes have in networks that are encrypted, or in those that are not.
-fn remote_addresses<'a>(scene: &'a Scene<'_>, encrypted: bool) -> impl Iterator<Item = (IpAddr, PeerIndex)> + 'a {
-    let remote = scene.holders().filter(move |(node, network, _)| *node != scene.own && network.encrypted == encrypted);
+/// Whose the addresses are that other nodes have in some networks.
+fn remote_addresses<'a>(
+    scene: &'a Scene<'_>,
+    of: impl Fn(&OverlayNetwork) -> bool + 'a,
+) -> impl Iterator<Item = (IpAddr, PeerIndex)> + 'a {
+    let remote = scene.holders().filter(move |(node, network, _)| *node != scene.own && of(network));
     remote.filter_map(|(node, _, address)| Some((address, *scene.indexes.get(&node)?)))
 }
 
@@ -215,8 +227,37 @@ fn plain_state(scene: &Scene<'_>) -> PlainState {
         port: scene.port + 1,
         own_mac: plain::mac(scene.own),
         peers: peers.collect(),
-        addresses: remote_addresses(scene, false).collect(),
+        addresses: remote_addresses(scene, |network| !network.encrypted).collect(),
     }
+}
+
+/// What passes through the kernel's own WireGuard: packets between containers. What comes in through published ports
+/// has addresses of all the world, which WireGuard takes from one peer at most.
+fn sealed_state(scene: &Scene<'_>) -> SealedState {
+    let able: BTreeMap<PeerIndex, SealedPeer> = scene
+        .peers()
+        .filter(|_| scene.in_kernel)
+        .filter_map(|(index, peer, endpoint)| {
+            let endpoint = SocketAddr::new(endpoint.ip(), peer.kernel_port?);
+            Some((index, SealedPeer { key: *peer.keys.first()?, endpoint }))
+        })
+        .collect();
+    let addresses: BTreeMap<IpAddr, PeerIndex> =
+        remote_addresses(scene, |network| network.encrypted && !network.ingress)
+            .filter(|(_, index)| able.contains_key(index))
+            .collect();
+    let holders: BTreeSet<PeerIndex> = addresses.values().copied().collect();
+    SealedState {
+        key: scene.keys.first().filter(|_| !holders.is_empty()).cloned(),
+        port: kernel_port(scene.port),
+        peers: able.into_iter().filter(|(index, _)| holders.contains(index)).collect(),
+        addresses,
+    }
+}
+
+/// The port of the kernel's own WireGuard, beside the tunnels'.
+pub(crate) const fn kernel_port(port: u16) -> u16 {
+    port + 2
 }
 
 fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
@@ -228,7 +269,7 @@ fn path_state(scene: &Scene<'_>, backends: &Backends) -> PathState {
     PathState {
         keys: scene.keys.to_vec(),
         peers: peers.collect(),
-        addresses: remote_addresses(scene, true).collect(),
+        addresses: remote_addresses(scene, |network| network.encrypted).collect(),
         subnets: tunnelled().flat_map(|network| of_both(network, subnet_in)).collect(),
         gateways: tunnelled().flat_map(|network| of_both(network, gateway_in)).collect(),
         ingress: scene
@@ -259,69 +300,6 @@ fn served(scene: &Scene<'_>, id: &str, local: &LocalContainer) -> ServedContaine
         forward: !local.leads_out || joined().any(|network| !network.internal),
         resolvers: local.resolvers.clone(),
     }
-}
-
-/// The names that hold in one network.
-fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zone {
-    let mut zone = Zone::default();
-    let mut add = |name: &str, addresses: &[Ipv4Addr]| {
-        let held = zone.names.entry(name.to_lowercase()).or_default();
-        held.extend(addresses);
-        held.sort_unstable();
-        held.dedup();
-    };
-    for service in scene.services() {
-        let Some(joined) = service.networks.iter().find(|joined| joined.network == network.id) else { continue };
-        let tasks: Vec<Ipv4Addr> = backends.get(&(service.id, network.id)).into_iter().flatten().copied().collect();
-        for (name, addresses) in names_of(service, joined, &tasks) {
-            add(&name, &addresses);
-        }
-    }
-    for task in scene.tasks() {
-        for &(_, address) in task.addresses.iter().filter(|(id, _)| *id == network.id) {
-            add(&task.name, &[address]);
-        }
-    }
-    // What services and tasks are called is not to be had by calling a container so.
-    let theirs: BTreeSet<String> = zone.names.keys().cloned().collect();
-    for held in scene.attachments().filter(|held| held.network == network.id) {
-        for name in held.names.iter().map(|name| name.to_lowercase()).filter(|name| !theirs.contains(name)) {
-            zone.names.entry(name).or_default().push(held.address);
-        }
-    }
-    zone.reverse = called(scene, network.id).map(|(at, name)| (at, format!("{name}.{}", network.name))).collect();
-    if let Some(side) = network.v6 {
-        let follows = |&at: &Ipv4Addr| side.address(network.subnet, at);
-        let of_name = |(name, at): (&String, &Vec<Ipv4Addr>)| (name.clone(), at.iter().map(follows).collect());
-        zone.names_v6 = zone.names.iter().map(of_name).collect();
-        zone.reverse_v6 = zone.reverse.iter().map(|(at, name)| (follows(at), name.clone())).collect();
-    }
-    zone
-}
-
-/// What a service is called in a network, with the addresses that each name stands for.
-pub(crate) fn names_of(
-    service: &OverlayService,
-    joined: &ServiceNetwork,
-    tasks: &[Ipv4Addr],
-) -> Vec<(String, Vec<Ipv4Addr>)> {
-    let own = joined.vip.map_or_else(|| tasks.to_vec(), |vip| vec![vip]);
-    let both = |name: &String| [(name.clone(), own.clone()), (format!("tasks.{name}"), tasks.to_vec())];
-    std::iter::once(&service.name).chain(&joined.aliases).flat_map(both).collect()
-}
-
-/// What each address of a network is called.
-fn called<'a>(scene: &'a Scene<'_>, network: NetworkId) -> impl Iterator<Item = (Ipv4Addr, &'a String)> {
-    let tasks = scene.tasks().flat_map(move |task| {
-        let own = task.addresses.iter().filter(move |(id, _)| *id == network);
-        own.map(|&(_, address)| (address, &task.name))
-    });
-    let containers = scene.attachments().filter(move |held| held.network == network);
-    let services = scene.services().filter_map(move |service| {
-        let vip = service.networks.iter().find(|joined| joined.network == network)?.vip?;
-        Some((vip, &service.name))
-    });
-    tasks.chain(containers.filter_map(|held| Some((held.address, held.names.first()?)))).chain(services)
 }
 
 /// The rules of the overlay's namespace, for one family.
@@ -529,7 +507,7 @@ const INSIDE_FRAME: &str = r#"
   }
   chain returning {
     type filter hook prerouting priority -150
-    iifname "wire0" ct state new ct mark set ether saddr map @peer_of
+    iifname "wire0" $ip daddr @entry ct state new ct mark set ether saddr map @peer_of
     iifname != "wire0" ct direction reply ct mark != 0 meta mark set ct mark
   }
   chain translate {

@@ -203,7 +203,7 @@ mod tests {
         indexes: &'a BTreeMap<NodeId, u16>,
         keys: &'a [SecretBytes],
     ) -> Scene<'a> {
-        Scene { own: OWN, keys, port: 1, facts, locals, indexes }
+        Scene { own: OWN, keys, port: 1, in_kernel: false, facts, locals, indexes }
     }
 
     proptest! {

@@ -78,9 +78,11 @@ impl ActiveNode {
             key_period: swarm.config.key_period,
             program: swarm.engine().program().to_owned(),
             port: state.data_path_port,
+            in_kernel: swarm.config.in_kernel,
         })?;
         let mut description = swarm.description(&identity.root_pem);
-        description.data_path = Some(DataPath { keys: Vec::new(), addr: state.tunnel_addr(), port: overlay.port() });
+        let (port, kernel_port) = (overlay.port(), overlay.kernel_port());
+        description.data_path = Some(DataPath { keys: Vec::new(), addr: state.tunnel_addr(), port, kernel_port });
         let tls = TlsIdentity::new(identity)?;
         let bulk_addr = SocketAddr::new(state.listen.ip(), BULK_PORT);
         let bulk = Bulk::listen(bulk_addr, tls.clone(), swarm.engine().clone())?;

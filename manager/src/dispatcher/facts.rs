@@ -277,6 +277,7 @@ fn peer(node: &Node) -> Option<Peer> {
         hostname: node.description.hostname.clone(),
         keys: path.keys.clone(),
         endpoint: std::net::SocketAddr::new(addr, path.port).to_string(),
+        kernel_port: path.kernel_port,
     })
 }
 
