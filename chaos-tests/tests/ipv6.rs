@@ -248,3 +248,55 @@ fn wrong_ipv6_addresses_are_refused_with_a_reason() {
     let asked = host.fails(&["run", "--network", "six", "--ip6", "fd61::9", "busybox", "true"]);
     assert!(asked.contains("--ip"), "{asked}");
 }
+
+#[test]
+fn a_swarm_needs_no_ipv4_between_its_nodes() {
+    take_turn!();
+    let rig = Rig::new(3);
+    give_addresses(&rig);
+    for host in rig.hosts() {
+        assert!(host.exec("ip", &["-4", "addr", "flush", "scope", "global"]).success);
+        host.start_daemon();
+    }
+    let first = rig.host(1);
+    // The one address it has.
+    first.ok(&["swarm", "init"]);
+    let manager = first.ok(&["swarm", "join-token", "manager"]);
+    assert!(manager.contains(" [fd77::1]:2377"), "{manager}");
+    let token = |role: &str| first.ok(&["swarm", "join-token", "-q", role]).trim().to_owned();
+    rig.host(2).ok(&["swarm", "join", "--token", &token("worker"), "[fd77::1]:2377"]);
+    rig.host(3).ok(&["swarm", "join", "--token", &token("manager"), "--advertise-addr", "fd77::3", "[fd77::1]:2377"]);
+    wait_until("every node is ready", LIMIT, || {
+        let list = first.ok(&["node", "ls", "--format", "{{.Status}}"]);
+        (list.lines().filter(|line| *line == "Ready").count() == 3, list)
+    });
+    for encrypted in [true, false] {
+        let option = format!("encrypted={encrypted}");
+        first.ok(&["network", "create", "--ipv6", "--opt", &option, "wide"]);
+        let create = ["service", "create", "-d", "--name", "a", "--mode", "global", "--network", "wide"];
+        first.ok(&[&create[..], &["--publish", "8080:8000", "skep/whoami"]].concat());
+        first.await_replicas("a", "3/3");
+        for address in rig.host(2).inside("a", &["hostname", "-I"]).split_whitespace() {
+            let url = if address.contains(':') {
+                format!("http://[{address}]:8000/")
+            } else {
+                format!("http://{address}:8000/")
+            };
+            let answer = first.inside("a", &["curl", "-s", "-m", "3", "-g", &url]);
+            assert!(answer.starts_with("Hostname: "), "{option}, {url}: {answer:?}");
+        }
+        for asked in 1..=3 {
+            let answer = rig.host(2).curl(&format!("http://[fd77::{asked}]:8080/"));
+            assert!(answer.contains("fd77::2"), "{option}, the client of {asked} is seen: {answer:?}");
+        }
+        let told = first.ok(&["network", "diagnose"]);
+        assert!(told.contains("[fd77::2]:4789"), "{told}");
+        wait_until("output comes from all nodes", LIMIT, || {
+            let said = first.ok(&["service", "logs", "a"]);
+            (said.lines().filter(|line| line.contains("whoami listens")).count() == 3, said)
+        });
+        first.ok(&["service", "rm", "a"]);
+        rig.await_no_container();
+        first.ok(&["network", "rm", "wide"]);
+    }
+}

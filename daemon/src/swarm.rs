@@ -23,7 +23,7 @@ use skep_pki::{JoinToken, PendingIdentity, RootAuthority, Subject};
 use tokio::sync::RwLock;
 
 pub(crate) use active::ActiveNode;
-use address::{advertise_addr, listen_addr};
+use address::{advertise_addr, in_family_of, listen_addr};
 use state::NodeStateFile;
 
 /// Control traffic, TCP.
@@ -174,6 +174,7 @@ impl Swarm {
         }
         let listen = listen_addr(&request.listen)?;
         let advertise = advertise_addr(&request.advertise, listen)?;
+        let listen = in_family_of(listen, &advertise);
         let doing = failed("making the swarm");
         let now = SystemTime::now();
         let (root, root_key) = RootAuthority::generate(now).map_err(|error| doing(&error))?;
@@ -254,6 +255,7 @@ impl Swarm {
         if request.managers.is_empty() {
             return Err(SwarmError::Invalid("name a manager to join, as HOST:2377".into()));
         }
+        let listen = in_family_of(in_family_of(listen, &advertise), &request.managers[0]);
         let managers: Vec<String> = request.managers.iter().map(|addr| with_port(addr)).collect();
         let admitted = admission::join(&managers, &token, &request.token, &request.availability, JOIN_LIMIT).await?;
         let node_id = admitted.identity.peer.node();

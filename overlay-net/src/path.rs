@@ -10,12 +10,13 @@ pub(crate) mod pump;
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use skep_host_net::Netns;
+use skep_host_net::{Netns, has_ipv6};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::kernel::sealed;
@@ -60,7 +61,7 @@ async fn run(config: &Path) -> io::Result<()> {
     let config: PathConfig = serde_json::from_slice(&fs::read(config)?)?;
     // Out of the daemon's session; not possible, and not needed, if already leading one.
     let _ = nix::unistd::setsid();
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, config.port)).map_err(|error| {
+    let socket = listen(config.port).map_err(|error| {
         io::Error::new(error.kind(), format!("port {}/udp of the data path cannot be used: {error}", config.port))
     })?;
     let netns = Netns::open(&config.netns)?;
@@ -89,6 +90,17 @@ async fn run(config: &Path) -> io::Result<()> {
             eprintln!("packets still pass through the kernel's WireGuard, without a daemon: {error}");
         }
     }
+}
+
+/// Where tunnels of both families come in, if the host has both.
+fn listen(port: u16) -> io::Result<UdpSocket> {
+    if !has_ipv6() {
+        return UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port));
+    }
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    socket.set_only_v6(false)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket.into())
 }
 
 /// What the daemon's words change.

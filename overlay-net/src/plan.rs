@@ -219,15 +219,26 @@ fn plain_state(scene: &Scene<'_>) -> PlainState {
     if scene.networks().all(|network| network.encrypted) {
         return PlainState::default();
     }
-    let peers = scene
+    let own = scene.facts.get(&FactKey::Peer(scene.own)).and_then(|fact| match fact {
+        Fact::Peer(peer) => peer.endpoint.parse::<SocketAddr>().ok(),
+        _ => None,
+    });
+    let over_ipv6 = own.is_some_and(|own| own.is_ipv6());
+    // One device speaks to hosts of one family.
+    let peers: BTreeMap<PeerIndex, PlainPeer> = scene
         .peers()
-        .map(|(index, peer, endpoint)| (index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }));
+        .filter(|(_, _, endpoint)| endpoint.is_ipv6() == over_ipv6)
+        .map(|(index, peer, endpoint)| (index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }))
+        .collect();
+    let addresses =
+        remote_addresses(scene, |network| !network.encrypted).filter(|(_, index)| peers.contains_key(index));
     PlainState {
         needed: true,
+        over_ipv6,
         port: scene.port + 1,
         own_mac: plain::mac(scene.own),
-        peers: peers.collect(),
-        addresses: remote_addresses(scene, |network| !network.encrypted).collect(),
+        addresses: addresses.collect(),
+        peers,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The addresses a node listens on and is reached at.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{CONTROL_PORT, SwarmError};
 
@@ -11,6 +11,16 @@ pub(super) fn listen_addr(text: &str) -> Result<SocketAddr, SwarmError> {
     }
     let (host, port) = split(text)?;
     Ok(SocketAddr::new(resolve(&host, "listen-addr")?, port))
+}
+
+/// Where to listen: if on all addresses of IPv4, and others come by IPv6, on those as well. Clients send `0.0.0.0` for
+/// nothing.
+pub(super) fn in_family_of(listen: SocketAddr, others: &str) -> SocketAddr {
+    let all = listen.ip() == IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    match others.parse() {
+        Ok(SocketAddr::V6(_)) if all => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), listen.port()),
+        _ => listen,
+    }
 }
 
 /// Reads `--advertise-addr`, or picks the host's one address.
@@ -69,15 +79,20 @@ pub(super) fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
     })
 }
 
-/// IPv4 addresses of interfaces that may be reached from outside; container bridges are not.
+/// Addresses of interfaces that may be reached from outside; container bridges are not. Those of IPv6 count where there
+/// are none of IPv4.
 fn interface_addrs() -> Vec<(String, IpAddr)> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    interfaces
+    let all: Vec<(String, IpAddr)> = interfaces
         .filter(|interface| !interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_LOOPBACK))
         .filter(|interface| !["skep", "docker", "veth", "br-"].iter().any(|p| interface.interface_name.starts_with(p)))
         .filter_map(|interface| {
-            let addr = interface.address?.as_sockaddr_in()?.ip();
-            Some((interface.interface_name, addr.into()))
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip()).filter(|ip| !ip.is_unicast_link_local());
+            Some((interface.interface_name, v4.or_else(|| v6().map(IpAddr::V6))?))
         })
-        .collect()
+        .collect();
+    let (v4, v6): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, address): &(String, IpAddr)| address.is_ipv4());
+    if v4.is_empty() { v6 } else { v4 }
 }

@@ -23,6 +23,8 @@ const VNI: u32 = 4096;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PlainState {
     pub(crate) needed: bool,
+    /// Whether the nodes reach each other by IPv6.
+    pub(crate) over_ipv6: bool,
     /// UDP.
     pub(crate) port: u16,
     pub(crate) own_mac: [u8; 6],
@@ -61,14 +63,14 @@ impl Plain {
         wanted: PlainState,
     ) -> io::Result<()> {
         if !wanted.needed {
-            if let Some(index) = link_index(inside.handle(), DEVICE).await {
-                inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
-            }
-            *self = Self::default();
-            return Ok(());
+            return self.remove(inside).await;
         }
         if self.applied == wanted {
             return Ok(());
+        }
+        if self.index.is_some() && self.applied.over_ipv6 != wanted.over_ipv6 {
+            // The node has another address now.
+            self.remove(inside).await?;
         }
         let index = match self.index {
             Some(index) => index,
@@ -77,6 +79,14 @@ impl Plain {
         self.index = Some(index);
         self.write(inside.handle(), index, &wanted).await.map_err(io::Error::other)?;
         self.applied = wanted;
+        Ok(())
+    }
+
+    async fn remove(&mut self, inside: &Netlink) -> io::Result<()> {
+        if let Some(index) = link_index(inside.handle(), DEVICE).await {
+            inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+        }
+        *self = Self::default();
         Ok(())
     }
 
@@ -121,6 +131,7 @@ async fn ensure_device(inside: &Netlink, netns: &Netns, mtu_bytes: u32, wanted: 
     let handle = inside.handle();
     if link_index(handle, DEVICE).await.is_none() {
         let device = LinkVxlan::new(DEVICE, VNI).port(wanted.port).learning(false).address(wanted.own_mac.to_vec());
+        let device = if wanted.over_ipv6 { device.local6(Ipv6Addr::UNSPECIFIED) } else { device };
         let device = device.setns_by_fd(netns.as_raw_fd()).build();
         Netlink::open()?.handle().link().add(device).execute().await.map_err(io::Error::other)?;
     }

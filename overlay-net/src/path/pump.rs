@@ -211,8 +211,9 @@ impl Pump {
                 Err(_) => continue,
             };
             for (meta, buffer) in metas.iter().zip(&storage).take(received) {
+                let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
                 for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
-                    self.open(datagram, meta.addr, &mut opener);
+                    self.open(datagram, from, &mut opener);
                 }
             }
             opener.flush(&self.tap);
