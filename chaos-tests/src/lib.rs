@@ -14,7 +14,7 @@ mod turn;
 mod wait;
 
 pub use api::{Answer, Api};
-pub use host::{Host, within_network_of};
+pub use host::{Host, Ran, within_network_of};
 pub use processes::has_docker;
 pub use rig::{Rig, is_root, program};
 pub use scene::{SECRET, Scene};

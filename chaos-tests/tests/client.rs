@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
+use skep_chaos_tests::{Host, LIMIT, Ran, Rig, take_turn, wait_until};
 
 /// A daemon with an image of busybox, called `box`.
 fn one_host() -> Rig {
@@ -234,6 +234,28 @@ fn make_certificates(dir: &Path, addr: &str) {
     }
 }
 
+/// A context is taken elsewhere, whoever packed it.
+fn packed_contexts_are_taken_in(skep: &impl Fn(&[&str]) -> Ran, (host, config_dir): (&Host, &str), address: &str) {
+    let file = |name: &str| host.dir().join(name).display().to_string();
+    let (packed, again) = (file("hive.packed"), file("again.packed"));
+    assert!(skep(&["context", "export", "hive", &packed]).success);
+    assert!(skep(&["context", "export", "hive", &packed]).stderr.contains("exists"));
+    assert!(skep(&["context", "import", "hive-2", &packed]).success);
+    let told = skep(&["context", "inspect", "hive-2"]).stdout;
+    assert!(told.contains(address) && told.contains("bees"), "{told}");
+    assert!(skep(&["context", "import", "hive-2", &packed]).stderr.contains("already exists"));
+    assert!(skep(&["context", "rm", "hive-2"]).success);
+    if skep_chaos_tests::has_docker() {
+        let docker = |args: &[&str]| host.exec("env", &[&[config_dir, "docker", "context"], args].concat());
+        for done in [docker(&["import", "hive-3", &packed]), docker(&["export", "hive-3", &again])] {
+            assert!(done.success, "{done:?}");
+        }
+        assert!(skep(&["context", "import", "hive-4", &again]).success);
+        assert!(skep(&["-c", "hive-4", "info"]).success, "its files of TLS came along");
+        assert!(skep(&["context", "rm", "hive-3", "hive-4"]).success);
+    }
+}
+
 #[test]
 fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
     take_turn!();
@@ -245,17 +267,10 @@ fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
     let address = format!("tcp://{}:2376", host.addr());
     let file = |dir: &Path, name: &str| dir.join(name).display().to_string();
     let of_daemon = |name: &str| file(&certs, name);
-    host.start_daemon_with(&[
-        "-H",
-        &address,
-        "--tlsverify",
-        "--tlscacert",
-        &of_daemon("ca.pem"),
-        "--tlscert",
-        &of_daemon("server-cert.pem"),
-        "--tlskey",
-        &of_daemon("server-key.pem"),
-    ]);
+    let files = ["ca.pem", "server-cert.pem", "server-key.pem"].map(of_daemon);
+    let listen =
+        ["-H", &address, "--tlsverify", "--tlscacert", &files[0], "--tlscert", &files[1], "--tlskey", &files[2]];
+    host.start_daemon_with(&listen);
     host.import_busybox();
     let config = other.dir().join("config");
     let path = format!("PATH={}:/usr/bin:/bin", other.dir().join("bin").display());
@@ -309,6 +324,7 @@ fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
         let ran = skep(&["-c", "far", "run", "--rm", "busybox", "echo", "from afar"]);
         (ran.stdout == "from afar\n", format!("{ran:?}"))
     });
+    packed_contexts_are_taken_in(&skep, (other, &config_dir), &address);
     assert!(skep(&["context", "rm", "--force", "hive", "far"]).success);
     assert_eq!(skep(&["context", "show"]).stdout, "default\n");
 }

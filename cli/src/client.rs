@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::http::request::Builder;
 use hyper::upgrade::Upgraded;
@@ -15,6 +14,7 @@ use serde_json::Value;
 use crate::context::{self, ContextStore};
 use crate::credentials::Config;
 use crate::endpoint::{Endpoint, Stream, TlsFiles};
+use crate::pipes::{Body, whole};
 
 pub(crate) const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
 const API: &str = "/v1.50";
@@ -124,19 +124,14 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Response<Incoming>> {
-        let bytes = Bytes::from(body.map(Value::to_string).unwrap_or_default());
-        self.send_bytes(method, path, "application/json", bytes).await
+        let request = Request::builder().method(method).header("content-type", "application/json");
+        self.send_request(request, path, whole(body.map(Value::to_string).unwrap_or_default())).await
     }
 
-    /// As [`send`](Self::send), with any body.
-    pub(crate) async fn send_bytes(
-        &self,
-        method: Method,
-        path: &str,
-        kind: &str,
-        body: Bytes,
-    ) -> anyhow::Result<Response<Incoming>> {
-        self.send_request(Request::builder().method(method).header("content-type", kind), path, body).await
+    /// As [`send`](Self::send), with an archive for a body.
+    pub(crate) async fn send_archive(&self, path: &str, archive: Body) -> anyhow::Result<Response<Incoming>> {
+        let request = Request::builder().method(Method::POST).header("content-type", "application/x-tar");
+        self.send_request(request, path, archive).await
     }
 
     /// As [`send`](Self::send), with any headers and body.
@@ -144,7 +139,7 @@ impl Client {
         &self,
         request: Builder,
         path: &str,
-        body: Bytes,
+        body: Body,
     ) -> anyhow::Result<Response<Incoming>> {
         let response = self.try_send(request, path, body).await?;
         if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
@@ -160,17 +155,24 @@ impl Client {
             .header("content-type", "application/json")
             .header("connection", "Upgrade")
             .header("upgrade", "tcp");
-        let response = self.try_send(request, path, Bytes::from(body.to_string())).await?;
+        let response = self.try_send(request, path, whole(body.to_string())).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await?);
         }
         Ok(hyper::upgrade::on(response).await?)
     }
 
-    async fn try_send(&self, request: Builder, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
-        let request = request.uri(format!("{API}{path}")).header("host", "skep").body(Full::new(body))?;
+    async fn try_send(&self, request: Builder, path: &str, body: Body) -> anyhow::Result<Response<Incoming>> {
+        let request = request.uri(format!("{API}{path}")).header("host", "skep").body(body)?;
         let exchanged = async { exchange(TokioIo::new(self.endpoint.connect().await?), request).await };
-        exchanged.await.with_context(|| {
+        let exchanged = exchanged.await;
+        if let Err(error) = &exchanged
+            && error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user)
+        {
+            // What was to be sent could not be read.
+            bail!("{}", error.root_cause());
+        }
+        exchanged.with_context(|| {
             format!(
                 "the daemon at {} is not reached: is it running ('skep daemon'), and may you use its socket?",
                 self.endpoint.host()
@@ -201,7 +203,7 @@ impl Client {
         if let Some(auth) = auth {
             request = request.header("x-registry-auth", auth);
         }
-        self.send_request(request, path, Bytes::from(body.to_string())).await
+        self.send_request(request, path, whole(body.to_string())).await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
@@ -227,7 +229,7 @@ async fn refusal(response: Response<Incoming>) -> anyhow::Result<anyhow::Error> 
     Ok(anyhow::anyhow!(message.unwrap_or_else(|| format!("the daemon answered {status}"))))
 }
 
-async fn exchange<I>(io: I, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
+async fn exchange<I>(io: I, request: Request<Body>) -> anyhow::Result<Response<Incoming>>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {

@@ -2,7 +2,7 @@
 //! both.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -14,6 +14,13 @@ use crate::endpoint::TlsFiles;
 
 /// The one that is there without being made: what flags and environment say.
 pub(crate) const DEFAULT: &str = "default";
+
+/// In an archive: what a context stands for, and where its files of TLS lie.
+const META: &str = "meta.json";
+const TLS: &str = "tls/docker/";
+const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
+/// The largest archive that is read, in bytes.
+const EXPORT_LEN_MAX: u64 = 10 << 20;
 
 /// Where contexts lie.
 pub(crate) struct ContextStore {
@@ -88,18 +95,65 @@ impl ContextStore {
 
     /// Keeps a context; files of TLS that are not named stay as they are.
     pub(crate) fn keep(&self, context: &NamedContext, tls: &TlsFiles) -> anyhow::Result<()> {
+        self.write(context, &contents(tls)?)
+    }
+
+    fn write(&self, context: &NamedContext, tls: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
         let dir = self.tls_dir(&context.name);
-        for (name, from) in [("ca.pem", &tls.ca), ("cert.pem", &tls.cert), ("key.pem", &tls.key)] {
-            let Some(from) = from else { continue };
-            let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
-            write_private(&dir.join(name), &bytes)?;
+        for (name, bytes) in tls {
+            write_private(&dir.join(name), bytes)?;
         }
-        let meta = json!({
-            "Name": context.name,
-            "Metadata": {"Description": context.description},
-            "Endpoints": {"docker": {"Host": context.host, "SkipTLSVerify": context.skip_verify}},
-        });
-        write_private(&self.meta(&context.name), meta.to_string().as_bytes())
+        write_private(&self.meta(&context.name), meta(context).to_string().as_bytes())
+    }
+
+    /// Packs a context, its private key with it, as docker's client does.
+    pub(crate) fn export(&self, name: &str, to: impl io::Write) -> anyhow::Result<()> {
+        let context = self.find(name)?;
+        let tls = contents(&TlsFiles::in_dir(&context.tls_dir))?;
+        let mut archive = tar::Builder::new(to);
+        let mut add = |path: &str, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o600);
+            archive.append_data(&mut header, path, bytes)
+        };
+        add(META, meta(&context).to_string().as_bytes())?;
+        for (file, bytes) in &tls {
+            add(&format!("{TLS}{file}"), bytes)?;
+        }
+        archive.into_inner()?.flush()?;
+        Ok(())
+    }
+
+    /// Keeps what was packed, under a name of one's choice.
+    pub(crate) fn import(&self, name: &str, from: impl io::Read) -> anyhow::Result<()> {
+        check_name(name)?;
+        if self.exists(name) {
+            bail!("context {name:?} already exists: remove it with 'skep context rm', or choose another name");
+        }
+        let (mut packed, mut tls) = (None, Vec::new());
+        let mut whole = Vec::new();
+        let len = from.take(EXPORT_LEN_MAX).read_to_end(&mut whole)? as u64;
+        // Docker's client leaves out the end of the archive, and what fills its last file up.
+        whole.resize(whole.len().next_multiple_of(512) + 1024, 0);
+        let mut archive = tar::Archive::new(whole.as_slice());
+        for entry in archive.entries()? {
+            let mut entry = entry.context("it is no archive of 'context export'")?;
+            let path = entry.path()?.to_string_lossy().into_owned();
+            if entry.header().entry_type().is_dir() {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            anyhow::ensure!(entry.raw_file_position() + entry.size() <= len, "it ends in the middle of {path}");
+            match path.strip_prefix(TLS) {
+                None if path == META => packed = Some(self.read(&bytes).with_context(|| format!("its {META}"))?),
+                Some(file) if FILES.contains(&file) => tls.push((file.to_owned(), bytes)),
+                _ => bail!("it has a file {path:?}, which no context has"),
+            }
+        }
+        let packed = packed.with_context(|| format!("it is no archive of 'context export': it has no {META}"))?;
+        self.write(&NamedContext { name: name.to_owned(), ..packed }, &tls)
     }
 
     pub(crate) fn exists(&self, name: &str) -> bool {
@@ -118,6 +172,26 @@ impl ContextStore {
         }
         Ok(())
     }
+}
+
+/// What a context is kept and packed as.
+fn meta(context: &NamedContext) -> Value {
+    json!({
+        "Name": context.name,
+        "Metadata": {"Description": context.description},
+        "Endpoints": {"docker": {"Host": context.host, "SkipTLSVerify": context.skip_verify}},
+    })
+}
+
+/// The files of TLS, by the names that they are kept under.
+fn contents(tls: &TlsFiles) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let files = FILES.into_iter().zip([&tls.ca, &tls.cert, &tls.key]);
+    let there = files.filter_map(|(name, from)| Some((name, from.as_ref()?)));
+    let read = |(name, from): (&str, &PathBuf)| {
+        let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
+        Ok((name.to_owned(), bytes))
+    };
+    there.map(read).collect()
 }
 
 /// Docker names directories by it.
@@ -140,7 +214,6 @@ pub(crate) fn check_name(name: &str) -> anyhow::Result<()> {
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let write = || -> io::Result<()> {
         let dir = path.parent().unwrap_or(path);
@@ -177,6 +250,35 @@ mod tests {
         assert_eq!((found.host.as_str(), found.description.as_str()), ("tcp://hive:2376", "bees"));
         assert!(found.tls().unwrap().ca.is_some());
         assert!(store.find("comb").unwrap_err().to_string().contains("comb"));
+
+        // Packed and unpacked.
+        let mut packed = Vec::new();
+        store.export("hive", &mut packed).unwrap();
+        store.import("far", packed.as_slice()).unwrap();
+        let far = store.find("far").unwrap();
+        assert_eq!(
+            (far.name.as_str(), far.host.as_str(), far.description.as_str()),
+            ("far", "tcp://hive:2376", "bees")
+        );
+        assert_eq!(fs::read(far.tls().unwrap().ca.unwrap()).unwrap(), b"ca");
+        let refused = |name: &str, packed: &[u8]| format!("{:#}", store.import(name, packed).unwrap_err());
+        assert!(refused("far", &packed).contains("already exists"));
+        assert!(refused("other", b"").contains("no meta.json"));
+        assert!(refused("other", &[7; 1024]).contains("no archive"));
+        let mut strange = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        strange.append_data(&mut header, "tls/docker/more.pem", io::empty()).unwrap();
+        assert!(refused("other", &strange.into_inner().unwrap()).contains("more.pem"));
+        let cut = &packed[..512 + 40];
+        assert!(refused("other", cut).contains("middle of meta.json"));
+        // As docker's client writes it.
+        let ca_ends = 3 * 512 + 2;
+        store.import("from-docker", &packed[..ca_ends]).unwrap();
+        assert!(store.find("from-docker").unwrap().tls().unwrap().ca.is_some());
+        store.remove("from-docker").unwrap();
+        assert!(!store.exists("other"));
+        store.remove("far").unwrap();
         store.remove("hive").unwrap();
         assert!(store.list().is_empty());
         for wrong in ["", "a", "default", "../up", "-x"] {

@@ -8,6 +8,7 @@ mod converge;
 mod credentials;
 mod endpoint;
 mod output;
+mod pipes;
 mod streams;
 mod template;
 

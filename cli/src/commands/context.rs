@@ -1,6 +1,9 @@
 //! `skep context …`
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -29,6 +32,18 @@ pub(crate) enum ContextCommand {
         /// As for create
         #[arg(long, value_name = "host=…")]
         docker: Option<String>,
+    },
+    /// Pack a context, its private key with it, to take it elsewhere
+    Export {
+        name: String,
+        /// Where to; '-' is the standard output [default: NAME.dockercontext]
+        file: Option<PathBuf>,
+    },
+    /// Take a packed context in
+    Import {
+        name: String,
+        /// What 'context export' wrote; '-' is the standard input
+        file: PathBuf,
     },
     /// List the names
     Ls(ListArgs),
@@ -81,6 +96,16 @@ pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> 
             store.keep(&context, &tls)?;
             line(&name)
         }
+        ContextCommand::Export { name, file } => export(&store, &name, file),
+        ContextCommand::Import { name, file } => {
+            let packed: Box<dyn io::Read> = if file == Path::new("-") {
+                Box::new(io::stdin())
+            } else {
+                Box::new(File::open(&file).with_context(|| format!("{} cannot be read", file.display()))?)
+            };
+            store.import(&name, packed).with_context(|| format!("{} cannot be imported", file.display()))?;
+            line(&name)
+        }
         ContextCommand::Ls(list) => self::list(&store, &list, current),
         ContextCommand::Inspect { names, format } => {
             let names = if names.is_empty() { vec![current.to_owned()] } else { names };
@@ -114,6 +139,22 @@ pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> 
             Ok(())
         }
     }
+}
+
+fn export(store: &ContextStore, name: &str, file: Option<PathBuf>) -> anyhow::Result<()> {
+    if file.as_deref() == Some(Path::new("-")) {
+        if io::stdout().is_terminal() {
+            bail!("an archive is nothing for a terminal: name a file");
+        }
+        return store.export(name, io::stdout());
+    }
+    let file = file.unwrap_or_else(|| format!("{name}.dockercontext").into());
+    store.find(name)?;
+    // It holds a private key.
+    let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    let new = new.with_context(|| format!("{} cannot be made", file.display()))?;
+    store.export(name, new)?;
+    line(&format!("written to {}", file.display()))
 }
 
 fn list(store: &ContextStore, list: &ListArgs, current: &str) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! What is in a container, and in and out of it: `skep cp`, `diff`, `export`, `commit`.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, escape};
 use crate::output::line;
+use crate::pipes::{Body, read_by, written};
 
 /// Go's flag for a directory in a file's mode.
 const DIRECTORY: u64 = 1 << 31;
@@ -91,21 +92,19 @@ async fn copy_out(client: &Client, args: &CopyArgs, name: &str, path: &str, targ
         path = link;
     }
     let answer = client.send(Method::GET, &archive_path(name, &path), None).await?;
-    let mut archive = Vec::new();
     if target == "-" {
         return write_body(answer, &mut std::io::stdout()).await;
     }
-    write_body(answer, &mut archive).await?;
     let into_dir = target.ends_with('/') || Path::new(target).is_dir();
     anyhow::ensure!(!into_dir || Path::new(target).is_dir(), "directory {target} is not there: make it first");
-    let mut tar = tar::Archive::new(archive.as_slice());
-    tar.set_preserve_permissions(true);
-    tar.set_preserve_ownerships(args.archive);
-    if into_dir {
-        tar.unpack(target)?;
-    } else {
-        unpack_as(tar, Path::new(target))?;
-    }
+    let (keep_owners, to) = (args.archive, PathBuf::from(target));
+    read_by(answer, move |archive| {
+        let mut tar = tar::Archive::new(archive);
+        tar.set_preserve_permissions(true);
+        tar.set_preserve_ownerships(keep_owners);
+        if into_dir { Ok(tar.unpack(to)?) } else { unpack_as(tar, &to) }
+    })
+    .await?;
     if !args.quiet {
         eprintln!("copied {name}:{path} to {target}");
     }
@@ -113,7 +112,7 @@ async fn copy_out(client: &Client, args: &CopyArgs, name: &str, path: &str, targ
 }
 
 /// Unpacks an archive of one tree under another name.
-fn unpack_as(mut tar: tar::Archive<&[u8]>, target: &Path) -> anyhow::Result<()> {
+fn unpack_as(mut tar: tar::Archive<impl Read>, target: &Path) -> anyhow::Result<()> {
     let failed = || format!("{} cannot be written", target.display());
     for entry in tar.entries()? {
         let mut entry = entry?;
@@ -129,9 +128,7 @@ fn unpack_as(mut tar: tar::Archive<&[u8]>, target: &Path) -> anyhow::Result<()> 
 
 async fn copy_in(client: &Client, args: &CopyArgs, source: &str, name: &str, path: &str) -> anyhow::Result<()> {
     let (dir, archive) = if source == "-" {
-        let mut archive = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::stdin(), &mut archive)?;
-        (path.to_owned(), archive)
+        (path.to_owned(), written(|to| Ok(std::io::copy(&mut std::io::stdin(), to).map(drop)?)))
     } else {
         let there = stat(client, name, path).await?;
         let is_dir = there.as_ref().and_then(|stat| stat["mode"].as_u64()).is_some_and(|mode| mode & DIRECTORY != 0);
@@ -150,7 +147,7 @@ async fn copy_in(client: &Client, args: &CopyArgs, source: &str, name: &str, pat
     };
     let request = hyper::Request::builder().method(Method::PUT).header("content-type", "application/x-tar");
     let query = format!("{}&copyUIDGID={}", archive_path(name, &dir), args.archive);
-    client.send_request(request, &query, archive.into()).await?;
+    client.send_request(request, &query, archive).await?;
     if !args.quiet {
         eprintln!("copied {source} to {name}:{path}");
     }
@@ -158,24 +155,25 @@ async fn copy_in(client: &Client, args: &CopyArgs, source: &str, name: &str, pat
 }
 
 /// An archive of `source` under the last name of `path`, and the directory it goes to.
-fn renamed(source: &str, path: &str, args: &CopyArgs) -> anyhow::Result<(String, Vec<u8>)> {
+fn renamed(source: &str, path: &str, args: &CopyArgs) -> anyhow::Result<(String, Body)> {
     let path = Path::new(path);
     let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("/"));
     Ok((dir.display().to_string(), pack(source, &name.to_string_lossy(), args.follow_link)?))
 }
 
-fn pack(source: &str, name: &str, follow_link: bool) -> anyhow::Result<Vec<u8>> {
-    let failed = || format!("{source} cannot be read");
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.follow_symlinks(follow_link);
-    let found = if follow_link { std::fs::metadata(source) } else { std::fs::symlink_metadata(source) };
-    if found.with_context(failed)?.is_dir() {
-        tar.append_dir_all(name, source).with_context(failed)?;
-    } else {
-        tar.append_path_with_name(source, name).with_context(failed)?;
-    }
-    Ok(tar.into_inner()?)
+fn pack(source: &str, name: &str, follow_link: bool) -> anyhow::Result<Body> {
+    let (source, name) = (source.to_owned(), name.to_owned());
+    let failed = format!("{source} cannot be read");
+    let found = if follow_link { std::fs::metadata(&source) } else { std::fs::symlink_metadata(&source) };
+    let is_dir = found.with_context(|| failed.clone())?.is_dir();
+    Ok(written(move |to| {
+        let mut tar = tar::Builder::new(to);
+        tar.follow_symlinks(follow_link);
+        let appended = if is_dir { tar.append_dir_all(name, source) } else { tar.append_path_with_name(source, name) };
+        appended.context(failed)?;
+        Ok(tar.finish()?)
+    }))
 }
 
 fn archive_path(name: &str, path: &str) -> String {

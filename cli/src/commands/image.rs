@@ -4,7 +4,6 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
@@ -17,6 +16,7 @@ use super::values::{size, ulimit};
 use crate::client::{Client, escape};
 use crate::credentials::Config;
 use crate::output::{ListArgs, age, line};
+use crate::pipes::{Body, whole, written};
 
 /// What is done to images; each verb stands alone, and behind `skep image`.
 #[derive(clap::Subcommand)]
@@ -218,7 +218,7 @@ pub(crate) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
             changes.iter().for_each(|change| query += &format!("&changes={}", escape(change)));
             let archive = read(Some(&file).filter(|file| file.as_os_str() != "-").map(PathBuf::as_path))?;
             let path = format!("/images/create?{query}");
-            progress(client.send_bytes(Method::POST, &path, "application/x-tar", archive).await?).await
+            progress(client.send_archive(&path, archive).await?).await
         }
     }
 }
@@ -305,7 +305,7 @@ async fn fetch(client: &Client, path: &str, image: &str, quiet: bool) -> anyhow:
 
 pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<()> {
     let remote = args.context.to_str().filter(|context| is_remote(context));
-    let context = if remote.is_some() { Bytes::new() } else { pack(&args.context)? };
+    let context = if remote.is_some() { whole("") } else { pack(&args.context)? };
     let ulimits: anyhow::Result<Vec<Value>> = args.ulimits.iter().map(|text| ulimit(text)).collect();
     let bytes = |text: &Option<String>| text.as_deref().map_or(Ok(0), size);
     let mut query = format!(
@@ -361,15 +361,16 @@ fn is_remote(context: &str) -> bool {
 }
 
 /// The context as an archive; what `.dockerignore` names is left out by the daemon.
-fn pack(dir: &Path) -> anyhow::Result<Bytes> {
+fn pack(dir: &Path) -> anyhow::Result<Body> {
     if dir == Path::new("-") {
-        let input = read(None)?;
+        let mut input = Vec::new();
+        std::io::stdin().read_to_end(&mut input)?;
         // An archive is known by its magic number; anything else is a Dockerfile.
         let compressed = [&[0x1f, 0x8b][..], b"BZh", &[0xfd, b'7', b'z'], &[0x28, 0xb5, 0x2f, 0xfd]];
         let is_archive =
             input.get(257..262) == Some(b"ustar") || compressed.iter().any(|magic| input.starts_with(magic));
         if is_archive {
-            return Ok(input);
+            return Ok(whole(input));
         }
         let mut header = tar::Header::new_gnu();
         header.set_size(input.len() as u64);
@@ -378,24 +379,28 @@ fn pack(dir: &Path) -> anyhow::Result<Bytes> {
         header.set_gid(0);
         header.set_mtime(0);
         let mut tar = tar::Builder::new(Vec::new());
-        tar.append_data(&mut header, "Dockerfile", input.as_ref())?;
-        return Ok(tar.into_inner()?.into());
+        tar.append_data(&mut header, "Dockerfile", input.as_slice())?;
+        return Ok(whole(tar.into_inner()?));
     }
     anyhow::ensure!(dir.is_dir(), "context {} is no directory", dir.display());
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.follow_symlinks(false);
-    tar.append_dir_all(".", dir).with_context(|| format!("context {} cannot be read", dir.display()))?;
-    Ok(tar.into_inner()?.into())
+    let dir = dir.to_owned();
+    Ok(written(move |to| {
+        let mut tar = tar::Builder::new(to);
+        tar.follow_symlinks(false);
+        tar.append_dir_all(".", &dir).with_context(|| format!("context {} cannot be read", dir.display()))?;
+        Ok(tar.finish()?)
+    }))
 }
 
 /// A file, or standard input.
-fn read(file: Option<&Path>) -> anyhow::Result<Bytes> {
-    let Some(file) = file else {
-        let mut input = Vec::new();
-        std::io::stdin().read_to_end(&mut input)?;
-        return Ok(input.into());
+fn read(file: Option<&Path>) -> anyhow::Result<Body> {
+    let mut input: Box<dyn std::io::Read + Send> = match file {
+        None => Box::new(std::io::stdin()),
+        Some(file) => {
+            Box::new(std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?)
+        }
     };
-    Ok(std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?.into())
+    Ok(written(move |to| Ok(std::io::copy(&mut input, to).map(drop)?)))
 }
 
 /// Prints what the daemon tells, line by line; an error among it is ours.
@@ -475,7 +480,7 @@ async fn save(client: &Client, images: &[String], output: Option<&Path>) -> anyh
 }
 
 async fn load(client: &Client, input: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
-    let sent = client.send_bytes(Method::POST, "/images/load", "application/x-tar", read(input)?).await?;
+    let sent = client.send_archive("/images/load", read(input)?).await?;
     if quiet {
         read_steps(sent, |step| if step["stream"].is_null() { Ok(()) } else { show(step) }).await
     } else {

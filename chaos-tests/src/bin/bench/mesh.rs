@@ -1,19 +1,21 @@
 //! The routing mesh, beside HAProxy and beside no proxy at all.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{Host, Rig};
+use skep_chaos_tests::{Host, Rig, within_network_of};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::overlay::{WIRE, two_hosts};
+use super::overlay::{WIRE, WireguardGo, busy_seconds, pid_of, two_hosts};
 use super::report;
 
 /// The task is on the second host; whoever asks is on the first.
 const MESH_PORT: u16 = 8080;
 const DIRECT_PORT: u16 = 8000;
 const PROXY_PORT: u16 = 8081;
+/// UDP, of the second host itself.
+const FLOWS_PORT: u16 = 8082;
 
 pub(crate) fn mesh() {
     let rig = two_hosts();
@@ -27,9 +29,11 @@ pub(crate) fn mesh() {
     first.ok(&[&ON_SECOND[..], &["--name", "direct", "--network", "host", "skep/whoami"]].concat());
     first.await_replicas("direct", "1/1");
     proxy(first);
-    first.ok(&[&ON_SECOND[..], &["--name", "mesh", "--publish", "8080:8000", "skep/whoami"]].concat());
+    let published = ["--name", "mesh", "--publish", "8080:8000", "--publish", "8080:8000/udp", "skep/whoami"];
+    first.ok(&[&ON_SECOND[..], &published].concat());
     first.await_replicas("mesh", "1/1");
     measure(first);
+    flows(&rig);
 }
 
 const ON_SECOND: [&str; 5] = ["service", "create", "-d", "--constraint", "node.hostname==n2"];
@@ -97,6 +101,92 @@ fn connections(from: &Host, ways: &[(&str, String)]) {
         let (rate, p99) = &measured[ROUNDS / 2];
         println!("new connections, {name:<40} median {rate:.0} a second, p99 {p99}, of {ROUNDS}");
     }
+}
+
+/// New flows of datagrams a second, as QUIC begins them: two exchanges of full datagrams on each, from a port of its own.
+fn flows(rig: &Rig) {
+    const ROUNDS: usize = 5;
+    let (first, second) = (rig.host(1), rig.host(2));
+    let _ended_with_us = WireguardGo::start(rig);
+    let on_host = second.holder_pid();
+    let in_task = pid_of(second, "mesh").parse().expect("a process's number");
+    let ways = [
+        ("direct", on_host, WIRE[1], FLOWS_PORT),
+        ("the mesh, encrypted", in_task, WIRE[0], MESH_PORT),
+        ("direct by wireguard-go", on_host, "10.99.0.2", FLOWS_PORT),
+    ];
+    for (server, port) in [(on_host, FLOWS_PORT), (in_task, DIRECT_PORT)] {
+        let socket = within_network_of(server, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a free port"));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                // Who is gone needs no answer.
+                drop(socket.send_to(&buffer[..len], from));
+            }
+        });
+    }
+    let mut measured = vec![Vec::new(); ways.len()];
+    for _ in 0..ROUNDS {
+        for ((_, _, address, port), measured) in ways.iter().zip(&mut measured) {
+            let to = SocketAddr::new(address.parse().expect("an address"), *port);
+            measured.push(first.within_network(|| flows_to(to)));
+        }
+    }
+    for ((name, ..), mut measured) in ways.iter().zip(measured) {
+        measured.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        let Flows { rate, p99, cpu, .. } = measured[ROUNDS / 2];
+        let lost: usize = measured.iter().map(|flows| flows.lost).sum();
+        println!(
+            "new flows of UDP, {name:<41} median {rate:.0} a second, p99 {:.2} ms, {:.0} CPU µs each, {lost} lost, of {ROUNDS}",
+            p99.as_secs_f64() * 1e3,
+            cpu * 1e6
+        );
+    }
+}
+
+/// What came of flows in a second.
+#[derive(Clone, Copy)]
+struct Flows {
+    rate: f64,
+    p99: Duration,
+    /// Seconds of the whole machine's for each flow.
+    cpu: f64,
+    lost: usize,
+}
+
+fn flows_to(to: SocketAddr) -> Flows {
+    const CLIENTS: usize = 16;
+    const LASTS: Duration = Duration::from_secs(1);
+    let (begun, busy) = (Instant::now(), busy_seconds());
+    let flow = || {
+        let started = Instant::now();
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        socket.connect(to).ok()?;
+        let mut datagram = [1; 1200];
+        for _ in 0..2 {
+            socket.send(&datagram).ok()?;
+            socket.recv(&mut datagram).ok()?;
+        }
+        Some(started.elapsed())
+    };
+    let client = || {
+        let mut times = Vec::new();
+        while begun.elapsed() < LASTS {
+            times.push(flow());
+        }
+        times
+    };
+    let all: Vec<Option<Duration>> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect()
+    });
+    let (took, busy) = (begun.elapsed().as_secs_f64(), busy_seconds() - busy);
+    let mut times: Vec<Duration> = all.iter().flatten().copied().collect();
+    times.sort();
+    let count = times.len().max(1);
+    let p99 = times.get(count * 99 / 100).copied().unwrap_or_default();
+    Flows { rate: times.len() as f64 / took, p99, cpu: busy / count as f64, lost: all.len() - times.len() }
 }
 
 fn proxy(host: &Host) {

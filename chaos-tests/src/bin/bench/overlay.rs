@@ -93,7 +93,7 @@ pub(crate) fn overlay() {
 }
 
 /// The first process of a service's one container on a host.
-fn pid_of(host: &Host, service: &str) -> String {
+pub(crate) fn pid_of(host: &Host, service: &str) -> String {
     let found = host.running().into_iter().find(|(name, _)| name.starts_with(service));
     found.expect("the service runs here").1.to_string()
 }
@@ -149,7 +149,7 @@ fn exchanges(client: &str, server: &str, addr: &str) -> Vec<Duration> {
 }
 
 /// What all processors have worked since the machine's start.
-fn busy_seconds() -> f64 {
+pub(crate) fn busy_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let line = stat.lines().next().unwrap_or_default();
     let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|text| text.parse().ok()).collect();
@@ -173,10 +173,10 @@ fn bare_vxlan(rig: &Rig) {
 }
 
 /// A tunnel of wireguard-go between the two hosts: 10.99.0.1 and 10.99.0.2.
-struct WireguardGo;
+pub(crate) struct WireguardGo;
 
 impl WireguardGo {
-    fn start(rig: &Rig) -> Self {
+    pub(crate) fn start(rig: &Rig) -> Self {
         Self::end();
         let key = |host: &Host| host.exec("sh", &["-c", "wg genkey"]).stdout.trim().to_owned();
         let keys = [key(rig.host(1)), key(rig.host(2))];
