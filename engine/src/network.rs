@@ -569,6 +569,7 @@ impl Networks {
         // What stands on another link is in that one's network.
         networks.retain(|_, network| network.parent.is_none());
         let rules = first + &ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
-        tokio::task::spawn_blocking(move || skep_host_net::apply(&rules)).await.map_err(io::Error::other)?
+        let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&rules));
+        applied.await.map_err(io::Error::other)?.map(drop)
     }
 }

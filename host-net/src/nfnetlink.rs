@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, sendto,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -22,14 +22,24 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 /// The messages in what was received: kind and body.
 #[must_use]
-pub fn messages(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+pub fn messages(bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    told(bytes).into_iter().map(|(kind, _, body)| (kind, body)).collect()
+}
+
+/// The messages in what was received: kind, whose doing it tells of (the port of its socket), and body.
+#[must_use]
+pub fn told(mut bytes: &[u8]) -> Vec<(u16, u32, &[u8])> {
     let mut found = Vec::new();
-    while let (Some(len), Some(kind)) = (bytes.first_chunk::<4>(), u16_at(bytes, 4)) {
-        let Ok(len) = usize::try_from(u32::from_ne_bytes(*len)) else { break };
+    while let (Some(len), Some(kind), Some(port)) = (u32_at(bytes, 0), u16_at(bytes, 4), u32_at(bytes, PORT_AT)) {
+        let Ok(len) = usize::try_from(len) else { break };
         let Some(body) = bytes.get(HEADER_LEN..len) else { break };
-        found.push((kind, body));
+        found.push((kind, port, body));
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     found
@@ -117,8 +127,9 @@ const BATCH_END: u16 = 17;
 /// The subsystem of tables, chains and rules.
 const NFTABLES: u16 = 10;
 const BATCH_GENERIC: [u8; GENERIC_LEN] = [0, 0, NFTABLES.to_be_bytes()[0], NFTABLES.to_be_bytes()[1]];
-/// Where a message's flags stand.
+/// Where a message's flags stand, and its sender's port.
 const FLAGS_AT: usize = 6;
+const PORT_AT: usize = 12;
 const ANSWER_LIMIT_SECS: i64 = 10;
 /// In bytes; what is more is refused.
 const BATCH_LEN_MAX: usize = 16 << 20;
@@ -174,6 +185,12 @@ impl PacketFilter {
         // All changes of a batch go in one message.
         setsockopt(&socket, sockopt::SndBufForce, &BATCH_LEN_MAX)?;
         Ok(Self(Some(socket)))
+    }
+
+    /// What tells its doings from others'.
+    pub fn port(&self) -> io::Result<u32> {
+        let Some(socket) = &self.0 else { return Ok(0) };
+        Ok(getsockname::<NetlinkAddr>(socket.as_raw_fd())?.pid())
     }
 
     /// Has the changes take place; returns once they have.

@@ -1,17 +1,21 @@
 //! Rules for packets, through `nft`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+};
 
-use crate::nfnetlink::{GENERIC_LEN, attributes, messages};
+use crate::nfnetlink::{GENERIC_LEN, attributes, messages, told};
 
-/// Applies a script in the calling thread's namespace, all of it or nothing; returns once it is in force.
-pub fn apply(script: &str) -> io::Result<()> {
+/// Applies a script in the calling thread's namespace, all of it or nothing; returns once it is in force. What is
+/// returned tells its doings from others': see [`RuleWatch`].
+pub fn apply(script: &str) -> io::Result<u32> {
     // Where the kernel does not tell, the end of the program does.
     let told = changes().ok();
     let spawned = Command::new("nft")
@@ -30,13 +34,16 @@ pub fn apply(script: &str) -> io::Result<()> {
         let in_force = is_told_of(&told, &nft);
         close_in_time(told);
         if in_force {
+            let port = nft.id();
             in_the_background(move || drop(nft.wait()));
-            return Ok(());
+            return Ok(port);
         }
     }
+    // A program's first socket has its own number for a port.
+    let port = nft.id();
     let output = nft.wait_with_output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(port);
     }
     Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr))))
 }
@@ -90,6 +97,8 @@ fn is_commit_of((kind, body): (u16, &[u8]), process: u32) -> bool {
 /// NFT_MSG_NEWGEN of subsystem NFNL_SUBSYS_NFTABLES, and NFTA_GEN_PROC_PID, of linux/netfilter/nf_tables.h.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 const GENERATION_PROCESS: u16 = 2;
+/// How much a watch holds until it is asked, in bytes.
+const WATCHED_LEN_MAX: usize = 16 << 20;
 /// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h.
 const CHANGES_GROUP: u32 = 7;
 
@@ -124,11 +133,55 @@ pub fn has_table(table: &str) -> io::Result<bool> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line == wanted))
 }
 
-/// How the kernel shows a table (`family name`) of the calling thread's namespace.
-pub fn show(table: &str) -> io::Result<String> {
-    let output = Command::new("nft").args(["-n", "list", "table"]).args(table.split(' ')).output()?;
-    if output.status.success() {
-        return String::from_utf8(output.stdout).map_err(io::Error::other);
+/// Tells whether somebody else changed a table.
+#[derive(Debug)]
+pub struct RuleWatch {
+    told: OwnedFd,
+    table: &'static str,
+    /// Whose doings are ours: a connection's, always, and those of programs, until they were seen.
+    own: u32,
+    programs: BTreeSet<u32>,
+}
+
+impl RuleWatch {
+    /// Watches a table of that name, of any family, of the calling thread's namespace; `own` is the port of who may
+    /// change it.
+    pub fn open(table: &'static str, own: u32) -> io::Result<Self> {
+        let told = changes()?;
+        // All elements of large sets are told of, one by one.
+        setsockopt(&told, sockopt::RcvBufForce, &WATCHED_LEN_MAX)?;
+        Ok(Self { told, table, own, programs: BTreeSet::new() })
     }
-    Err(io::Error::other(format!("nft shows no table {table}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+
+    /// What a program did that [`apply`] ran is our own doing.
+    pub fn expect(&mut self, program: u32) {
+        self.programs.insert(program);
+    }
+
+    /// Whether anybody else has touched the table since this was asked last.
+    pub fn touched_by_others(&mut self) -> bool {
+        let mut buffer = vec![0; 64 << 10];
+        let mut touched = false;
+        loop {
+            match recv(self.told.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(len) => touched |= told(&buffer[..len]).iter().any(|&message| self.is_others(message)),
+                Err(Errno::EINTR) => {}
+                // More was told than fits: by our own doing, if there was any.
+                Err(Errno::ENOBUFS) => touched |= self.programs.is_empty(),
+                Err(_) => break,
+            }
+        }
+        self.programs.clear();
+        touched
+    }
+
+    fn is_others(&self, (kind, port, body): (u16, u32, &[u8])) -> bool {
+        if kind == NEW_GENERATION || port == self.own || self.programs.contains(&port) {
+            return false;
+        }
+        // The first attribute of what is told of tables, and of all that is in them, is the table's name.
+        let attributes = attributes(body.get(GENERIC_LEN..).unwrap_or_default());
+        let table = attributes.iter().find(|(kind, ..)| *kind == 1);
+        table.is_some_and(|(_, _, name)| name.strip_suffix(&[0]) == Some(self.table.as_bytes()))
+    }
 }

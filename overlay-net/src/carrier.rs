@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +12,14 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use skep_api::overlay::{Fact, FactKey};
 use skep_api::{NodeId, SecretBytes};
-use skep_host_net::drain_changes;
+use skep_host_net::RuleWatch;
 use skep_host_net::nfnetlink::{Batch, PacketFilter};
 
 use crate::conntrack;
 use crate::kernel::Kernel;
 use crate::path::client::PathClient;
 use crate::path::message::PeerIndex;
-use crate::plan::{Desired, LocalContainer};
+use crate::plan::{Desired, LocalContainer, MESH_TABLE, TABLE};
 use crate::retarget;
 use crate::ruleset::Tables;
 use crate::serving::Turned;
@@ -33,10 +32,8 @@ pub(crate) struct Carrier {
     pub(crate) kernel: Kernel,
     pub(crate) path: PathClient,
     applied: Desired,
-    /// How the kernel shows the rules that were put in force, inside and outside.
-    shown: Option<(String, String)>,
-    /// Tells of changes to rules, inside and outside.
-    changes: [OwnedFd; 2],
+    /// The rules inside and outside.
+    watched: [RuleWatch; 2],
     /// To the rules inside.
     filter: Arc<PacketFilter>,
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
@@ -51,14 +48,16 @@ impl Carrier {
         path: PathClient,
         indexes: BTreeMap<NodeId, PeerIndex>,
     ) -> io::Result<Self> {
-        let changes = [kernel.netns().run(skep_host_net::changes).await?, skep_host_net::changes()?];
         let filter = Arc::new(kernel.netns().run(PacketFilter::open).await?);
+        let port = filter.port()?;
+        let inside = kernel.netns().run(move || RuleWatch::open(TABLE, port)).await?;
+        // Scripts alone change those.
+        let outside = RuleWatch::open(MESH_TABLE, 0)?;
         Ok(Self {
             kernel,
             path,
             applied: Desired::default(),
-            shown: None,
-            changes,
+            watched: [inside, outside],
             filter,
             indexes,
             basis: Default::default(),
@@ -83,13 +82,14 @@ impl Carrier {
             Some(retargeted) => self.commit(retarget::batch(&retargeted)).await?,
             None => {
                 let inside = script(&desired.inside, &self.applied.inside);
-                self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+                let program = self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
+                self.watched[0].expect(program);
             }
         }
         let outside = script(&desired.outside, &self.applied.outside);
         if !outside.is_empty() {
             let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
-            applied.await.map_err(io::Error::other)??;
+            self.watched[1].expect(applied.await.map_err(io::Error::other)??);
         }
         let dead: BTreeSet<IpAddr> = self.applied.living.difference(&desired.living).copied().collect();
         if !dead.is_empty() {
@@ -97,8 +97,6 @@ impl Carrier {
             self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
         }
         self.applied = desired;
-        // Shown anew when it is looked at next.
-        self.shown = None;
         Ok(())
     }
 
@@ -107,7 +105,6 @@ impl Carrier {
         let Some((change, batch)) = turned.put_into(&mut self.applied) else { return Ok(false) };
         self.path.change(change).await?;
         self.commit(batch).await?;
-        self.shown = None;
         Ok(true)
     }
 
@@ -122,28 +119,10 @@ impl Carrier {
         self.path.sync().await?;
         self.kernel.check_wire().await?;
         self.kernel.look_at_sealed(&self.applied.sealed).await;
-        let [inside, outside] = self.changes.each_ref().map(drain_changes);
-        if self.shown.is_some() && !inside && !outside {
-            return Ok(());
-        }
-        let (inside, outside) = (self.applied.inside.names(), self.applied.outside.names());
-        let inside = self.kernel.netns().run(move || show(&inside)).await?;
-        let outside = tokio::task::spawn_blocking(move || show(&outside));
-        let now = (inside, outside.await.map_err(io::Error::other)??);
-        match &self.shown {
-            Some(shown) if *shown != now => Err(io::Error::other("its rules are not those it was given")),
-            Some(_) => Ok(()),
-            None => {
-                self.shown = Some(now);
-                Ok(())
-            }
-        }
+        // Each is asked: what it has heard is heard once.
+        let [inside, outside] = self.watched.each_mut().map(RuleWatch::touched_by_others);
+        if inside || outside { Err(io::Error::other("somebody else changed its rules")) } else { Ok(()) }
     }
-}
-
-/// How the kernel shows tables.
-fn show(tables: &[String]) -> io::Result<String> {
-    tables.iter().map(|table| skep_host_net::show(table)).collect()
 }
 
 /// Gives every new peer a number of its own; a number is never given to another.

@@ -315,7 +315,7 @@ fn served(scene: &Scene<'_>, id: &str, local: &LocalContainer) -> ServedContaine
 
 /// The rules of the overlay's namespace, for one family.
 fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
-    let mut rules = Ruleset { family, table: "skep", frame: inside_frame(family), ..Ruleset::default() };
+    let mut rules = Ruleset { family, table: TABLE, frame: inside_frame(family), ..Ruleset::default() };
     for network in scene.networks() {
         let Some(subnet) = subnet_in(family, network) else { continue };
         rules.insert("same_network", format!("{subnet} . {subnet}"));
@@ -430,6 +430,8 @@ fn mac_text(index: PeerIndex) -> String {
     bytes.join(":")
 }
 
+/// The table of the overlay's namespace.
+pub(crate) const TABLE: &str = "skep";
 /// The table of the host's own namespace.
 pub(crate) const MESH_TABLE: &str = "skep_mesh";
 

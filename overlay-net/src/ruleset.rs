@@ -262,11 +262,6 @@ impl Tables {
         };
         self.v4.script_from(&before.v4) + &v6
     }
-
-    /// Their names.
-    pub(crate) fn names(&self) -> Vec<String> {
-        std::iter::once(&self.v4).chain(&self.v6).map(Ruleset::name).collect()
-    }
 }
 
 /// Has a table be gone, whether it was there or not.
