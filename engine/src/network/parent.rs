@@ -4,7 +4,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rtnetlink::packet_route::link::{LinkMessage, MacVlanMode};
@@ -108,11 +107,7 @@ impl Parent {
     }
 }
 
-/// Whether the host has a link of this name.
+/// Whether the host has a link of this name; what `/sys` shows may be another namespace's.
 pub(crate) fn is_link(name: &str) -> bool {
-    !name.is_empty()
-        && !name.contains('/')
-        && name != "."
-        && name != ".."
-        && Path::new("/sys/class/net").join(name).exists()
+    nix::net::if_::if_nametoindex(name).is_ok()
 }
