@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use rtnetlink::packet_route::link::{LinkMessage, MacVlanMode};
-use rtnetlink::{Handle, LinkBridge, LinkMacVlan};
+use rtnetlink::{Handle, LinkBridge, LinkMacVlan, LinkUnspec};
 use serde::{Deserialize, Serialize};
 use skep_host_net::{Netlink, Netns, link_index};
 
@@ -81,27 +81,33 @@ impl Parent {
     pub(super) async fn make_link(&self, index: u32, namespace: &Netns, link: u32, mac: MacAddress) -> io::Result<()> {
         let netlink = Netlink::open()?;
         let deadline = Instant::now() + GONE_LIMIT;
+        // Older kernels (6.1 is one) refuse a name that the host has, too, though the link is to be elsewhere.
+        let name: String = mac.bytes().iter().fold("mv".to_owned(), |name, byte| format!("{name}{byte:02x}"));
         loop {
-            match netlink.handle().link().add(self.link_in(index, namespace, link, mac)).execute().await {
+            match netlink.handle().link().add(self.link_in(index, namespace, &name, mac)).execute().await {
                 // By the address's last user: the kernel takes a namespace and its links down in its own time.
                 Err(rtnetlink::Error::NetlinkError(said))
                     if said.raw_code() == -libc::EADDRINUSE && Instant::now() < deadline =>
                 {
                     tokio::time::sleep(GONE_PAUSE).await;
                 }
-                other => return other.map_err(io::Error::other),
+                other => break other.map_err(io::Error::other)?,
             }
         }
+        let within = Netlink::open_in(namespace).await?;
+        let made = link_index(within.handle(), &name).await.ok_or_else(|| io::Error::other("the link is gone"))?;
+        let named = LinkUnspec::new_with_index(made).name(eth(link)).build();
+        within.handle().link().set(named).execute().await.map_err(io::Error::other)
     }
 
-    fn link_in(&self, index: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
+    fn link_in(&self, index: u32, namespace: &Netns, name: &str, mac: MacAddress) -> LinkMessage {
         let mode = match self.mode {
             Mode::Bridge => MacVlanMode::Bridge,
             Mode::Private => MacVlanMode::Private,
             Mode::Vepa => MacVlanMode::Vepa,
             Mode::Passthru => MacVlanMode::Passthrough,
         };
-        let made = LinkMacVlan::new(&eth(link), index, mode).setns_by_fd(namespace.as_raw_fd());
+        let made = LinkMacVlan::new(name, index, mode).setns_by_fd(namespace.as_raw_fd());
         // The one container of such a network is the link itself.
         if self.mode == Mode::Passthru { made.build() } else { made.address(mac.bytes().to_vec()).build() }
     }
