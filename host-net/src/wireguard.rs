@@ -1,5 +1,6 @@
 //! The kernel's own WireGuard: what its devices are told, and what they tell of their peers.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -23,10 +24,17 @@ pub type Key = [u8; 32];
 const ADDRESSES_MAX: usize = 1000;
 
 /// What a device knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct DeviceStatus {
     pub private_key: Option<Key>,
     pub peers: Vec<PeerStatus>,
+}
+
+/// The private key is not for logs.
+impl fmt::Debug for DeviceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceStatus").field("peers", &self.peers).finish_non_exhaustive()
+    }
 }
 
 /// What a device knows of a peer.

@@ -138,11 +138,8 @@ impl Sealed {
         let (before, device) = (&self.applied, self.device.as_mut().ok_or_else(gone)?);
         let same_key = before.key == wanted.key;
         device.heard.retain(|index, _| same_key && before.peers.get(index) == wanted.peers.get(index));
-        let kept = |address: &IpAddr| {
-            before.addresses.get(address).filter(|index| wanted.addresses.get(address) == Some(index))
-        };
-        let kept: BTreeMap<IpAddr, PeerIndex> =
-            before.addresses.keys().filter_map(|address| Some((*address, *kept(address)?))).collect();
+        let kept = before.addresses.iter().filter(|(address, index)| wanted.addresses.get(address) == Some(index));
+        let kept: BTreeMap<IpAddr, PeerIndex> = kept.map(|(address, index)| (*address, *index)).collect();
         lead(inside.handle(), device, &mut self.led, &kept).await?;
         if !same_key || before.port != wanted.port {
             device.wireguard.set_up(DEVICE, key, wanted.port).await?;
