@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use skep_api::grpc::{FactsHeld, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
+use skep_api::grpc::{FactsHeld, Heartbeat, Hello, ManagerMessage, WorkerMessage, manager_message, worker_message};
 use skep_api::overlay::{Digests, Fact};
+use skep_api::session::Outgoing;
 use skep_api::{encoding, session};
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
 use skep_manager::transport::Channels;
@@ -398,19 +399,26 @@ async fn speak_for(identity: NodeIdentity, manager: &str) {
     let description = encoding::encode(&skep_api::NodeDescription::default());
     let hello = worker_message::Kind::Hello(Hello { description, bulk_port: 1 });
     to_manager.send(&WorkerMessage { kind: Some(hello) }).await.unwrap();
-    let limit = Duration::from_secs(3);
-    let mut told = async || {
-        let facts = async {
-            loop {
-                let message = from_manager.next().await.unwrap().unwrap();
-                if let Some(manager_message::Kind::Facts(facts)) = message.kind {
-                    return facts;
+    // Waits up to 3 s, with a beat now and then: a node that is silent for that long counts as down.
+    let mut told = async |to_manager: &mut Outgoing<_>| {
+        let beat = WorkerMessage { kind: Some(worker_message::Kind::Heartbeat(Heartbeat {})) };
+        for _ in 0..6 {
+            to_manager.send(&beat).await.unwrap();
+            let facts = async {
+                loop {
+                    let message = from_manager.next().await.unwrap().unwrap();
+                    if let Some(manager_message::Kind::Facts(facts)) = message.kind {
+                        return facts;
+                    }
                 }
+            };
+            if let Ok(facts) = tokio::time::timeout(Duration::from_millis(500), facts).await {
+                return Some(facts);
             }
-        };
-        tokio::time::timeout(limit, facts).await.ok()
+        }
+        None
     };
-    let first = told().await.unwrap();
+    let first = told(&mut to_manager).await.unwrap();
     let facts: Vec<Fact> = first.facts.iter().map(|bytes| encoding::decode(bytes).unwrap()).collect();
     let mut digests: Digests = facts.iter().collect();
     let hold = |digests: &Digests| {
@@ -418,11 +426,11 @@ async fn speak_for(identity: NodeIdentity, manager: &str) {
         WorkerMessage { kind: Some(worker_message::Kind::FactsHeld(held)) }
     };
     to_manager.send(&hold(&digests)).await.unwrap();
-    assert_eq!(told().await, None, "it has what it was told");
+    assert_eq!(told(&mut to_manager).await, None, "it has what it was told");
     let task = facts.iter().find(|fact| matches!(fact, Fact::Task(_))).unwrap();
     digests.remove(task);
     to_manager.send(&hold(&digests)).await.unwrap();
-    let anew = told().await.expect("what is missing is noticed");
+    let anew = told(&mut to_manager).await.expect("what is missing is noticed");
     assert!(anew.complete && anew.facts.len() == first.facts.len(), "{} facts", anew.facts.len());
 }
 
