@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +90,63 @@ pub struct Privileges {
     /// The node's default if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_new_privileges: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompOptions>,
+    #[serde(rename = "AppArmor", skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<AppArmorOptions>,
+}
+
+/// How the system calls of a service's container are filtered.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SeccompOptions {
+    pub mode: SeccompMode,
+    /// Docker's JSON of a profile, in base 64; with [`SeccompMode::Custom`] alone.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub profile: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeccompMode {
+    #[default]
+    #[serde(alias = "")]
+    Default,
+    Unconfined,
+    Custom,
+}
+
+/// Whether AppArmor confines a service's container, on nodes that have it.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AppArmorOptions {
+    pub mode: AppArmorMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppArmorMode {
+    #[default]
+    #[serde(alias = "")]
+    Default,
+    Disabled,
+}
+
+impl SeccompOptions {
+    /// The profile's JSON, if it has one of its own.
+    pub fn custom(&self) -> Result<Option<serde_json::Value>, String> {
+        match (self.mode, self.profile.as_str()) {
+            (SeccompMode::Default | SeccompMode::Unconfined, "") => Ok(None),
+            (SeccompMode::Default | SeccompMode::Unconfined, _) => {
+                Err("a seccomp profile is given: it needs mode custom".into())
+            }
+            (SeccompMode::Custom, "") => Err("seccomp mode custom needs a profile".into()),
+            (SeccompMode::Custom, text) => {
+                let json = BASE64_STANDARD.decode(text).map_err(|error| format!("the seccomp profile: {error}"))?;
+                serde_json::from_slice(&json).map(Some).map_err(|error| format!("the seccomp profile: {error}"))
+            }
+        }
+    }
 }
 
 /// A file system shown inside the container.

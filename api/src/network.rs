@@ -148,9 +148,6 @@ impl NetworkSpec {
         if self.ingress && self.attachable {
             return Err(invalid("an ingress network cannot be attachable: choose one of the two".into()));
         }
-        if self.ingress && !self.is_encrypted() {
-            return Err(invalid("an ingress network is always encrypted: leave the option out".into()));
-        }
         if self.ingress && self.internal {
             return Err(invalid("an ingress network cannot be internal: ports are published through it".into()));
         }

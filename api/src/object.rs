@@ -23,6 +23,9 @@ pub struct Meta {
     /// The log index of the object's last change.
     #[serde(serialize_with = "as_index")]
     pub version: u64,
+    /// The log index of the last change of what users declared of it.
+    #[serde(skip)]
+    pub spec_version: u64,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{Host, LIMIT, SECRET, Scene, take_turn, wait_until};
+use skep_chaos_tests::{Host, LIMIT, SECRET, Scene, skip, take_turn, wait_until};
 
 /// Looks for programs that are not its own in /proc/PID/exe, keeps them open, and tries to write them.
 const WRITER: &str = r#"
@@ -379,4 +379,59 @@ fn users_of_the_host_reach_neither_files_nor_sockets() {
     let sockets = host.ok(&["run", "--rm", "--network", "host", "busybox", "cat", "/proc/net/unix"]);
     assert!(!sockets.contains('@'), "{sockets}");
     host.ok(&["rm", "-f", "box"]);
+}
+
+/// Where the host has AppArmor: what a container's capabilities would let it do, and what others' profiles say.
+#[test]
+fn apparmor_holds_where_capabilities_would_let_go() {
+    take_turn!();
+    if !fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')) {
+        return skip("this kernel has no AppArmor");
+    }
+    let scene = Scene::with_hosts(1);
+    let host = scene.host();
+    let label = ["busybox", "cat", "/proc/self/attr/current"];
+    let run = |flags: &[&str], command: &[&str]| host.run(&[&["run", "--rm"], flags, command].concat());
+    for (flags, want) in [
+        (&[][..], "skep-default (enforce)"),
+        (&["--security-opt", "apparmor=docker-default", "--privileged"], "skep-default (enforce)"),
+        (&["--security-opt", "no-new-privileges", "--user", "1000"], "skep-default (enforce)"),
+        (&["--privileged"], "unconfined"),
+        (&["--security-opt", "apparmor=unconfined"], "unconfined"),
+    ] {
+        let ran = run(flags, &label);
+        assert_eq!(ran.stdout.trim(), want, "{flags:?}: {ran:?}");
+    }
+    let mount = ["busybox", "mount", "-t", "tmpfs", "none", "/mnt"];
+    let able = ["--cap-add", "SYS_ADMIN"];
+    assert!(run(&[&able[..], &["--security-opt", "apparmor=unconfined"]].concat(), &mount).success);
+    assert!(!run(&able, &mount).success);
+    // As it was mounted, the kernel's own files are out of reach; by AppArmor they are when mounted anew.
+    let files = ["--security-opt", "systempaths=unconfined"];
+    let write = |to: &str| run(&files, &["busybox", "sh", "-c", &format!("echo 1 > {to}")]).success;
+    assert!(!write("/proc/sys/vm/drop_caches") && !write("/proc/sysrq-trigger") && write("/proc/self/oom_score_adj"));
+    // One that runs: signals from inside and outside, execs, and what is told of it.
+    host.ok(&["run", "-d", "--name", "box", "busybox", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 1; done"]);
+    assert_eq!(host.ok(&["inspect", "--format", "{{.AppArmorProfile}}", "box"]).trim(), "skep-default");
+    assert_eq!(host.ok(&[&["exec", "box"], &label[1..]].concat()).trim(), "skep-default (enforce)");
+    assert_eq!(host.ok(&[&["exec", "--privileged", "box"], &label[1..]].concat()).trim(), "unconfined");
+    host.ok(&["exec", "box", "sh", "-c", "sleep 100 & kill -9 $!; ps; cat /proc/1/environ"]);
+    host.ok(&["kill", "--signal", "TERM", "box"]);
+    assert_eq!(host.ok(&["wait", "box"]).trim(), "7");
+    assert!(host.ok(&["info", "--format", "{{json .SecurityOptions}}"]).contains("name=apparmor"));
+    // A profile of the user's; and none of that name.
+    let profile = host.dir().join("profile");
+    let text = "profile skep-test flags=(attach_disconnected) { file, network, capability, deny /tmp/** w, }\n";
+    fs::write(&profile, text).unwrap();
+    let profile = profile.display().to_string();
+    let own = ["--security-opt", "apparmor=skep-test"];
+    let refused = run(&own, &label).stderr;
+    assert!(refused.contains("skep-test is not loaded"), "{refused}");
+    assert!(host.exec("apparmor_parser", &["-r", &profile]).success);
+    let ran = run(&own, &["busybox", "sh", "-c", "cat /proc/self/attr/current; echo 1 > /tmp/x"]);
+    assert!(host.exec("apparmor_parser", &["-R", &profile]).success);
+    assert!(ran.stdout.starts_with("skep-test (enforce)") && ran.stderr.contains("denied"), "{ran:?}");
+    // Torn down by somebody, it is there for the next.
+    assert!(host.exec("sh", &["-c", "echo 'profile skep-default {}' | apparmor_parser -R"]).success);
+    assert_eq!(run(&[], &label).stdout.trim(), "skep-default (enforce)");
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use skep_chaos_tests::{Host, LIMIT, Rig, skip, take_turn, wait_until, within_network_of};
@@ -248,4 +248,78 @@ fn rules_that_were_changed_step_by_step_are_those_that_are_made_anew() {
         let after = rules(host);
         (sorted(&before) == sorted(&after), format!("before: {before}\nafter: {after}"))
     });
+}
+
+/// A frame of VXLAN in its datagram: a datagram of UDP within, from any address to any other.
+fn forged(macs: [[u8; 6]; 2], from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    const VNI: [u8; 8] = [0x08, 0, 0, 0, 0, 0x10, 0, 0];
+    let word = b"forged";
+    let mut ip = [0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0].to_vec();
+    ip.extend(from.octets().into_iter().chain(to.octets()));
+    ip[3] = u8::try_from(20 + 8 + word.len()).unwrap();
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let udp = [4000_u16, port, u16::try_from(8 + word.len()).unwrap(), 0].map(u16::to_be_bytes);
+    let [to, from] = macs;
+    [&VNI[..], &to, &from, &[0x08, 0], &ip, udp.as_flattened(), word].concat()
+}
+
+#[test]
+fn an_ingress_network_without_encryption_takes_clients_in_and_nothing_else() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let manager = rig.host(1);
+    manager.ok(&["network", "rm", "--force", "ingress"]);
+    manager.ok(&["network", "create", "--ingress", "--opt", "encrypted=false", "entry"]);
+    manager.ok(&["network", "create", "secret"]);
+    let create = ["service", "create", "-d", "--name", "web", "--mode", "global", "--constraint", "node.hostname!=n1"];
+    manager.ok(&[&create[..], &["--publish", "8080:8000", "--network", "secret", "skep/whoami"]].concat());
+    manager.await_replicas("web", "2/2");
+    for (asked, from) in [(1, 2), (2, 3), (3, 1), (1, 3)] {
+        let (url, from) = (format!("http://{}:8080/", rig.host(asked).addr()), rig.host(from));
+        let seen = format!("RemoteAddr: {}:", from.addr());
+        wait_until("the port answers", LIMIT, || {
+            let answer = from.curl(&url);
+            (answer.contains(&seen), format!("{url} from {}: {answer}", from.name()))
+        });
+    }
+    // A host says what no node of the swarm would.
+    let mac = |host: &Host| {
+        let netns = format!("--net={}", host.dir().join("run/overlay/netns").display());
+        let link = host.exec("nsenter", &[&netns, "ip", "-o", "link", "show", "plain0"]).stdout;
+        let mac = link.split("link/ether ").nth(1).unwrap_or_else(|| panic!("{link}"));
+        let bytes: Vec<u8> = mac[..17].split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        <[u8; 6]>::try_from(bytes).unwrap()
+    };
+    let (liar, victim) = (rig.host(3), rig.host(2));
+    let macs = [mac(victim), mac(liar)];
+    let tasks = manager.api().get("/tasks").unwrap().body;
+    let pid = u32::try_from(victim.running()[0].1).unwrap();
+    let task = tasks.as_array().unwrap().iter().find(|task| task["Status"]["ContainerStatus"]["PID"] == pid).unwrap();
+    let address = |network: &str| -> Ipv4Addr {
+        let attachments = task["NetworksAttachments"].as_array().unwrap();
+        let place = attachments.iter().find(|place| place["Network"]["Spec"]["Name"] == network).unwrap();
+        place["Addresses"][0].as_str().unwrap().split('/').next().unwrap().parse().unwrap()
+    };
+    let listen = || {
+        let socket = UdpSocket::bind(("0.0.0.0", 7000)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket
+    };
+    let ears = [within_network_of(pid, listen), manager.within_network(listen)];
+    let mouth = liar.within_network(|| UdpSocket::bind((liar.addr(), 0)).unwrap());
+    let (client, other): (Ipv4Addr, Ipv4Addr) = (liar.addr().parse().unwrap(), manager.addr().parse().unwrap());
+    for (what, from, to, taken) in [
+        ("as a client's that came in there", client, address("entry"), true),
+        ("a task's, to outside", address("entry"), other, false),
+        ("a client's, to outside", client, other, false),
+        ("a client's, to an encrypted network", client, address("secret"), false),
+        ("of the encrypted network", address("secret"), address("secret"), false),
+        ("a task's, to an encrypted network", address("entry"), address("secret"), false),
+    ] {
+        mouth.send_to(&forged(macs, from, to, 7000), (victim.addr(), 4790)).unwrap();
+        let heard = ears.iter().any(|ear| ear.recv(&mut [0; 64]).is_ok());
+        assert_eq!(heard, taken, "{what}: from {from} to {to}");
+    }
 }

@@ -243,10 +243,15 @@ fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
     let rig = Rig::swarm(1, 1);
     let host = rig.host(1);
     let mut api = host.api();
-    for (name, privileges, want) in [
-        ("plain", json!({}), "1"),
-        ("strict", json!({"NoNewPrivileges": true}), "1"),
-        ("free", json!({"NoNewPrivileges": false}), "0"),
+    // {"defaultAction": "SCMP_ACT_ALLOW"}
+    let all_allowed = json!({"Mode": "custom", "Profile": "eyJkZWZhdWx0QWN0aW9uIjogIlNDTVBfQUNUX0FMTE9XIn0="});
+    let off = json!({"NoNewPrivileges": true, "Seccomp": {"Mode": "unconfined"}, "AppArmor": {"Mode": "disabled"}});
+    for (name, privileges, want, filters) in [
+        ("plain", json!({}), "1", "1"),
+        ("strict", json!({"NoNewPrivileges": true, "Seccomp": {"Mode": "default"}}), "1", "1"),
+        ("free", json!({"NoNewPrivileges": false, "AppArmor": {"Mode": "default"}}), "0", "1"),
+        ("own", json!({"Seccomp": all_allowed}), "1", "1"),
+        ("off", off, "1", "0"),
     ] {
         let container = json!({"Image": "skep/whoami", "Privileges": privileges});
         let spec = json!({"Name": name, "TaskTemplate": {"ContainerSpec": container}});
@@ -258,8 +263,23 @@ fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
         let field =
             |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim().to_owned();
         assert_eq!(field("NoNewPrivs:"), want, "{name}");
-        assert_eq!((field("Seccomp:"), field("Seccomp_filters:")), ("2".into(), "1".into()), "{name}");
+        assert_eq!(field("Seccomp_filters:"), filters, "{name}");
         assert_eq!(field("CapBnd:"), "00000000a80425fb", "{name}: Docker's fourteen");
+        let told = api.get(&format!("/services/{name}")).unwrap().body;
+        let told = &told["Spec"]["TaskTemplate"]["ContainerSpec"]["Privileges"];
+        assert_eq!(told["Seccomp"], privileges["Seccomp"], "{name}");
+    }
+    for (seccomp, want) in [
+        (json!({"Mode": "custom"}), "needs a profile"),
+        (json!({"Mode": "custom", "Profile": "e30="}), "cannot be used"),
+        (json!({"Mode": "default", "Profile": "e30="}), "needs mode custom"),
+        (json!({"Mode": "other"}), "other"),
+    ] {
+        let container = json!({"Image": "skep/whoami", "Privileges": {"Seccomp": seccomp}});
+        let spec = json!({"Name": "bad", "TaskTemplate": {"ContainerSpec": container}});
+        let refused = api.post("/services/create", &spec).unwrap();
+        let told = refused.body["message"].as_str().unwrap_or_default();
+        assert!(refused.status == 400 && told.contains(want), "{refused:?}");
     }
 }
 

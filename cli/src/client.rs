@@ -226,7 +226,28 @@ async fn refusal(response: Response<Incoming>) -> anyhow::Result<anyhow::Error> 
     let body = response.into_body().collect().await?.to_bytes();
     let message = serde_json::from_slice::<Value>(&body).ok();
     let message = message.and_then(|value| value["message"].as_str().map(str::to_owned));
-    Ok(anyhow::anyhow!(message.unwrap_or_else(|| format!("the daemon answered {status}"))))
+    let message = message.unwrap_or_else(|| format!("the daemon answered {status}"));
+    Ok(Refused { status, message }.into())
+}
+
+/// The daemon did not do what it was asked for.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Whether an error says that what it was about does not exist.
+pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == StatusCode::NOT_FOUND)
 }
 
 async fn exchange<I>(io: I, request: Request<Body>) -> anyhow::Result<Response<Incoming>>

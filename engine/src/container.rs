@@ -1,5 +1,6 @@
 //! One container: its configuration, its spec, the shim that watches it, its output and health.
 
+pub(crate) mod apparmor;
 pub(crate) mod archive;
 pub(crate) mod config;
 pub(crate) mod devices;

@@ -9,8 +9,8 @@ mod service;
 
 use bincode::{Decode, Encode};
 use skep_api::{
-    Availability, ClusterSpec, ConfigId, ConfigSpec, NetworkId, NetworkSpec, NodeId, NodeRole, NodeSpec, SecretId,
-    SecretSpec, ServiceId, ServiceSpec,
+    Availability, ClusterSpec, ConfigId, ConfigSpec, Meta, NetworkId, NetworkSpec, NodeId, NodeRole, NodeSpec,
+    SecretId, SecretSpec, ServiceId, ServiceSpec,
 };
 use skep_raft_store::{ProposeError, Refusal, UpdateError};
 
@@ -168,11 +168,17 @@ impl ControlError {
         Self::new(Reason::NotFound, format!("{kind} {id} not found"))
     }
 
-    pub(crate) fn stale(kind: &str, asked: u64, found: u64) -> Self {
-        Self::new(
+    /// Fails unless what the user declared is still as it was in the version that the user read. That the object
+    /// itself has changed since, as its nodes and tasks did, is nobody's conflict.
+    pub(crate) fn check_version(kind: &str, asked: u64, meta: &Meta) -> Result<(), Self> {
+        if (meta.spec_version..=meta.version).contains(&asked) {
+            return Ok(());
+        }
+        let found = meta.version;
+        Err(Self::new(
             Reason::Stale,
             format!("update out of sequence: the {kind} has version {found}, not {asked}; read it again and repeat"),
-        )
+        ))
     }
 }
 

@@ -49,6 +49,8 @@ const UPLINK_V6_PREFIX_LEN: u8 = 126;
 const WIRE: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 1);
 /// Return routes of what came in through a peer: a table for each.
 const TABLE_BASE: u32 = 20_000;
+/// Of the rules that lead there: before the main table.
+const RULE_PRIORITY: u32 = 20_000;
 
 /// Where published ports of the host lead to, in a family.
 pub(crate) const fn inside_address(family: Family) -> IpAddr {
@@ -196,7 +198,8 @@ impl Kernel {
         let Some(wire) = self.wire else { return Err(io::Error::other("the device to other nodes is not there")) };
         let handle = self.inside.handle();
         for &index in peers.difference(&self.peers) {
-            return_route(handle, wire, index).await.map_err(io::Error::other)?;
+            neighbour(handle, wire, index).await.map_err(io::Error::other)?;
+            return_route(handle, wire, index, index.into()).await.map_err(io::Error::other)?;
         }
         for &subnet in subnets.difference(&self.subnets) {
             handle.route().add(subnet_route(wire, subnet)).replace().execute().await.map_err(io::Error::other)?;
@@ -363,22 +366,20 @@ fn subnet_route(wire: u32, subnet: IpSubnet) -> RouteMessage {
     }
 }
 
-/// The way back to a peer, for what came in through it.
-async fn return_route(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), rtnetlink::Error> {
-    neighbour(handle, wire, index).await?;
-    let table = TABLE_BASE + u32::from(index);
-    let back =
-        RouteMessageBuilder::<Ipv4Addr>::new().gateway(next_hop(index)).output_interface(wire).onlink().table_id(table);
-    handle.route().add(back.build()).replace().execute().await?;
-    let rule = handle.rule().add().v4().fw_mark(u32::from(index)).table_id(table).priority(table);
+/// The way back to a peer, for what came in through it by this device and has `mark` for that.
+async fn return_route(handle: &Handle, device: u32, index: PeerIndex, mark: u32) -> Result<(), rtnetlink::Error> {
+    let table = TABLE_BASE + mark;
+    let back = RouteMessageBuilder::<Ipv4Addr>::new().gateway(next_hop(index)).output_interface(device).onlink();
+    handle.route().add(back.table_id(table).build()).replace().execute().await?;
+    let rule = handle.rule().add().v4().fw_mark(mark).table_id(table).priority(RULE_PRIORITY);
     add_existing_is_fine(rule.action(RuleAction::ToTable).execute().await)?;
     if !has_ipv6() {
         return Ok(());
     }
     let back =
-        RouteMessageBuilder::<Ipv6Addr>::new().gateway(next_hop_v6(index)).output_interface(wire).table_id(table);
+        RouteMessageBuilder::<Ipv6Addr>::new().gateway(next_hop_v6(index)).output_interface(device).table_id(table);
     handle.route().add(back.build()).replace().execute().await?;
-    let rule = handle.rule().add().v6().fw_mark(u32::from(index)).table_id(table).priority(table);
+    let rule = handle.rule().add().v6().fw_mark(mark).table_id(table).priority(RULE_PRIORITY);
     add_existing_is_fine(rule.action(RuleAction::ToTable).execute().await)
 }
 

@@ -324,6 +324,9 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
         }
         if network.ingress {
             rules.insert("entry", subnet.to_string());
+            if !network.encrypted {
+                rules.insert("plain_entry", subnet.to_string());
+            }
         }
         if !network.internal {
             rules.insert("egress", subnet.to_string());
@@ -332,8 +335,9 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
     for (id, local) in scene.locals {
         local_rules(scene, &mut rules, (id, local));
     }
-    for &index in scene.indexes.values() {
-        rules.map("peer_of", mac_text(index), index.to_string());
+    for (&node, &index) in scene.indexes {
+        rules.map("peer_of", mac_text(mac(index)), index.to_string());
+        rules.map("peer_of", mac_text(plain::mac(node)), plain::mark(index).to_string());
     }
     let entry = scene.networks().find(|network| network.ingress);
     for service in scene.services() {
@@ -425,8 +429,8 @@ fn publish(rules: &mut Ruleset, name: String, spread: Spread) {
     }
 }
 
-fn mac_text(index: PeerIndex) -> String {
-    let bytes: Vec<String> = mac(index).iter().map(|byte| format!("{byte:02x}")).collect();
+fn mac_text(mac: [u8; 6]) -> String {
+    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
 }
 
@@ -498,12 +502,14 @@ fn outside_frame(family: Family) -> &'static str {
 
 /// What never changes inside. Packets from a container have its address; what comes in through
 /// another node goes back through it; networks do not reach each other, least of all one that is
-/// encrypted from outside its tunnels.
+/// encrypted from outside its tunnels: outside of them only an unencrypted ingress network takes packets of others,
+/// and answers them.
 const INSIDE_FRAME: &str = r#"
   set own { type ifname . $address; }
   set same_network { type $address . $address; flags interval; }
   set plain { type $address; flags interval; }
   set entry { type $address; flags interval; }
+  set plain_entry { type $address; flags interval; }
   set egress { type $address; flags interval; }
   set itself { type $address . $address; }
   set vips { type $address; }
@@ -515,13 +521,14 @@ const INSIDE_FRAME: &str = r#"
     type filter hook prerouting priority -300
     $neighbours
     iifname "skv*" iifname . $ip saddr != @own drop
-    iifname "plain0" $ip saddr != @plain drop
-    iifname "plain0" $ip daddr != @plain drop
+    iifname "plain0" $ip saddr != @plain $ip daddr != @plain_entry drop
+    iifname "plain0" $ip daddr != @plain $ip saddr != @plain_entry drop
   }
   chain returning {
     type filter hook prerouting priority -150
-    iifname "wire0" $ip daddr @entry ct state new ct mark set ether saddr map @peer_of
-    iifname != "wire0" ct direction reply ct mark != 0 meta mark set ct mark
+    iifname "plain0" $ip daddr != @plain ct state != { established, related } drop
+    iifname { "wire0", "plain0" } $ip daddr @entry ct state new ct mark set ether saddr map @peer_of
+    iifname != { "wire0", "plain0" } ct direction reply ct mark != 0 meta mark set ct mark
   }
   chain translate {
     type nat hook prerouting priority -100
@@ -534,7 +541,7 @@ const INSIDE_FRAME: &str = r#"
     ct state established,related accept
     $ip saddr . $ip daddr @same_network $ip daddr != @vips accept
     iifname "uplink" ct status dnat accept
-    iifname "wire0" ct mark != 0 $ip daddr @entry accept
+    iifname { "wire0", "plain0" } ct mark != 0 $ip daddr @entry accept
     oifname "uplink" $ip saddr @egress accept
     $ip daddr @vips meta l4proto tcp reject with tcp reset
     $ip daddr @vips reject

@@ -192,7 +192,7 @@ impl Tables {
                     return Err(Refusal::Exists(key));
                 }
                 let object = stamp(object, |meta| {
-                    *meta = skep_api::Meta { version: index, created_at: at, updated_at: at };
+                    *meta = skep_api::Meta { version: index, spec_version: index, created_at: at, updated_at: at };
                 });
                 self.put(object.clone())?;
                 Ok(Change { key, before: None, after: Some(object) })
@@ -201,9 +201,10 @@ impl Tables {
                 let key = object.key();
                 let before = self.get(key).ok_or(Refusal::Missing(key))?;
                 check_version(key, meta(&object).version, &before)?;
-                let created_at = meta(&before).created_at;
+                let skep_api::Meta { created_at, spec_version, .. } = meta(&before);
+                let spec_version = if is_declared_alike(&before, &object) { spec_version } else { index };
                 let object = stamp(object, |meta| {
-                    *meta = skep_api::Meta { version: index, created_at, updated_at: at };
+                    *meta = skep_api::Meta { version: index, spec_version, created_at, updated_at: at };
                 });
                 self.put(object.clone())?;
                 Ok(Change { key, before: Some(before), after: Some(object) })
@@ -311,6 +312,16 @@ fn check_version(key: ObjectKey, expected: u64, before: &Object) -> Result<(), R
     if expected == found { Ok(()) } else { Err(Refusal::Stale { key, expected, found }) }
 }
 
+/// Whether two states of an object that changes by itself, too, have the same spec.
+fn is_declared_alike(before: &Object, after: &Object) -> bool {
+    match (before, after) {
+        (Object::Cluster(before), Object::Cluster(after)) => before.spec == after.spec,
+        (Object::Node(before), Object::Node(after)) => before.spec == after.spec,
+        (Object::Service(before), Object::Service(after)) => before.spec == after.spec,
+        _ => false,
+    }
+}
+
 fn check_name<T: Record>(table: &Table<T>, object: &T, key: fn(T::Id) -> ObjectKey) -> Result<(), Refusal> {
     let Some(name) = object.unique_name() else { return Ok(()) };
     match table.by_name(name) {
@@ -350,7 +361,8 @@ fn stamp(mut object: Object, set: impl FnOnce(&mut skep_api::Meta)) -> Object {
 
 #[cfg(test)]
 mod tests {
-    use skep_api::{SecretId, SecretSpec, Timestamp};
+    use skep_api::node::NodeStatus;
+    use skep_api::{Node, NodeDescription, NodeId, NodeSpec, SecretId, SecretSpec, Timestamp};
 
     use super::*;
 
@@ -376,6 +388,32 @@ mod tests {
         let refusal = apply(&mut tables, Action::Update(read.into())).unwrap_err();
         assert!(matches!(refusal, Refusal::Stale { expected: 1, found: 2, .. }), "{refusal}");
         assert_eq!(tables.index, 3, "a refused entry is applied all the same");
+    }
+
+    #[test]
+    fn what_was_declared_has_a_version_of_its_own() {
+        let mut tables = Tables::default();
+        let id = NodeId::from_u128(1);
+        let node = Node {
+            id,
+            meta: skep_api::Meta::default(),
+            spec: NodeSpec::default(),
+            description: NodeDescription::default(),
+            status: NodeStatus::default(),
+            raft: None,
+            bulk_port: 0,
+        };
+        apply(&mut tables, Action::Create(node.into())).unwrap();
+        let mut change = |change: fn(&mut Node)| {
+            let mut node = (**tables.nodes.get(id).unwrap()).clone();
+            change(&mut node);
+            apply(&mut tables, Action::Update(node.into())).unwrap();
+            let meta = tables.nodes.get(id).unwrap().meta;
+            (meta.spec_version, meta.version)
+        };
+        assert_eq!(change(|node| node.bulk_port = 7), (1, 2));
+        assert_eq!(change(|node| drop(node.spec.labels.insert("a".into(), "b".into()))), (3, 3));
+        assert_eq!(change(|node| node.bulk_port = 8), (3, 4));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use skep_api::container::{HealthConfig, Mount, MountKind};
+use skep_api::container::{AppArmorMode, HealthConfig, Mount, MountKind, SeccompMode};
 use skep_api::task::Attachment;
 use skep_api::units::Nanos;
 use skep_api::{NodeId, Task};
@@ -23,11 +23,14 @@ pub(crate) fn container_config(
     payloads: Vec<Payload>,
     image: &ImageConfig,
     log: LogConfig,
-) -> ContainerConfig {
+) -> Result<ContainerConfig, String> {
     let spec = &task.spec.container;
     let privileges = spec.privileges.clone().unwrap_or_default();
+    let seccomp = privileges.seccomp.unwrap_or_default();
+    let custom = seccomp.custom()?.map(|profile| skep_engine::seccomp_profile(&profile)).transpose()?;
+    let apparmor = privileges.apparmor.unwrap_or_default();
     let dns = spec.dns.clone().unwrap_or_default();
-    ContainerConfig {
+    Ok(ContainerConfig {
         name: task.name(),
         image: spec.image.clone(),
         image_id: String::new(),
@@ -44,7 +47,12 @@ pub(crate) fn container_config(
         init: spec.init.unwrap_or(false),
         read_only: spec.read_only,
         no_new_privileges: privileges.no_new_privileges,
-        seccomp: true,
+        seccomp: seccomp.mode != SeccompMode::Unconfined,
+        seccomp_profile: custom.unwrap_or_default(),
+        apparmor: match apparmor.mode {
+            AppArmorMode::Default => String::new(),
+            AppArmorMode::Disabled => "unconfined".into(),
+        },
         cap_add: spec.capability_add.clone(),
         cap_drop: spec.capability_drop.clone(),
         sysctls: spec.sysctls.clone(),
@@ -63,7 +71,7 @@ pub(crate) fn container_config(
         tty: spec.tty,
         open_stdin: spec.open_stdin,
         ..ContainerConfig::default()
-    }
+    })
 }
 
 fn network(task: &Task) -> NetworkMode {

@@ -157,7 +157,7 @@ impl Runner {
         let (driver, options) =
             self.task.spec.log_driver.as_ref().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
         let log = self.engine.log_config(driver, options).map_err(|error| error.to_string())?;
-        let mut config = container_config(&self.task, self.node, payloads, &image, log);
+        let mut config = container_config(&self.task, self.node, payloads, &image, log)?;
         config.runtime = self.engine.default_runtime();
         self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
     }

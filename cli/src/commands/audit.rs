@@ -319,7 +319,13 @@ const fn container(
 const SENSITIVE: [&str; 9] = ["/", "/boot", "/dev", "/etc", "/lib", "/proc", "/run", "/sys", "/usr"];
 const PRIVILEGED_PORTS_END: u16 = 1024;
 
-const CONTAINER_CHECKS: [ContainerCheck; 21] = [
+const CONTAINER_CHECKS: [ContainerCheck; 22] = [
+    container(
+        "5.2",
+        "AppArmor confines them, where the host has it",
+        |c| text(c, "/AppArmorProfile") == "unconfined",
+        "leave apparmor=unconfined out",
+    ),
     container("5.3", "capabilities are not added", |c| is_filled(c, "/HostConfig/CapAdd"), "leave --cap-add out"),
     container(
         "5.4",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::prune::{self, PruneArgs};
-use crate::client::{Client, escape};
+use crate::client::{Client, escape, is_not_found};
 use crate::output::{FormatArg, ListArgs, line};
 
 #[derive(clap::Subcommand)]
@@ -30,6 +30,9 @@ pub(crate) enum NetworkCommand {
     },
     /// Remove networks that nobody uses
     Rm {
+        /// Say nothing of those that do not exist
+        #[arg(short, long)]
+        force: bool,
         #[arg(required = true)]
         networks: Vec<String>,
     },
@@ -104,10 +107,15 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             }
             format.print_all(&values)
         }
-        NetworkCommand::Rm { networks } => {
+        NetworkCommand::Rm { force, networks } => {
             for network in networks {
-                client.delete(&format!("/networks/{}", escape(&network))).await?;
-                line(&network)?;
+                match client.delete(&format!("/networks/{}", escape(&network))).await {
+                    Err(error) if force && is_not_found(&error) => {}
+                    removed => {
+                        removed?;
+                        line(&network)?;
+                    }
+                }
             }
             Ok(())
         }

@@ -115,7 +115,7 @@ pub(crate) struct CreateArgs {
     cap_add: Vec<String>,
     #[arg(long, value_name = "CAPABILITY")]
     cap_drop: Vec<String>,
-    /// no-new-privileges, seccomp=FILE|unconfined
+    /// no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, systempaths=unconfined
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
     /// HOST[:CONTAINER[:rwm]] (repeatable)
@@ -309,7 +309,7 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         "VolumeDriver": args.volume_driver, "NetworkMode": args.network, "AutoRemove": args.rm,
         "RestartPolicy": restart_policy(&args.restart)?, "Init": args.init, "ReadonlyRootfs": args.read_only,
         "ShmSize": optional_size(args.shm_size.as_deref())?, "Privileged": args.privileged, "CapAdd": args.cap_add,
-        "CapDrop": args.cap_drop, "SecurityOpt": security_options(&args.security_opt)?, "ExtraHosts": args.hosts,
+        "CapDrop": args.cap_drop, "ExtraHosts": args.hosts,
         "Dns": args.dns, "DnsOptions": args.dns_option, "DnsSearch": args.dns_search, "GroupAdd": args.group_add,
         "PidMode": args.pid, "IpcMode": args.ipc, "UTSMode": args.uts, "UsernsMode": args.userns,
         "CgroupnsMode": args.cgroupns, "CgroupParent": args.cgroup_parent, "Runtime": args.runtime,
@@ -323,6 +323,7 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         host_config["DeviceRequests"] = json!([{"Driver": "", "Options": {"gpus": gpus}, "Capabilities": [["gpu"]]}]);
     }
     args.limits.apply(&mut host_config)?;
+    add_security_options(&args.security_opt, &mut host_config)?;
     let mut body = json!({
         "Image": args.image, "Env": env, "Labels": labels, "Hostname": args.hostname, "Domainname": args.domainname,
         "User": args.user, "WorkingDir": args.workdir, "Tty": args.tty, "OpenStdin": args.interactive,
@@ -372,7 +373,9 @@ fn nano_cpus(cpus: f64) -> i64 {
     (cpus * 1e9) as i64
 }
 
-fn security_options(options: &[String]) -> anyhow::Result<Vec<String>> {
+fn add_security_options(options: &[String], host_config: &mut Value) -> anyhow::Result<()> {
+    /// The kernel's own files, neither hidden nor read-only: said to the daemon as two empty lists.
+    const SHOWN: &str = "systempaths=unconfined";
     let one = |option: &String| match option.split_once('=') {
         // The daemon is given the profile itself: it may not see the file.
         Some(("seccomp", path)) if !matches!(path, "unconfined" | "builtin") => {
@@ -382,7 +385,13 @@ fn security_options(options: &[String]) -> anyhow::Result<Vec<String>> {
         }
         _ => Ok(option.clone()),
     };
-    options.iter().map(one).collect()
+    if options.iter().any(|option| option == SHOWN) {
+        host_config["MaskedPaths"] = json!([]);
+        host_config["ReadonlyPaths"] = json!([]);
+    }
+    let said = options.iter().filter(|&option| option != SHOWN).map(one);
+    host_config["SecurityOpt"] = json!(said.collect::<anyhow::Result<Vec<String>>>()?);
+    Ok(())
 }
 
 fn device(text: &str) -> Value {

@@ -5,12 +5,13 @@ mod any_case;
 use axum::body::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use skep_api::container::SeccompOptions;
 
 use self::any_case::AnyCase;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
-const UNSUPPORTED: [(&str, &str); 10] = [
+const UNSUPPORTED: [(&str, &str); 8] = [
     ("/Mode/ReplicatedJob", "mode replicated-job"),
     ("/Mode/GlobalJob", "mode global-job"),
     ("/TaskTemplate/PluginSpec", "a plugin as a service"),
@@ -18,8 +19,6 @@ const UNSUPPORTED: [(&str, &str); 10] = [
     ("/TaskTemplate/Resources/Reservations/GenericResources", "generic resources"),
     ("/TaskTemplate/ContainerSpec/Privileges/CredentialSpec", "a credential spec"),
     ("/TaskTemplate/ContainerSpec/Privileges/SELinuxContext", "an SELinux context"),
-    ("/TaskTemplate/ContainerSpec/Privileges/Seccomp", "another seccomp profile than the default"),
-    ("/TaskTemplate/ContainerSpec/Privileges/AppArmor", "an AppArmor profile"),
     ("/TaskTemplate/Resources/SwapBytes", "a swap limit"),
 ];
 
@@ -43,7 +42,19 @@ pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiEr
         )));
     }
     settle_networks(&mut value);
-    from_value(value)
+    let spec: skep_api::ServiceSpec = from_value(value)?;
+    check_filter(&spec).map_err(ApiError::bad_request)?;
+    Ok(spec)
+}
+
+/// Whether the nodes will be able to read the system-call filter.
+fn check_filter(spec: &skep_api::ServiceSpec) -> Result<(), String> {
+    let privileges = spec.task_template.container.privileges.as_ref();
+    let custom = privileges.and_then(|privileges| privileges.seccomp.as_ref()).map(SeccompOptions::custom);
+    let Some(profile) = custom.transpose()?.flatten() else { return Ok(()) };
+    skep_engine::seccomp_profile(&profile)
+        .map(drop)
+        .map_err(|error| format!("the seccomp profile cannot be used: {error}"))
 }
 
 /// Dockerd takes members' names in any case, and some clients write the mode's in small letters.

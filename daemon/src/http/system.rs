@@ -5,7 +5,7 @@ use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::{ContainerState, LogDriver};
+use skep_engine::{ContainerState, LogDriver, has_apparmor};
 
 use super::{API_VERSION, ApiError, State};
 use crate::VERSION;
@@ -100,7 +100,9 @@ fn warnings(state: &State) -> Vec<String> {
 fn security_options(state: &State) -> Vec<&'static str> {
     let gain_nothing = state.config.no_new_privileges.then_some("name=no-new-privileges");
     let mapped = state.config.id_map.as_ref().map(|_| "name=userns");
-    ["name=seccomp,profile=builtin", "name=cgroupns"].into_iter().chain(mapped).chain(gain_nothing).collect()
+    let apparmor = has_apparmor().then_some("name=apparmor");
+    let always = ["name=seccomp,profile=builtin", "name=cgroupns"];
+    apparmor.into_iter().chain(always).chain(mapped).chain(gain_nothing).collect()
 }
 
 fn runtimes(state: &State) -> Value {

@@ -93,6 +93,8 @@ pub struct ContainerConfig {
     pub read_only_paths: Option<Vec<String>>,
     /// A system-call filter of its own, as the runtime-spec's `seccomp`; null: the default one.
     pub seccomp_profile: serde_json::Value,
+    /// The AppArmor profile that it asks for, or `unconfined`; empty: the engine's own.
+    pub apparmor: String,
     /// Ports that the image or the user says are served; what `--publish-all` publishes.
     pub exposed_ports: Vec<String>,
     /// Below which cgroup it has its own; empty: the engine's.

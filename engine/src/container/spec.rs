@@ -107,6 +107,8 @@ pub(crate) struct Place<'a> {
     pub(crate) files: &'a [FileMount],
     pub(crate) volumes: &'a BTreeMap<String, PathBuf>,
     pub(crate) user: &'a ResolvedUser,
+    /// The AppArmor profile, loaded; none: it is not confined so.
+    pub(crate) apparmor: Option<&'a str>,
     /// The first processes of the containers whose namespaces are shared, by their ids.
     pub(crate) peers: &'a BTreeMap<String, i32>,
     /// None: the host's.
@@ -180,6 +182,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
             // fails once the capabilities are gone.
             "noNewPrivileges": config.has_no_new_privileges().then_some(true),
             "oomScoreAdj": config.oom_score_adj,
+            "apparmorProfile": place.apparmor,
         },
         "mounts": mounts(config, place),
         "linux": linux(config, place, &capabilities),

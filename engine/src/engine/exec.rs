@@ -383,6 +383,7 @@ fn process(container: &Container, spec: &ExecSpec) -> io::Result<(serde_json::Va
             process["capabilities"][set] = serde_json::json!(all);
         }
         process["noNewPrivileges"] = serde_json::Value::Null;
+        process["apparmorProfile"] = serde_json::Value::Null;
     }
     let descent = match (&container.dirs.shift, shim.descent) {
         (Some(shift), Some(descent)) => {

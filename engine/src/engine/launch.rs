@@ -29,7 +29,7 @@ use crate::container::shim::{self, ShimAnswer, ShimConfig};
 use crate::container::spec::{self, Place};
 use crate::container::starter::Descent;
 use crate::container::state::{ContainerState, Running};
-use crate::container::{targets, user};
+use crate::container::{apparmor, targets, user};
 use crate::network::Endpoint;
 use crate::{disk, sys, volume};
 
@@ -321,6 +321,7 @@ fn prepare(
         files: &files,
         volumes: &outside.volumes,
         user: &user,
+        apparmor: apparmor::ensure(config)?,
         peers: &outside.peers,
         shift: dirs.shift.as_ref(),
     };

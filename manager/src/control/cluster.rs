@@ -19,9 +19,7 @@ pub(super) fn update(
     rotate: Rotate,
 ) -> Result<Outcome, ControlError> {
     let cluster = tables.cluster().ok_or_else(ControlError::no_leader)?;
-    if cluster.meta.version != version {
-        return Err(ControlError::stale("swarm", version, cluster.meta.version));
-    }
+    ControlError::check_version("swarm", version, &cluster.meta)?;
     spec.validate().map_err(|error| match error {
         skep_api::cluster::ClusterSpecError::AutoLock => ControlError::new(Reason::Unsupported, error),
         other => ControlError::invalid(other),

@@ -32,9 +32,7 @@ pub(super) fn update(
     spec: NodeSpec,
 ) -> Result<Outcome, ControlError> {
     let node = tables.nodes.get(id).ok_or_else(|| ControlError::not_found("node", id))?;
-    if node.meta.version != version {
-        return Err(ControlError::stale("node", version, node.meta.version));
-    }
+    ControlError::check_version("node", version, &node.meta)?;
     if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
         check_demotion(tables, id)?;
     }

@@ -33,9 +33,7 @@ pub(super) fn update_secret(
     spec: SecretSpec,
 ) -> Result<Outcome, ControlError> {
     let mut secret = tables.secrets.get(id).ok_or_else(|| ControlError::not_found("secret", id))?.as_ref().clone();
-    if secret.meta.version != version {
-        return Err(ControlError::stale("secret", version, secret.meta.version));
-    }
+    ControlError::check_version("secret", version, &secret.meta)?;
     let same_data = spec.data.is_empty() || spec.data == secret.spec.data;
     if spec.name != secret.spec.name || !same_data {
         return Err(ControlError::invalid(LABELS_ONLY));
@@ -69,9 +67,7 @@ pub(super) fn update_config(
     spec: ConfigSpec,
 ) -> Result<Outcome, ControlError> {
     let mut config = tables.configs.get(id).ok_or_else(|| ControlError::not_found("config", id))?.as_ref().clone();
-    if config.meta.version != version {
-        return Err(ControlError::stale("config", version, config.meta.version));
-    }
+    ControlError::check_version("config", version, &config.meta)?;
     let same_data = spec.data.is_empty() || spec.data == config.spec.data;
     if spec.name != config.spec.name || !same_data {
         return Err(ControlError::invalid(LABELS_ONLY));

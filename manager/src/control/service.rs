@@ -118,9 +118,7 @@ pub(super) fn update(
     change: ServiceChange,
 ) -> Result<Outcome, ControlError> {
     let before = find(tables, id)?;
-    if before.meta.version != version {
-        return Err(ControlError::stale("service", version, before.meta.version));
-    }
+    ControlError::check_version("service", version, &before.meta)?;
     let mut service = (**before).clone();
     match change {
         ServiceChange::RollBack => {

@@ -149,7 +149,7 @@ impl ServicePlan {
         let task = Task {
             id: ids(),
             // The store sets the rest; the time decides which of a slot's tasks is the newest.
-            meta: skep_api::Meta { version: 0, created_at: scene.now, updated_at: scene.now },
+            meta: skep_api::Meta { version: 0, spec_version: 0, created_at: scene.now, updated_at: scene.now },
             labels: BTreeMap::new(),
             spec: self.service.spec.task_template.clone(),
             service_id: self.service.id,

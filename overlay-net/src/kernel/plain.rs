@@ -12,7 +12,7 @@ use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use skep_api::NodeId;
 use skep_host_net::{Netlink, Netns, add_existing_is_fine, allow_ipv6_in, has_ipv6, link_index};
 
-use super::{WIRE, next_hop, next_hop_v6};
+use super::{WIRE, next_hop, next_hop_v6, return_route};
 use crate::path::message::PeerIndex;
 
 pub(crate) const DEVICE: &str = "plain0";
@@ -46,6 +46,13 @@ pub(crate) fn mac(node: NodeId) -> [u8; 6] {
     [0x06, a, b, c, d, e]
 }
 
+/// What connections are marked with that came in through a peer by this device.
+pub(crate) fn mark(peer: PeerIndex) -> u32 {
+    /// Above the marks of those that came by the tunnels.
+    const BASE: u32 = 1 << 16;
+    BASE + u32::from(peer)
+}
+
 /// The device, and what was written into it.
 #[derive(Default)]
 pub(crate) struct Plain {
@@ -72,14 +79,31 @@ impl Plain {
             // The node has another address now.
             self.remove(inside).await?;
         }
-        let index = match self.index {
-            Some(index) => index,
-            None => ensure_device(inside, netns, mtu_bytes, &wanted).await?,
-        };
-        self.index = Some(index);
-        self.write(inside.handle(), index, &wanted).await.map_err(io::Error::other)?;
+        let adopted = self.index.is_none() && link_index(inside.handle(), DEVICE).await.is_some();
+        let mut written = self.make_and_write(inside, netns, mtu_bytes, &wanted).await;
+        if written.is_err() && adopted {
+            // It does not say which family it is for, and may be of a time when the node had another address.
+            self.remove(inside).await?;
+            written = self.make_and_write(inside, netns, mtu_bytes, &wanted).await;
+        }
+        written?;
         self.applied = wanted;
         Ok(())
+    }
+
+    async fn make_and_write(
+        &mut self,
+        inside: &Netlink,
+        netns: &Netns,
+        mtu_bytes: u32,
+        wanted: &PlainState,
+    ) -> io::Result<()> {
+        let index = match self.index {
+            Some(index) => index,
+            None => ensure_device(inside, netns, mtu_bytes, wanted).await?,
+        };
+        self.index = Some(index);
+        self.write(inside.handle(), index, wanted).await.map_err(io::Error::other)
     }
 
     async fn remove(&mut self, inside: &Netlink) -> io::Result<()> {
@@ -99,6 +123,7 @@ impl Plain {
                 let hop = handle.neighbours().add(index, hop).link_layer_address(&peer.mac);
                 hop.state(NeighbourState::Permanent).replace().execute().await?;
             }
+            return_route(handle, index, number, mark(number)).await?;
         }
         for (&address, &number) in wanted.addresses.iter().filter(|(a, n)| self.applied.addresses.get(a) != Some(n)) {
             handle.route().add(route(index, address, Some(number))).replace().execute().await?;

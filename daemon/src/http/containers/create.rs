@@ -368,6 +368,7 @@ impl CreateBody {
             host_users: host.userns_mode == "host",
             seccomp: security.seccomp,
             seccomp_profile: security.profile,
+            apparmor: security.apparmor,
             privileged: host.privileged,
             cap_add: host.cap_add,
             cap_drop: host.cap_drop,

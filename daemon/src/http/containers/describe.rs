@@ -101,7 +101,7 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path,
         "ResolvConfPath": container.data_dir.join("resolv.conf"),
         "HostnamePath": container.data_dir.join("hostname"), "HostsPath": container.data_dir.join("hosts"),
-        "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
+        "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": config.apparmor_profile().unwrap_or_default(),
         "ExecIDs": if container.execs.is_empty() { Value::Null } else { json!(container.execs) },
         "GraphDriver": {"Name": config.storage.as_str(), "Data": graph_data(container)},
         "Mounts": mounts(engine, container),

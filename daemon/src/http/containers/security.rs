@@ -13,27 +13,29 @@ pub(super) struct Security {
     pub(super) seccomp: bool,
     /// Another one, as the runtime-spec has it; null if there is none.
     pub(super) profile: Value,
+    /// The AppArmor profile; empty: the engine's own.
+    pub(super) apparmor: String,
 }
 
 pub(super) fn read(options: &[String]) -> Result<Security, ApiError> {
-    let mut security = Security { no_new_privileges: None, seccomp: true, profile: Value::Null };
+    let mut security =
+        Security { no_new_privileges: None, seccomp: true, profile: Value::Null, apparmor: String::new() };
     for option in options {
         let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
         match (key, value) {
             ("no-new-privileges", "" | "true") => security.no_new_privileges = Some(true),
             ("no-new-privileges", "false") => security.no_new_privileges = Some(false),
             ("seccomp", "unconfined") => security.seccomp = false,
-            ("seccomp", "builtin") | ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("seccomp", "builtin") | ("label", "disable") => {}
             ("seccomp", json) => {
                 let profile: Value = serde_json::from_str(json)
                     .map_err(|error| ApiError::bad_request(format!("the seccomp profile cannot be read: {error}")))?;
                 security.profile = skep_engine::seccomp_profile(&profile)
                     .map_err(|error| ApiError::bad_request(format!("the seccomp profile cannot be used: {error}")))?;
             }
-            ("apparmor", _) => {
-                return Err(ApiError::unsupported(
-                    "AppArmor profiles are not supported yet: use apparmor=unconfined, or none",
-                ));
+            ("apparmor", name) => {
+                skep_engine::check_apparmor(name).map_err(ApiError::bad_request)?;
+                security.apparmor = name.to_owned();
             }
             _ => return Err(ApiError::bad_request(format!("invalid --security-opt: {option:?}"))),
         }
