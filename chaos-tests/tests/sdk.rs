@@ -1,4 +1,5 @@
-//! The Docker SDK of Rust's users, bollard, unchanged: its types are those of the Engine API, so that each answer is read whole.
+//! Docker's SDKs and Compose, unchanged: bollard for Rust, whose types are those of the Engine API, so that each answer is
+//! read whole; Docker's own for Python; and the Compose that Debian has.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -262,4 +263,75 @@ fn a_swarm_and_its_services() {
         let force = query::LeaveSwarmOptionsBuilder::default().force(true).build();
         docker.leave_swarm(Some(force)).await.unwrap();
     });
+}
+
+#[test]
+fn the_sdk_for_python_does_what_its_users_do() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    // Debian's own: another Python's may be first in the path.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk.py");
+    let ran = host.exec("/usr/bin/python3", &[script, &host.socket(), host.addr()]);
+    assert!(ran.success, "{}\n{}\n{}", ran.stdout, ran.stderr, host.log());
+}
+
+const PROJECT: &str = r#"
+version: "3.8"
+services:
+  web:
+    image: skep/whoami
+    ports: ["8080:8000"]
+    networks: [front, back]
+    healthcheck: {test: ["CMD", "true"], interval: 1s}
+  worker:
+    build: {context: ., args: {WORD: built}}
+    command: sh -c 'cat /word; echo $$FROM; touch /data/seen; exec sleep 1000'
+    environment: {FROM: compose}
+    volumes: ["data:/data"]
+    networks: {back: {aliases: [helper]}}
+    depends_on: [web]
+networks:
+  front: {}
+  back: {internal: true}
+volumes:
+  data: {}
+"#;
+
+#[test]
+fn a_project_of_compose_comes_up_and_down() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    let project = host.dir().join("project");
+    std::fs::create_dir(&project).unwrap();
+    std::fs::write(project.join("docker-compose.yml"), PROJECT).unwrap();
+    std::fs::write(project.join("Dockerfile"), "FROM busybox\nARG WORD\nRUN echo $WORD > /word\n").unwrap();
+    let (directory, socket) = (project.display().to_string(), format!("DOCKER_HOST={}", host.socket()));
+    let compose = |args: &[&str]| {
+        let file = format!("{directory}/docker-compose.yml");
+        let ran = host.exec("env", &[&[&socket, "/usr/bin/docker-compose", "-f", &file][..], args].concat());
+        assert!(ran.success, "{args:?}: {}\n{}\n{}", ran.stdout, ran.stderr, host.log());
+        ran.stdout
+    };
+    compose(&["up", "-d", "--build", "--scale", "worker=2"]);
+    assert_eq!(host.running().len(), 3);
+    assert!(host.curl("http://127.0.0.1:8080/").contains("Hostname:"));
+    let logs = compose(&["logs", "--no-color", "worker"]);
+    assert!(logs.matches("built").count() >= 2 && logs.contains("compose"), "{logs}");
+    let found = compose(&["exec", "-T", "worker", "wget", "-q", "-O", "-", "http://web:8000/"]);
+    assert!(found.contains("Hostname:"), "{found}");
+    let found = compose(&["exec", "-T", "worker", "nslookup", "helper"]);
+    assert!(found.matches("Address").count() >= 3, "{found}");
+    compose(&["up", "-d", "--scale", "worker=1"]);
+    assert_eq!(host.running().len(), 2);
+    compose(&["restart", "-t", "0", "worker"]);
+    compose(&["down", "-v", "-t", "0"]);
+    assert!(host.running().is_empty());
+    let left = host.ok(&["volume", "ls", "-q"]) + &host.ok(&["network", "ls", "--format", "{{.Name}}"]);
+    assert!(!left.contains("project"), "{left}");
 }

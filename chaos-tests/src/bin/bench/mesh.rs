@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{Host, Rig, within_network_of};
+use skep_chaos_tests::{Host, LIMIT, Rig, wait_until, within_network_of};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::overlay::{WIRE, WireguardGo, busy_seconds, pid_of, two_hosts};
@@ -29,19 +29,38 @@ pub(crate) fn mesh() {
     first.ok(&[&ON_SECOND[..], &["--name", "direct", "--network", "host", "skep/whoami"]].concat());
     first.await_replicas("direct", "1/1");
     proxy(first);
-    let published = ["--name", "mesh", "--publish", "8080:8000", "--publish", "8080:8000/udp", "skep/whoami"];
-    first.ok(&[&ON_SECOND[..], &published].concat());
-    first.await_replicas("mesh", "1/1");
-    measure(first);
+    publish(first);
+    measure(first, "the mesh, encrypted");
     flows(&rig);
+    // As HAProxy and the direct way do without encryption, so may the mesh.
+    first.ok(&["service", "rm", "mesh"]);
+    wait_until("nobody is left in the ingress network", LIMIT, || {
+        let ran = first.run(&["network", "rm", "ingress"]);
+        (ran.success, ran.stderr)
+    });
+    first.ok(&["network", "create", "--ingress", "--opt", "encrypted=false", "open"]);
+    publish(first);
+    measure(first, "the mesh, not encrypted");
+}
+
+fn publish(host: &Host) {
+    let published = ["--name", "mesh", "--publish", "8080:8000", "--publish", "8080:8000/udp", "skep/whoami"];
+    host.ok(&[&ON_SECOND[..], &published].concat());
+    host.await_replicas("mesh", "1/1");
+    let to = SocketAddr::new(WIRE[0].parse().expect("an address"), MESH_PORT);
+    host.within_network(|| {
+        while ask(&mut connect(to, None)).is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
 }
 
 const ON_SECOND: [&str; 5] = ["service", "create", "-d", "--constraint", "node.hostname==n2"];
 
-fn measure(first: &Host) {
+fn measure(first: &Host, mesh: &str) {
     let ways = [
         ("direct", format!("{}:{DIRECT_PORT}", WIRE[1])),
-        ("the mesh, encrypted", format!("{}:{MESH_PORT}", WIRE[0])),
+        (mesh, format!("{}:{MESH_PORT}", WIRE[0])),
         ("HAProxy in TCP mode", format!("{}:{PROXY_PORT}", WIRE[0])),
     ];
     for (name, to) in &ways {
