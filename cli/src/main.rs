@@ -135,13 +135,7 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let text = |index: usize| args.get(index).and_then(|arg| arg.to_str());
     let path = |index: usize| args.get(index).map(Path::new);
     let number = |index: usize| text(index).and_then(|text| text.parse::<i32>().ok());
-    let helper = text(1)?;
-    // The data path is the node's, not a container's.
-    let of_container = helper.starts_with("shim") || helper.starts_with("archive") || helper == "hold-namespace";
-    if of_container {
-        skep_engine::give_up_precedence();
-    }
-    let code = match helper {
+    let code = match text(1)? {
         "shim" => skep_engine::shim_main(path(2)?),
         "shim-exec" => skep_engine::exec_main(path(2)?),
         "shim-watch" => skep_engine::watch_main(path(2)?, number(3)?, [number(4)?, number(5)?, number(6)?]),
@@ -155,7 +149,6 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
 }
 
 fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow::Result<ExitCode> {
-    skep_engine::take_precedence();
     args.hosts.extend(host);
     let config = skep_daemon::DaemonConfig::load(args)?;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(&config.log_level)?);

@@ -52,5 +52,5 @@ pub use network::{
     DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, KeptNetwork, LocalNetwork, MacAddress,
     NetworkKeeper, Parent, WantedPlace,
 };
-pub use sys::{FreedMemory, give_up_precedence, let_go_of_code, take_precedence};
+pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

@@ -295,29 +295,6 @@ pub fn let_go_of_code() -> io::Result<()> {
     Ok(())
 }
 
-/// The `nice` of a daemon: its answers are waited for by clients and other nodes, however busy its containers are.
-const DAEMON_NICE: i32 = -10;
-
-/// Lets this process go before others, unless its starter chose how it stands.
-pub fn take_precedence() {
-    renice(0, DAEMON_NICE);
-}
-
-/// Gives up what a helper has of its daemon's precedence: containers are not to have it.
-pub fn give_up_precedence() {
-    renice(DAEMON_NICE, 0);
-}
-
-/// Of the calling thread, whose threads and children to come have the same. It is no right of ours: refused, all goes on.
-fn renice(from: i32, to: i32) {
-    // SAFETY: both take numbers alone; 0 is the caller. A failure looks like nice -1, which neither has.
-    unsafe {
-        if libc::getpriority(libc::PRIO_PROCESS, 0) == from {
-            libc::setpriority(libc::PRIO_PROCESS, 0, to);
-        }
-    }
-}
-
 /// Memory that was freed and that the allocator keeps for itself.
 #[derive(Debug, Default)]
 pub struct FreedMemory {

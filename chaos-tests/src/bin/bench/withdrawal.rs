@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const LISTEN: Duration = Duration::from_millis(1500);
 /// Longer than any task takes to end.
 const LIMIT: Duration = Duration::from_secs(10);
+/// So that whoever looks takes no time from those that are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Of linux/netfilter/nf_tables.h: a rule that is new, and an element.
 const NEW_RULE: u16 = 10 << 8 | 6;
 const NEW_ELEMENT: u16 = 10 << 8 | 12;
@@ -59,7 +62,7 @@ fn churn(host: &Host, stop: &AtomicBool) {
 }
 
 fn measure(host: &Host, changes: &[OwnedFd], what: &str) {
-    let (mut nodes, mut slowest, mut stopped) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut nodes, mut slowest, mut stopped, mut answered) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         host.ok(&["service", "scale", "-d", &format!("web={REPLICAS}")]);
         host.await_replicas("web", &format!("{REPLICAS}/{REPLICAS}"));
@@ -83,8 +86,10 @@ fn measure(host: &Host, changes: &[OwnedFd], what: &str) {
         slowest.push(*times.iter().max().expect("there are nodes"));
         nodes.append(&mut times);
         stopped.push(ended.saturating_sub(committed));
+        answered.push(committed);
     }
     report(what, nodes);
+    report("  until the command's answer", answered);
     report("  on the last of them", slowest);
     report("  from the command's answer until the task has ended", stopped);
 }
@@ -97,6 +102,7 @@ fn withdrawn(host: &Host, before: &[(String, Ipv4Addr)], began: Instant) -> (Str
             return gone.clone();
         }
         assert!(began.elapsed() < LIMIT, "one task is to go");
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -122,6 +128,7 @@ fn ended_after(host: &Host, task: &str, began: Instant) -> Duration {
             return began.elapsed();
         }
         assert!(began.elapsed() < LIMIT, "task {task} is {state} still");
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -153,6 +160,9 @@ impl Seen {
 
 /// What is told by each socket for a while.
 fn told(changes: &[OwnedFd], limit: Duration) -> Vec<Vec<Seen>> {
+    // On time, however busy the nodes are: this is the clock.
+    let own = nix::unistd::gettid().to_string();
+    drop(Command::new("renice").args(["-n", "-15", "-p", &own]).output());
     let mut seen: Vec<Vec<Seen>> = changes.iter().map(|_| Vec::new()).collect();
     let mut buffer = vec![0; 256 << 10];
     let until = Instant::now() + limit;
