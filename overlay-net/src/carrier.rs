@@ -78,8 +78,8 @@ impl Carrier {
         let script = |now: &Tables, before: &Tables| {
             if fresh { now.script() } else { now.script_from(before) }
         };
-        match desired.inside.retargeted(&self.applied.inside).filter(|_| !fresh) {
-            Some(retargeted) => self.commit(retarget::batch(&retargeted)).await?,
+        match desired.inside.direct_difference(&self.applied.inside).filter(|_| !fresh) {
+            Some(differences) => self.commit(retarget::batch(&differences)).await?,
             None => {
                 let inside = script(&desired.inside, &self.applied.inside);
                 let program = self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;

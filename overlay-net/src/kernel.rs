@@ -4,6 +4,7 @@
 //! Being apart from the host's, its addresses and rules clash with nothing the host has. Everything
 //! is routed: a container reaches even its neighbours through its gateway, which every node has.
 
+pub(crate) mod links;
 pub(crate) mod plain;
 pub(crate) mod sealed;
 
@@ -12,15 +13,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures::TryStreamExt as _;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use skep_api::{IpSubnet, Ipv6Side, Subnet};
+use skep_api::IpSubnet;
 use skep_host_net::{
     LOOPBACK_INDEX, Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, allow_ipv6_in,
     forward_ipv6, has_ipv6, link_index,
@@ -29,8 +30,8 @@ use skep_host_net::{
 use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
-use crate::path::pump::{SEAL_LEN, SEGMENTS_MAX, SEND_LEN_MAX};
 use crate::ruleset::Family;
+use links::Links;
 use plain::{Plain, PlainState};
 use sealed::{Sealed, SealedState};
 
@@ -60,11 +61,6 @@ pub(crate) const fn inside_address(family: Family) -> IpAddr {
     }
 }
 
-/// The name of a container's link in the overlay's namespace.
-pub(crate) fn link_name(container: &str, link: u32) -> String {
-    format!("skv{}{link}", &container[..container.len().min(9)])
-}
-
 /// The next hop that stands for a peer; of this node's own making.
 fn next_hop(index: PeerIndex) -> Ipv4Addr {
     if index == BY_ADDRESS {
@@ -78,32 +74,9 @@ fn next_hop_v6(index: PeerIndex) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x736b, index)
 }
 
-/// A container's place in a network, as the kernel needs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The number of its link inside: eth0 is 0.
-    pub(crate) link: u32,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) subnet: Subnet,
-    pub(crate) gateway: Ipv4Addr,
-    pub(crate) v6: Option<Ipv6Side>,
-    /// Whether nothing of the network gets out.
-    pub(crate) internal: bool,
-    /// The largest packet.
-    pub(crate) mtu_bytes: u32,
-}
-
-impl Place {
-    /// Its IPv6 side, and its address there.
-    fn v6(&self) -> Option<(Ipv6Side, Ipv6Addr)> {
-        self.v6.map(|side| (side, side.address(self.subnet, self.address)))
-    }
-}
-
 /// The overlay's part of the kernel.
 pub(crate) struct Kernel {
-    netns: Netns,
-    inside: Netlink,
+    links: Arc<Links>,
     uplink: u32,
     wire: Option<u32>,
     plain: Plain,
@@ -132,8 +105,7 @@ impl Kernel {
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
         let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
         Ok(Self {
-            netns,
-            inside,
+            links: Arc::new(Links { netns, inside }),
             uplink,
             wire: None,
             plain: Plain::default(),
@@ -149,7 +121,7 @@ impl Kernel {
     }
 
     pub(crate) fn netns(&self) -> &Netns {
-        &self.netns
+        &self.links.netns
     }
 
     /// Takes all of it away; what is gone already is no error.
@@ -163,10 +135,10 @@ impl Kernel {
 
     /// Sets the device to other nodes up, once the data path has made it.
     pub(crate) async fn set_up_wire(&mut self) -> io::Result<()> {
-        let handle = self.inside.handle();
+        let handle = self.links.inside.handle();
         let wire = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the data path made no device"))?;
         if has_ipv6() {
-            allow_ipv6_in(&self.netns, DEVICE.to_owned()).await?;
+            allow_ipv6_in(&self.links.netns, DEVICE.to_owned()).await?;
         }
         self.configure_wire(handle, wire).await.map_err(io::Error::other)?;
         self.wire = Some(wire);
@@ -178,7 +150,7 @@ impl Kernel {
 
     /// Fails if the device to other nodes is not the one that was set up.
     pub(crate) async fn check_wire(&self) -> io::Result<()> {
-        let there = link_index(self.inside.handle(), DEVICE).await;
+        let there = link_index(self.links.inside.handle(), DEVICE).await;
         if there.is_some() && there == self.wire { Ok(()) } else { Err(io::Error::other("its device is gone")) }
     }
 
@@ -196,7 +168,7 @@ impl Kernel {
         subnets: BTreeSet<IpSubnet>,
     ) -> io::Result<()> {
         let Some(wire) = self.wire else { return Err(io::Error::other("the device to other nodes is not there")) };
-        let handle = self.inside.handle();
+        let handle = self.links.inside.handle();
         for &index in peers.difference(&self.peers) {
             neighbour(handle, wire, index).await.map_err(io::Error::other)?;
             return_route(handle, wire, index, index.into()).await.map_err(io::Error::other)?;
@@ -216,23 +188,28 @@ impl Kernel {
 
     /// Brings the ways of unencrypted networks in line.
     pub(crate) async fn set_plain(&mut self, wanted: PlainState) -> io::Result<()> {
-        self.plain.set(&self.inside, &self.netns, self.mtu.plain_bytes, wanted).await
+        self.plain.set(&self.links.inside, &self.links.netns, self.mtu.plain_bytes, wanted).await
     }
 
     /// Brings the ways through the kernel's own WireGuard in line. It is never all there is: what fails is said, and
     /// everything passes through the data path.
     pub(crate) async fn set_sealed(&mut self, wanted: SealedState) {
-        if let Err(error) = self.sealed.set(&self.inside, &self.netns, self.mtu.tunnel_bytes, wanted).await {
+        if let Err(error) = self.sealed.set(&self.links.inside, &self.links.netns, self.mtu.tunnel_bytes, wanted).await
+        {
             tracing::warn!(%error, "packets pass through the data path, not through the kernel's WireGuard");
             self.sealed = Sealed::default();
             // Gone already is just as well.
-            drop(self.sealed.set(&self.inside, &self.netns, self.mtu.tunnel_bytes, SealedState::default()).await);
+            drop(
+                self.sealed
+                    .set(&self.links.inside, &self.links.netns, self.mtu.tunnel_bytes, SealedState::default())
+                    .await,
+            );
         }
     }
 
     /// Looks whom the kernel's own WireGuard reaches; `wanted` is set up anew if it is not there any more.
     pub(crate) async fn look_at_sealed(&mut self, wanted: &SealedState) {
-        if let Err(error) = self.sealed.look(&self.inside).await {
+        if let Err(error) = self.sealed.look(&self.links.inside).await {
             tracing::warn!(%error, "the kernel's WireGuard is set up anew");
             self.sealed = Sealed::default();
             self.set_sealed(wanted.clone()).await;
@@ -244,61 +221,9 @@ impl Kernel {
         self.sealed.reached()
     }
 
-    /// Gives a container places: one link each.
-    pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
-        netns.run(without_ipv6).await?;
-        for place in places {
-            self.plug(container, netns, place).await.map_err(io::Error::other)?;
-            if place.v6.is_some() {
-                let (inside, within) = (link_name(container, place.link), format!("eth{}", place.link));
-                allow_ipv6_in(&self.netns, inside).await?;
-                allow_ipv6_in(netns, within).await?;
-            }
-            self.lead_to(container, place).await.map_err(io::Error::other)?;
-        }
-        let within = Netlink::open_in(netns).await?;
-        configure_container(within.handle(), places).await.map_err(io::Error::other)
-    }
-
-    async fn plug(&self, container: &str, netns: &Netns, place: &Place) -> Result<(), rtnetlink::Error> {
-        let handle = self.inside.handle();
-        let (name, eth) = (link_name(container, place.link), format!("eth{}", place.link));
-        if let Some(left_over) = link_index(handle, &name).await {
-            handle.link().del(left_over).execute().await?;
-        }
-        let peer = LinkUnspec::new_with_name(&eth)
-            .mtu(place.mtu_bytes)
-            .append_extra_attribute(LinkAttribute::GsoMaxSize(batch_bytes(place.mtu_bytes)))
-            .setns_by_fd(netns.as_raw_fd());
-        let pair = LinkVeth::new(&name, &eth)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-            .mtu(place.mtu_bytes)
-            .up();
-        handle.link().add(pair.build()).execute().await
-    }
-
-    /// Leads packets for a container's place through its link.
-    async fn lead_to(&self, container: &str, place: &Place) -> Result<(), rtnetlink::Error> {
-        let handle = self.inside.handle();
-        let name = link_name(container, place.link);
-        let index = link_index(handle, &name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-        handle.address().add(index, place.gateway.into(), 32).execute().await?;
-        let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(place.address, 32).output_interface(index);
-        handle.route().add(to.scope(RouteScope::Link).build()).replace().execute().await?;
-        let Some((side, address)) = place.v6() else { return Ok(()) };
-        add_ipv6_address(handle, index, side.gateway, Reach::Shown(128)).await?;
-        let to = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).output_interface(index);
-        handle.route().add(to.build()).replace().execute().await
-    }
-
-    /// Takes a link of a container's away; one that is gone is no error.
-    pub(crate) async fn detach(&self, container: &str, link: u32) -> io::Result<()> {
-        let handle = self.inside.handle();
-        if let Some(index) = link_index(handle, &link_name(container, link)).await {
-            // It may go with its namespace at this moment.
-            drop(handle.link().del(index).execute().await);
-        }
-        Ok(())
+    /// The containers' side of it, for whoever need not have all of it to itself.
+    pub(crate) fn links(&self) -> Arc<Links> {
+        self.links.clone()
     }
 
     pub(crate) fn uplink(&self) -> u32 {
@@ -392,58 +317,6 @@ async fn neighbour(handle: &Handle, wire: u32, index: PeerIndex) -> Result<(), r
     Ok(())
 }
 
-/// Addresses and routes inside a container.
-async fn configure_container(handle: &Handle, places: &[Place]) -> Result<(), rtnetlink::Error> {
-    handle.link().set(LinkUnspec::new_with_index(LOOPBACK_INDEX).up().build()).execute().await?;
-    for place in places {
-        let index = link_index(handle, &format!("eth{}", place.link)).await.ok_or(rtnetlink::Error::RequestFailed)?;
-        handle.link().set(LinkUnspec::new_with_index(index).mtu(place.mtu_bytes).up().build()).execute().await?;
-        // Shown with its network's size, yet everything goes by the gateway.
-        let mut add = handle.address().add(index, place.address.into(), place.subnet.prefix_len());
-        add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-        add.execute().await?;
-        let gateway = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(place.gateway, 32)
-            .output_interface(index)
-            .scope(RouteScope::Link);
-        handle.route().add(gateway.build()).execute().await?;
-        let network = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(place.subnet.base(), place.subnet.prefix_len())
-            .gateway(place.gateway)
-            .output_interface(index)
-            .pref_source(place.address);
-        handle.route().add(network.build()).execute().await?;
-        let Some((side, address)) = place.v6() else { continue };
-        add_ipv6_address(handle, index, address, Reach::Shown(side.subnet.prefix_len())).await?;
-        let gateway =
-            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(side.gateway, 128).output_interface(index);
-        handle.route().add(gateway.build()).execute().await?;
-        let network = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(side.subnet.base(), side.subnet.prefix_len())
-            .gateway(side.gateway)
-            .output_interface(index)
-            .pref_source(address);
-        handle.route().add(network.build()).execute().await?;
-    }
-    Ok(())
-}
-
-/// Leads what leads nowhere else through the first network that lets it out, unless it is led already.
-pub(crate) async fn route_out(netns: &Netns, places: &[Place]) -> io::Result<()> {
-    let outward = || places.iter().filter(|place| !place.internal);
-    let within = Netlink::open_in(netns).await?;
-    let routes = within.handle().route();
-    if let Some(place) = outward().next() {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(place.gateway).build();
-        add_existing_is_fine(routes.add(route).execute().await).map_err(io::Error::other)?;
-    }
-    if let Some(side) = outward().find_map(|place| place.v6) {
-        let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(side.gateway).build();
-        add_existing_is_fine(routes.add(route).execute().await).map_err(io::Error::other)?;
-    }
-    Ok(())
-}
-
 /// Keeps links that come from having IPv6 addresses of their own making: those of networks that have IPv6 are let
 /// have them one by one.
 fn without_ipv6() -> io::Result<()> {
@@ -470,16 +343,6 @@ fn set_all(sysctls: &[(&str, &str)]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The most that a container should hand to the kernel in one piece: what leaves the data path in one
-/// call.
-fn batch_bytes(mtu_bytes: u32) -> u32 {
-    /// Addresses, ports and options of each packet.
-    const HEADERS_LEN: u32 = 60;
-    let sealed = mtu_bytes + u32::try_from(SEAL_LEN).unwrap_or(0);
-    let count = u32::try_from(SEND_LEN_MAX / sealed as usize).unwrap_or(1).clamp(1, SEGMENTS_MAX as u32);
-    count * mtu_bytes.saturating_sub(HEADERS_LEN)
 }
 
 /// The largest packets that pass to other nodes.

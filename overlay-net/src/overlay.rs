@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::carrier::{Carrier, end_process, load_indexes, number_peers, save_indexes};
 use crate::diagnosis::{Finding, in_kernel, tunnels};
-use crate::kernel::{INSIDE, Kernel, Mtu, Place, route_out};
+use crate::kernel::links::{Links, Place, route_out};
+use crate::kernel::{INSIDE, Kernel, Mtu};
 use crate::keys::KeyRing;
 use crate::path::PathConfig;
 use crate::path::client::PathClient;
@@ -94,6 +95,8 @@ struct Inputs {
     facts: BTreeMap<FactKey, Fact>,
     revision: u64,
     locals: BTreeMap<String, LocalContainer>,
+    /// How many containers are joining.
+    under_way: usize,
     /// In the facts, since they were put in force.
     changed: Changed,
 }
@@ -297,7 +300,7 @@ impl Overlay {
         };
         let needed = facts.keys().any(|key| matches!(key, FactKey::Network(_)));
         if !needed {
-            if revision > 0 && locals.is_empty() {
+            if revision > 0 && locals.is_empty() && self.inputs().under_way == 0 {
                 self.take_down(carrier).await?;
             }
             return Ok(revision);
@@ -416,22 +419,29 @@ impl Overlay {
                 format!("the managers told nothing of the container's networks within {FACTS_LIMIT:?}"),
             )
         })?;
-        let mut carrier = self.carrier.lock().await;
-        self.apply(&mut carrier).await?;
-        let Some(held) = carrier.as_mut() else { return Err(io::Error::other("the networks are gone")) };
+        let _kept = UnderWay::new(self);
+        let (links, mtu) = self.links().await?;
         let netns = Netns::open(&joining.netns)?;
-        let places = places(&self.inputs().facts, &joining.places, held.kernel.mtu())
+        let places = places(&self.inputs().facts, &joining.places, mtu)
             .ok_or_else(|| io::Error::other("a network of the container's has just been removed"))?;
         let had = self.inputs().locals.get(container).map(|local| local.places.clone()).unwrap_or_default();
         let is_new = |place: &&Place| !had.iter().any(|had| had.link == place.link);
         let new: Vec<Place> = places.iter().filter(is_new).copied().collect();
-        held.kernel.attach(container, &netns, &new).await?;
+        links.attach(container, &netns, &new).await?;
         if joining.leads_out {
             route_out(&netns, &places).await?;
         }
         self.inputs().locals.insert(container.to_owned(), joining.local());
-        self.apply(&mut carrier).await?;
+        self.apply(&mut *self.carrier.lock().await).await?;
         Ok(INSIDE)
+    }
+
+    /// Where containers' links go. They are made while rules change: the kernel takes long over links.
+    async fn links(&self) -> io::Result<(Arc<Links>, Mtu)> {
+        let mut carrier = self.carrier.lock().await;
+        self.apply(&mut carrier).await?;
+        let held = carrier.as_ref().ok_or_else(|| io::Error::other("the networks are gone"))?;
+        Ok((held.kernel.links(), held.kernel.mtu()))
     }
 
     /// Says what else a container sees has which names now.
@@ -486,13 +496,12 @@ impl Overlay {
     }
 
     async fn unplug(&self, container: &str, links: impl Iterator<Item = u32>) -> io::Result<()> {
-        let carrier = self.carrier.lock().await;
-        if let Some(carrier) = carrier.as_ref() {
+        let there = self.carrier.lock().await.as_ref().map(|carrier| carrier.kernel.links());
+        if let Some(there) = there {
             for link in links {
-                carrier.kernel.detach(container, link).await?;
+                there.detach(container, link).await?;
             }
         }
-        drop(carrier);
         self.news.notify_one();
         Ok(())
     }
@@ -534,8 +543,28 @@ impl Overlay {
     /// Takes everything away, whatever is needed: the node leaves its swarm.
     pub async fn close(&self) -> io::Result<()> {
         let mut carrier = self.carrier.lock().await;
-        *self.inputs() = Inputs::default();
+        {
+            let mut inputs = self.inputs();
+            *inputs = Inputs { under_way: inputs.under_way, ..Inputs::default() };
+        }
         self.take_down(&mut carrier).await
+    }
+}
+
+/// Keeps the namespace where it is while a container joins it.
+struct UnderWay<'a>(&'a Overlay);
+
+impl<'a> UnderWay<'a> {
+    fn new(overlay: &'a Overlay) -> Self {
+        overlay.inputs().under_way += 1;
+        Self(overlay)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.inputs().under_way -= 1;
+        self.0.news.notify_one();
     }
 }
 

@@ -15,13 +15,14 @@ use skep_api::service::{PortConfig, Protocol};
 use skep_api::{AttachmentId, IpSubnet, NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
 use skep_name_server::Zone;
 
+use crate::kernel::links::link_name;
 use crate::kernel::plain::{self, PlainPeer, PlainState};
 use crate::kernel::sealed::{SealedPeer, SealedState};
-use crate::kernel::{MESH_DEVICE, UPLINK, inside_address, link_name};
+use crate::kernel::{MESH_DEVICE, UPLINK, inside_address};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
-use crate::ruleset::{Family, Ruleset, Spread, SpreadKey, Tables, Target};
+use crate::ruleset::{Family, Part, Ruleset, Said, Spread, SpreadKey, Tables, Target};
 pub(crate) use names::names_of;
 use names::zone;
 
@@ -318,26 +319,26 @@ fn inside(scene: &Scene<'_>, backends: &Backends, family: Family) -> Ruleset {
     let mut rules = Ruleset { family, table: TABLE, frame: inside_frame(family), ..Ruleset::default() };
     for network in scene.networks() {
         let Some(subnet) = subnet_in(family, network) else { continue };
-        rules.insert("same_network", format!("{subnet} . {subnet}"));
+        rules.insert("same_network", [subnet.into(), subnet.into()]);
         if !network.encrypted {
-            rules.insert("plain", subnet.to_string());
+            rules.insert("plain", [subnet.into()]);
         }
         if network.ingress {
-            rules.insert("entry", subnet.to_string());
+            rules.insert("entry", [subnet.into()]);
             if !network.encrypted {
-                rules.insert("plain_entry", subnet.to_string());
+                rules.insert("plain_entry", [subnet.into()]);
             }
         }
         if !network.internal {
-            rules.insert("egress", subnet.to_string());
+            rules.insert("egress", [subnet.into()]);
         }
     }
     for (id, local) in scene.locals {
         local_rules(scene, &mut rules, (id, local));
     }
     for (&node, &index) in scene.indexes {
-        rules.map("peer_of", mac_text(mac(index)), index.to_string());
-        rules.map("peer_of", mac_text(plain::mac(node)), plain::mark(index).to_string());
+        rules.map("peer_of", [Part::Mac(mac(index))], Said::Mark(index.into()));
+        rules.map("peer_of", [Part::Mac(plain::mac(node))], Said::Mark(plain::mark(index)));
     }
     let entry = scene.networks().find(|network| network.ingress);
     for service in scene.services() {
@@ -364,10 +365,10 @@ fn local_rules(scene: &Scene<'_>, rules: &mut Ruleset, (id, local): (&str, &Loca
     };
     for place in &local.places {
         let Some((network, address)) = own(place) else { continue };
-        rules.insert("own", format!("\"{}\" . {address}", link_name(id, place.link)));
-        rules.insert("itself", format!("{address} . {address}"));
+        rules.insert("own", [Part::Link(link_name(id, place.link)), address.into()]);
+        rules.insert("itself", [address.into(), address.into()]);
         if let Some(gateway) = gateway_in(family, network) {
-            rules.map("gateway_of", address.to_string(), gateway.to_string());
+            rules.map("gateway_of", [address.into()], Said::Address(gateway));
         }
     }
     let Some((_, address)) = local.places.iter().find_map(own) else { return };
@@ -388,9 +389,9 @@ fn virtual_address(
     let nobody = BTreeSet::new();
     let hosts = backends.get(&(service.id, joined.network)).unwrap_or(&nobody);
     let Some((vip, name, spread)) = virtual_chain(rules.family, network, joined, hosts) else { return };
-    rules.insert("vips", vip.to_string());
+    rules.insert("vips", [vip.into()]);
     if !spread.targets.is_empty() {
-        rules.map("virtual", vip.to_string(), format!("goto {name}"));
+        rules.map("virtual", [vip.into()], Said::Goto(name.clone()));
         rules.chains.insert(name, spread);
     }
 }
@@ -423,15 +424,10 @@ pub(crate) fn port_chain(
 }
 
 fn publish(rules: &mut Ruleset, name: String, spread: Spread) {
-    if !spread.targets.is_empty() {
-        rules.map("published", spread.key.to_string(), format!("goto {name}"));
+    if let (SpreadKey::Port(protocol, port), false) = (spread.key, spread.targets.is_empty()) {
+        rules.map("published", [Part::Protocol(protocol), Part::Port(port)], Said::Goto(name.clone()));
         rules.chains.insert(name, spread);
     }
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    bytes.join(":")
 }
 
 /// The table of the overlay's namespace.
@@ -445,14 +441,14 @@ fn outside(scene: &Scene<'_>, family: Family) -> Ruleset {
     let entered = scene.networks().any(|network| network.ingress && subnet_in(family, network).is_some());
     let ports = scene.services().filter(|_| entered).flat_map(|service| &service.ports);
     for PortConfig { protocol, published_port, host_ip, .. } in ports {
-        let protocol = protocol.as_str();
+        let [protocol, port] = [Part::Protocol(*protocol), Part::Port(*published_port)];
         match host_ip {
             Some(address) if family == Family::V4 => {
-                rules.insert("published_at", format!("{address} . {protocol} . {published_port}"));
+                rules.insert("published_at", [Part::Address(IpAddr::V4(*address)), protocol, port]);
             }
             // An address is not widened.
             Some(_) => {}
-            None => rules.insert("published", format!("{protocol} . {published_port}")),
+            None => rules.insert("published", [protocol, port]),
         }
     }
     // Those of IPv4 whoever joined the container leads in.
@@ -461,7 +457,7 @@ fn outside(scene: &Scene<'_>, family: Family) -> Ruleset {
     };
     let locals = scene.locals.values().filter(has_v6).filter(|_| family == Family::V6);
     for port in locals.flat_map(|local| &local.ports).filter(|port| port.everywhere) {
-        rules.insert("published", format!("{} . {}", port.protocol.as_str(), port.host_port));
+        rules.insert("published", [Part::Protocol(port.protocol), Part::Port(port.host_port)]);
     }
     rules
 }

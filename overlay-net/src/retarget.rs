@@ -1,5 +1,6 @@
-//! The change that is made most often, and that others wait for: what chains send connections to. It is said to the
-//! kernel itself, without the milliseconds that `nft` takes to begin; all other changes are scripts.
+//! Changes that others wait for, as tasks come and go: what chains send connections to, chains, and elements of sets. They
+//! are said to the kernel itself, without the milliseconds that `nft` takes to begin; the rest (networks, and all of it
+//! anew) are scripts.
 //!
 //! What is written here is what `nft` makes of [`Spread`]'s rule; names are those of
 //! `linux/netfilter/nf_tables.h`.
@@ -9,12 +10,19 @@ use std::net::IpAddr;
 use skep_api::service::Protocol;
 use skep_host_net::nfnetlink::{Batch, attribute, nested, number, text};
 
-use crate::ruleset::{Family, Retargeted, Ruleset, Spread, SpreadKey, Target};
+use crate::ruleset::{Difference, Family, Part, Ruleset, Said, Spread, SpreadKey, Target};
 
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_NEWSETELEM: u16 = 12;
+const NFT_MSG_DELSETELEM: u16 = 14;
+/// Elements in one message.
+const ELEMENTS_MAX: usize = 200;
+/// A verdict of linux/netfilter/nf_tables.h: -4.
+const NFT_GOTO: u32 = 4u32.wrapping_neg();
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 /// Of each list.
@@ -35,23 +43,82 @@ const FIRST: u32 = 1;
 const SECOND: u32 = 2;
 const FIRST_QUARTER_TWO: u32 = 9;
 
-/// What has the kernel send connections where `retargeted` says.
-pub(crate) fn batch(retargeted: &Retargeted<'_>) -> Batch {
+/// What has the kernel hold what is different; only of what [is direct](Difference::is_direct).
+pub(crate) fn batch(differences: &[Difference<'_>]) -> Batch {
     let mut batch = Batch::default();
-    let chains = retargeted.iter().flat_map(|(rules, chains)| chains.iter().map(move |chain| (rules, chain)));
-    for (id, (rules, &(name, spread))) in (1..).zip(chains) {
-        write(&mut batch, id, rules, (name, spread));
+    let mut ids = 1..;
+    for difference in differences {
+        let rules = difference.rules;
+        let (family, table) = (family_number(rules.family), text(1, rules.table));
+        for chain in difference.chains.iter().filter(|chain| chain.is_new) {
+            batch.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, &[table.clone(), text(3, chain.name)]);
+        }
+        for (chain, id) in difference.chains.iter().zip(&mut ids) {
+            write(&mut batch, id, rules, (chain.name, chain.spread));
+        }
+        for elements in &difference.elements {
+            for (kind, flags, some) in
+                [(NFT_MSG_DELSETELEM, 0, &elements.gone), (NFT_MSG_NEWSETELEM, NLM_F_CREATE, &elements.new)]
+            {
+                for some in some.chunks(ELEMENTS_MAX) {
+                    let list: Vec<Vec<u8>> = some.iter().map(|&(key, said)| element(key, said.as_ref())).collect();
+                    batch.push(kind, flags, family, &[table.clone(), text(2, elements.set), nested(3, &list)]);
+                }
+            }
+        }
+        // Nothing points to them any more.
+        for name in &difference.gone_chains {
+            batch.push(NFT_MSG_DELRULE, 0, family, &[table.clone(), text(2, name)]);
+            batch.push(NFT_MSG_DELCHAIN, 0, family, &[table.clone(), text(3, name)]);
+        }
     }
     batch
 }
 
-/// Puts a chain's one rule in place of the one that is there; `id` tells its map from others.
-pub(crate) fn write(batch: &mut Batch, id: u32, rules: &Ruleset, (name, spread): (&str, &Spread)) {
-    let family = match rules.family {
+fn element(key: &[Part], said: Option<&Said>) -> Vec<u8> {
+    let mut parts = vec![nested(1, &[attribute(1, &key_bytes(key))])];
+    parts.extend(said.map(|said| match said {
+        Said::Address(address) => nested(2, &[attribute(1, &octets(*address))]),
+        Said::Mark(mark) => nested(2, &[attribute(1, &mark.to_ne_bytes())]),
+        Said::Goto(chain) => nested(2, &[nested(2, &[number(1, NFT_GOTO), text(2, chain)])]),
+    }));
+    nested(NFTA_LIST_ELEM, &parts)
+}
+
+/// What a set is asked for, as registers hold it: each of several parts fills whole ones.
+fn key_bytes(key: &[Part]) -> Vec<u8> {
+    let bytes = |part: &Part| match part {
+        Part::Link(name) => {
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.resize(libc::IFNAMSIZ, 0);
+            bytes
+        }
+        Part::Mac(mac) => mac.to_vec(),
+        Part::Address(address) => octets(*address),
+        Part::Protocol(protocol) => vec![protocol_number(*protocol)],
+        Part::Port(port) => port.to_be_bytes().to_vec(),
+        // Scripts alone say those.
+        Part::Subnet(_) => Vec::new(),
+    };
+    let whole = |part: &Part| {
+        let mut bytes = bytes(part);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    if let [only] = key { bytes(only) } else { key.iter().flat_map(whole).collect() }
+}
+
+fn family_number(family: Family) -> u8 {
+    let number = match family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,
     };
-    let family = u8::try_from(family).unwrap_or(0);
+    u8::try_from(number).unwrap_or(0)
+}
+
+/// Puts a chain's one rule in place of the one that is there; `id` tells its map from others.
+pub(crate) fn write(batch: &mut Batch, id: u32, rules: &Ruleset, (name, spread): (&str, &Spread)) {
+    let family = family_number(rules.family);
     let (table, chain) = (text(1, rules.table), text(2, name));
     batch.push(NFT_MSG_DELRULE, 0, family, &[table.clone(), chain.clone()]);
     if spread.targets.len() > 1 {
@@ -155,11 +222,7 @@ fn rule(id: u32, family: Family, spread: &Spread) -> Vec<Vec<u8>> {
             (if family == Family::V4 { FIRST_QUARTER_TWO } else { SECOND }, None)
         }
     };
-    let nf_family = match family {
-        Family::V4 => libc::AF_INET,
-        Family::V6 => libc::AF_INET6,
-    };
-    let mut nat = vec![number(1, dnat), number(2, u32::try_from(nf_family).unwrap_or(0)), number(3, FIRST)];
+    let mut nat = vec![number(1, dnat), number(2, family_number(family).into()), number(3, FIRST)];
     if matches!(spread.key, SpreadKey::Port(..)) {
         nat.push(number(5, port_at));
         nat.extend(port_said);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
+use skep_api::IpSubnet;
 use skep_api::service::Protocol;
 
 /// Which packets a table sees.
@@ -36,6 +37,64 @@ impl Family {
 /// More targets of one chain do not fit a message to the kernel.
 const RETARGETED_MAX: usize = 500;
 
+/// A part of what a set or map is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Link(String),
+    Mac([u8; 6]),
+    Address(IpAddr),
+    Subnet(IpSubnet),
+    Protocol(Protocol),
+    Port(u16),
+}
+
+/// What a map answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Address(IpAddr),
+    Mark(u32),
+    /// Go on in this chain.
+    Goto(String),
+}
+
+/// What sets are asked for, and maps with their answers.
+pub(crate) type Elements = BTreeMap<Vec<Part>, Option<Said>>;
+
+impl From<IpAddr> for Part {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl From<IpSubnet> for Part {
+    fn from(subnet: IpSubnet) -> Self {
+        Self::Subnet(subnet)
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(name) => write!(f, "\"{name}\""),
+            Self::Mac([a, b, c, d, e, last]) => write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{last:02x}"),
+            Self::Address(address) => address.fmt(f),
+            Self::Subnet(subnet) => subnet.fmt(f),
+            Self::Protocol(protocol) => f.write_str(protocol.as_str()),
+            Self::Port(port) => port.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Mark(mark) => mark.fmt(f),
+            Self::Goto(chain) => write!(f, "goto {chain}"),
+        }
+    }
+}
+
 /// One table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ruleset {
@@ -43,19 +102,19 @@ pub(crate) struct Ruleset {
     pub(crate) table: &'static str,
     /// Sets and maps with their types, and the chains that never change, as `nft` reads them.
     pub(crate) frame: &'static str,
-    pub(crate) sets: BTreeMap<&'static str, BTreeSet<String>>,
-    pub(crate) maps: BTreeMap<&'static str, BTreeMap<String, String>>,
+    /// Of sets and maps, by their names.
+    pub(crate) elements: BTreeMap<&'static str, Elements>,
     /// Chains that come and go, by their names.
     pub(crate) chains: BTreeMap<String, Spread>,
 }
 
 impl Ruleset {
-    pub(crate) fn insert(&mut self, set: &'static str, element: String) {
-        self.sets.entry(set).or_default().insert(element);
+    pub(crate) fn insert<const N: usize>(&mut self, set: &'static str, key: [Part; N]) {
+        self.elements.entry(set).or_default().insert(key.into(), None);
     }
 
-    pub(crate) fn map(&mut self, map: &'static str, key: String, value: String) {
-        self.maps.entry(map).or_default().insert(key, value);
+    pub(crate) fn map<const N: usize>(&mut self, map: &'static str, key: [Part; N], said: Said) {
+        self.elements.entry(map).or_default().insert(key.into(), Some(said));
     }
 
     /// The table's, with its family.
@@ -65,84 +124,85 @@ impl Ruleset {
 
     /// The script that makes the table where there is none.
     pub(crate) fn text(&self) -> String {
-        let table = self.name();
-        let mut text = format!("table {table} {{\n{}", self.frame);
-        for (name, spread) in &self.chains {
-            let _ = writeln!(text, "  chain {name} {{\n    {}\n  }}", spread.rule(self.family));
-        }
-        text += "}\n";
         let nothing = Self::default();
-        self.write_elements(&nothing, &mut text);
-        text
+        format!("table {} {{\n{}}}\n", self.name(), self.frame) + &self.difference(&nothing).script()
     }
 
-    /// The script that leads here from `before`; empty if nothing is to be done.
-    ///
-    /// Its length depends on what is different, not on how much there is.
-    pub(crate) fn script_from(&self, before: &Self) -> String {
-        let table = self.name();
-        let mut text = String::new();
-        for (name, spread) in &self.chains {
-            let (rule, held) = (spread.rule(self.family), before.chains.get(name).map(|held| held.rule(self.family)));
-            match held {
-                Some(held) if held == rule => continue,
-                Some(_) => {
-                    let _ = writeln!(text, "flush chain {table} {name}");
-                }
-                None => {
-                    let _ = writeln!(text, "add chain {table} {name}");
-                }
-            }
-            let _ = writeln!(text, "add rule {table} {name} {rule}");
+    /// What leads here from `before`: as much as is different, not as there is.
+    pub(crate) fn difference<'a>(&'a self, before: &'a Self) -> Difference<'a> {
+        let is_alike = |name: &String, spread: &Spread| before.chains.get(name) == Some(spread);
+        let chains = self.chains.iter().filter(|(name, spread)| !is_alike(name, spread)).map(|(name, spread)| {
+            let is_new = !before.chains.contains_key(name);
+            ChangedChain { name, spread, is_new }
+        });
+        let gone_chains = before.chains.keys().filter(|name| !self.chains.contains_key(*name));
+        static NOTHING: Elements = Elements::new();
+        let names: BTreeSet<_> = self.elements.keys().chain(before.elements.keys()).copied().collect();
+        let elements = names.into_iter().map(|set| {
+            let [held, wanted] = [before, self].map(|rules| rules.elements.get(set).unwrap_or(&NOTHING));
+            let without = |some: &'a Elements, others: &'a Elements| {
+                some.iter().filter(|(key, said)| others.get(*key) != Some(said)).collect()
+            };
+            ChangedElements { set, gone: without(held, wanted), new: without(wanted, held) }
+        });
+        Difference {
+            rules: self,
+            chains: chains.collect(),
+            gone_chains: gone_chains.map(String::as_str).collect(),
+            elements: elements.filter(|elements| !elements.gone.is_empty() || !elements.new.is_empty()).collect(),
         }
-        self.write_elements(before, &mut text);
+    }
+}
+
+/// What leads from one state of a table to another.
+#[derive(Debug)]
+pub(crate) struct Difference<'a> {
+    /// Where it leads to.
+    pub(crate) rules: &'a Ruleset,
+    pub(crate) chains: Vec<ChangedChain<'a>>,
+    pub(crate) gone_chains: Vec<&'a str>,
+    pub(crate) elements: Vec<ChangedElements<'a>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ChangedChain<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) spread: &'a Spread,
+    pub(crate) is_new: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct ChangedElements<'a> {
+    pub(crate) set: &'static str,
+    pub(crate) gone: Vec<(&'a Vec<Part>, &'a Option<Said>)>,
+    pub(crate) new: Vec<(&'a Vec<Part>, &'a Option<Said>)>,
+}
+
+impl Difference<'_> {
+    /// The script of it; empty if nothing is to be done.
+    pub(crate) fn script(&self) -> String {
+        let (table, mut text) = (self.rules.name(), String::new());
+        for ChangedChain { name, spread, is_new } in &self.chains {
+            let verb = if *is_new { "add" } else { "flush" };
+            let rule = spread.rule(self.rules.family);
+            let _ = writeln!(text, "{verb} chain {table} {name}\nadd rule {table} {name} {rule}");
+        }
+        for ChangedElements { set, gone, new } in &self.elements {
+            write_element(&mut text, "delete", &table, set, gone);
+            write_element(&mut text, "add", &table, set, new);
+        }
         // Nothing may point to a chain that goes.
-        for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
+        for name in &self.gone_chains {
             let _ = writeln!(text, "flush chain {table} {name}\ndelete chain {table} {name}");
         }
         text
     }
 
-    fn write_elements(&self, before: &Self, text: &mut String) {
-        let table = self.name();
-        let (no_set, no_map) = (BTreeSet::new(), BTreeMap::new());
-        for name in self.sets.keys().chain(before.sets.keys()).collect::<BTreeSet<_>>() {
-            let (held, wanted) = (before.sets.get(name).unwrap_or(&no_set), self.sets.get(name).unwrap_or(&no_set));
-            let gone: Vec<_> = held.difference(wanted).map(String::as_str).collect();
-            let new: Vec<_> = wanted.difference(held).map(String::as_str).collect();
-            write_element(text, "delete", &table, name, &gone);
-            write_element(text, "add", &table, name, &new);
-        }
-        for name in self.maps.keys().chain(before.maps.keys()).collect::<BTreeSet<_>>() {
-            let (held, wanted) = (before.maps.get(name).unwrap_or(&no_map), self.maps.get(name).unwrap_or(&no_map));
-            let gone = held.iter().filter(|(key, value)| wanted.get(*key) != Some(value));
-            let gone: Vec<_> = gone.map(|(key, value)| format!("{key} : {value}")).collect();
-            let new = wanted.iter().filter(|(key, value)| held.get(*key) != Some(value));
-            let new: Vec<_> = new.map(|(key, value)| format!("{key} : {value}")).collect();
-            write_element(text, "delete", &table, name, &gone.iter().map(String::as_str).collect::<Vec<_>>());
-            write_element(text, "add", &table, name, &new.iter().map(String::as_str).collect::<Vec<_>>());
-        }
-    }
-
-    /// What leads here from `before`, if nothing is different but what chains send connections to: those chains.
-    pub(crate) fn retargeted<'a>(&'a self, before: &'a Self) -> Option<Vec<(&'a str, &'a Spread)>> {
-        let alike = self.sets == before.sets && self.maps == before.maps && self.frame == before.frame;
-        if !alike || self.chains.len() != before.chains.len() {
-            return None;
-        }
-        let mut retargeted = Vec::new();
-        for ((name, now), (held_name, held)) in self.chains.iter().zip(&before.chains) {
-            if name != held_name || now.key != held.key {
-                return None;
-            }
-            if now.targets != held.targets {
-                if !now.fits_a_message() {
-                    return None;
-                }
-                retargeted.push((name.as_str(), now));
-            }
-        }
-        Some(retargeted)
+    /// Whether it can be said to the kernel without a script.
+    pub(crate) fn is_direct(&self) -> bool {
+        let is_plain = |(key, _): &(&Vec<Part>, _)| !key.iter().any(|part| matches!(part, Part::Subnet(_)));
+        self.chains.iter().all(|chain| chain.spread.fits_a_message())
+            && self.elements.iter().all(|elements| elements.gone.iter().chain(&elements.new).all(is_plain))
     }
 }
 
@@ -165,15 +225,6 @@ pub(crate) enum SpreadKey {
 pub(crate) struct Target {
     pub(crate) address: IpAddr,
     pub(crate) port: Option<u16>,
-}
-
-impl fmt::Display for SpreadKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Port(protocol, port) => write!(f, "{} . {port}", protocol.as_str()),
-        }
-    }
 }
 
 impl fmt::Display for Target {
@@ -213,14 +264,18 @@ impl Spread {
     }
 }
 
-fn write_element(text: &mut String, verb: &str, table: &str, name: &str, elements: &[&str]) {
-    if !elements.is_empty() {
-        let _ = writeln!(text, "{verb} element {table} {name} {{ {} }}", elements.join(", "));
+fn write_element(text: &mut String, verb: &str, table: &str, set: &str, elements: &[(&Vec<Part>, &Option<Said>)]) {
+    if elements.is_empty() {
+        return;
     }
+    let element = |(key, said): &(&Vec<Part>, &Option<Said>)| {
+        let key: Vec<String> = key.iter().map(Part::to_string).collect();
+        let said = said.as_ref().map(|said| format!(" : {said}")).unwrap_or_default();
+        key.join(" . ") + &said
+    };
+    let elements: Vec<String> = elements.iter().map(element).collect();
+    let _ = writeln!(text, "{verb} element {table} {set} {{ {} }}", elements.join(", "));
 }
-
-/// Tables, each with the chains whose targets are others, by their names.
-pub(crate) type Retargeted<'a> = Vec<(&'a Ruleset, Vec<(&'a str, &'a Spread)>)>;
 
 /// The tables of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -242,25 +297,26 @@ impl Tables {
         families.iter().map(|family| cleared(&format!("{} {}", family.name(), self.v4.table))).collect()
     }
 
-    /// What leads here from `before` in each family, if nothing is different but what chains send connections to.
-    pub(crate) fn retargeted<'a>(&'a self, before: &'a Self) -> Option<Retargeted<'a>> {
+    /// What leads here from `before` in each family, if it can be said to the kernel without a script.
+    pub(crate) fn direct_difference<'a>(&'a self, before: &'a Self) -> Option<Vec<Difference<'a>>> {
         let v6 = match (&self.v6, &before.v6) {
-            (Some(v6), Some(before)) => Some((v6, v6.retargeted(before)?)),
+            (Some(v6), Some(before)) => Some(v6.difference(before)),
             (None, None) => None,
             _ => return None,
         };
-        Some(std::iter::once((&self.v4, self.v4.retargeted(&before.v4)?)).chain(v6).collect())
+        let differences = std::iter::once(self.v4.difference(&before.v4)).chain(v6);
+        differences.map(|difference| difference.is_direct().then_some(difference)).collect()
     }
 
     /// The script that leads here from `before`; empty if nothing is to be done.
     pub(crate) fn script_from(&self, before: &Self) -> String {
         let v6 = match (&self.v6, &before.v6) {
-            (Some(v6), Some(before)) => v6.script_from(before),
+            (Some(v6), Some(before)) => v6.difference(before).script(),
             (Some(v6), None) => v6.text(),
             (None, Some(before)) => cleared(&before.name()),
             (None, None) => String::new(),
         };
-        self.v4.script_from(&before.v4) + &v6
+        self.v4.difference(&before.v4).script() + &v6
     }
 }
 
@@ -283,7 +339,7 @@ mod tests {
         let mut rules = Ruleset { table: "t", frame: "  F\n", ..Ruleset::default() };
         rules.chains.extend(chains.iter().map(|(name, spread)| ((*name).to_owned(), spread.clone())));
         for &(key, value) in elements {
-            rules.map("m", key.to_owned(), value.to_owned());
+            rules.map("m", [Part::Link(key.to_owned())], Said::Goto(value.to_owned()));
         }
         rules
     }
@@ -293,26 +349,20 @@ mod tests {
         let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|at| spread(at, &["10.1.0.1", "10.1.0.2"]));
         let fewer = spread("10.0.0.2", &["10.1.0.2"]);
         let d = spread("10.0.0.4", &["10.1.0.4"]);
-        let before = rules(&[("a", a.clone()), ("b", b), ("c", c)], &[("1", "jump a"), ("2", "jump b")]);
-        let after = rules(&[("a", a), ("b", fewer), ("d", d)], &[("1", "jump a"), ("2", "jump d")]);
+        let before = rules(&[("a", a.clone()), ("b", b), ("c", c)], &[("1", "a"), ("2", "b")]);
+        let after = rules(&[("a", a), ("b", fewer), ("d", d)], &[("1", "a"), ("2", "d")]);
         let want = "flush chain ip t b\nadd rule ip t b dnat to 10.1.0.2\nadd chain ip t d\n\
-                    add rule ip t d dnat to 10.1.0.4\ndelete element ip t m { 2 : jump b }\n\
-                    add element ip t m { 2 : jump d }\nflush chain ip t c\ndelete chain ip t c\n";
-        assert_eq!(after.script_from(&before), want);
-        assert_eq!(after.script_from(&after), "");
-        assert_eq!(after.retargeted(&before), None);
+                    add rule ip t d dnat to 10.1.0.4\ndelete element ip t m { \"2\" : goto b }\n\
+                    add element ip t m { \"2\" : goto d }\nflush chain ip t c\ndelete chain ip t c\n";
+        assert_eq!(after.difference(&before).script(), want);
+        assert_eq!(after.difference(&after).script(), "");
+        assert!(after.difference(&before).is_direct());
+        let mut wider = after.clone();
+        wider.insert("s", [IpSubnet::V4("10.0.0.0/24".parse().unwrap()).into()]);
+        assert!(!wider.difference(&after).is_direct() && !after.difference(&wider).is_direct());
+        assert_eq!(wider.difference(&after).script(), "add element ip t s { 10.0.0.0/24 }\n");
         let all = Tables { v4: after, v6: None }.script();
         assert!(all.contains("delete table ip t") && all.contains("add element ip t m"));
-    }
-
-    #[test]
-    fn it_is_seen_where_targets_alone_are_others() {
-        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|at| spread(at, &["10.1.0.1", "10.1.0.2"]));
-        let fewer = spread("10.0.0.2", &["10.1.0.2"]);
-        let before = rules(&[("a", a.clone()), ("b", b)], &[("1", "jump a")]);
-        let after = rules(&[("a", a.clone()), ("b", fewer.clone())], &[("1", "jump a")]);
-        assert_eq!(after.retargeted(&before), Some(vec![("b", &fewer)]));
-        assert_eq!(rules(&[("a", a), ("b", fewer)], &[]).retargeted(&before), None);
     }
 
     #[track_caller]
