@@ -15,7 +15,7 @@ use skep_api::{NodeId, SecretBytes};
 use skep_host_net::RuleWatch;
 use skep_host_net::nfnetlink::{Batch, PacketFilter};
 
-use crate::conntrack;
+use crate::conntrack::Forgetter;
 use crate::kernel::Kernel;
 use crate::path::client::PathClient;
 use crate::path::message::PeerIndex;
@@ -34,6 +34,7 @@ pub(crate) struct Carrier {
     applied: Desired,
     /// The rules inside and outside.
     watched: [RuleWatch; 2],
+    forgetter: Forgetter,
     /// To the rules inside.
     filter: Arc<PacketFilter>,
     pub(crate) indexes: BTreeMap<NodeId, PeerIndex>,
@@ -53,9 +54,11 @@ impl Carrier {
         let inside = kernel.netns().run(move || RuleWatch::open(TABLE, port)).await?;
         // Scripts alone change those.
         let outside = RuleWatch::open(MESH_TABLE, 0)?;
+        let forgetter = Forgetter::start(kernel.netns().clone());
         Ok(Self {
             kernel,
             path,
+            forgetter,
             applied: Desired::default(),
             watched: [inside, outside],
             filter,
@@ -71,6 +74,8 @@ impl Carrier {
         } else {
             self.path.update(desired.path.clone()).await?;
         }
+        let come: BTreeSet<IpAddr> = desired.living.difference(&self.applied.living).copied().collect();
+        self.forgetter.settled(&come).await;
         let peers: BTreeSet<PeerIndex> = self.indexes.values().copied().collect();
         self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
         self.kernel.set_plain(desired.plain.clone()).await?;
@@ -94,7 +99,7 @@ impl Carrier {
         let dead: BTreeSet<IpAddr> = self.applied.living.difference(&desired.living).copied().collect();
         if !dead.is_empty() {
             // Or packets of old connections would be sent to nobody, or to a newcomer.
-            self.kernel.netns().run(move || conntrack::forget(&dead)).await?;
+            self.forgetter.forget(dead);
         }
         self.applied = desired;
         Ok(())

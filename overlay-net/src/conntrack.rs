@@ -4,9 +4,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use skep_host_net::Netns;
 use skep_host_net::nfnetlink::{ACKNOWLEDGE, ERROR, GENERIC_LEN, attributes, messages, open, request, send};
+use tokio::sync::Notify;
 
 /// From `linux/netfilter/nfnetlink.h` and `nfnetlink_conntrack.h`.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -25,8 +29,104 @@ const DUMP: u16 = 0x300;
 const DONE: u16 = 3;
 const BUFFER_LEN: usize = 64 << 10;
 
+/// Between two looks at all connections, each of which takes the kernel milliseconds however few there are.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+
+/// Forgets connections beside everything else, of all who are gone by then together.
+#[derive(Debug)]
+pub(crate) struct Forgetter(Arc<Dead>);
+
+#[derive(Debug, Default)]
+struct Dead {
+    addresses: Mutex<Addresses>,
+    news: Notify,
+    hurry: Notify,
+    done: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Addresses {
+    /// Whose connections are to go, and whose are just going.
+    to_go: BTreeSet<IpAddr>,
+    going: BTreeSet<IpAddr>,
+    /// Whether no more will come.
+    closed: bool,
+}
+
+impl Dead {
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().expect("nobody panics while holding it")
+    }
+
+    /// Those whose turn it is now; none once there will be no more.
+    async fn next(&self) -> Option<BTreeSet<IpAddr>> {
+        loop {
+            {
+                let mut addresses = self.addresses();
+                if !addresses.to_go.is_empty() {
+                    addresses.going = std::mem::take(&mut addresses.to_go);
+                    return Some(addresses.going.clone());
+                }
+                if addresses.closed {
+                    return None;
+                }
+            }
+            self.news.notified().await;
+        }
+    }
+}
+
+impl Forgetter {
+    /// For connections of a namespace.
+    pub(crate) fn start(netns: Netns) -> Self {
+        let dead = Arc::new(Dead::default());
+        let own = dead.clone();
+        tokio::spawn(async move {
+            while let Some(going) = own.next().await {
+                if let Err(error) = netns.run(move || forget(&going)).await {
+                    tracing::warn!(%error, "connections to tasks that are gone stay until they end by themselves");
+                }
+                own.addresses().going.clear();
+                own.done.notify_waiters();
+                // Waited long enough, or somebody waits: either is as good.
+                drop(tokio::time::timeout(FORGET_EVERY, own.hurry.notified()).await);
+            }
+        });
+        Self(dead)
+    }
+
+    /// Has the connections of these be forgotten: at once, or up to a second later.
+    pub(crate) fn forget(&self, addresses: BTreeSet<IpAddr>) {
+        self.0.addresses().to_go.extend(addresses);
+        self.0.news.notify_one();
+    }
+
+    /// Waits until nothing is left of whoever had these addresses before.
+    pub(crate) async fn settled(&self, addresses: &BTreeSet<IpAddr>) {
+        loop {
+            let done = self.0.done.notified();
+            {
+                let dead = self.0.addresses();
+                if dead.to_go.is_disjoint(addresses) && dead.going.is_disjoint(addresses) {
+                    return;
+                }
+            }
+            self.0.hurry.notify_one();
+            done.await;
+        }
+    }
+}
+
+impl Drop for Forgetter {
+    fn drop(&mut self) {
+        self.0.addresses().closed = true;
+        self.0.news.notify_one();
+        self.0.hurry.notify_one();
+    }
+}
+
 /// Removes every connection of the calling thread's namespace that one of `addresses` takes part in.
-pub(crate) fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
     let socket = open()?;
     setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
     let forgotten = forget_through(&socket, addresses);

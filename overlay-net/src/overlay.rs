@@ -584,7 +584,8 @@ fn places(facts: &BTreeMap<FactKey, Fact>, addresses: &[NetworkAddress], mtu: Mt
         let passes = if network.encrypted { mtu.tunnel_bytes } else { mtu.plain_bytes };
         let mtu_bytes = network.mtu_bytes.map_or(passes, |asked| asked.min(passes));
         let v6 = network.v6.filter(|_| mtu_bytes >= IPV6_MTU_BYTES_MIN);
-        Some(Place { link: at.link, address: at.address, subnet, gateway, v6, internal: network.internal, mtu_bytes })
+        let (internal, encrypted) = (network.internal, network.encrypted);
+        Some(Place { link: at.link, address: at.address, subnet, gateway, v6, internal, mtu_bytes, encrypted })
     };
     addresses.iter().map(place).collect()
 }

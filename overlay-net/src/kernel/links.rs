@@ -34,6 +34,8 @@ pub(crate) struct Place {
     pub(crate) internal: bool,
     /// The largest packet.
     pub(crate) mtu_bytes: u32,
+    /// Whether what leaves the node passes through the data path.
+    pub(crate) encrypted: bool,
 }
 
 impl Place {
@@ -73,10 +75,12 @@ impl Links {
         if let Some(left_over) = link_index(handle, &name).await {
             handle.link().del(left_over).execute().await?;
         }
-        let peer = LinkUnspec::new_with_name(&eth)
-            .mtu(place.mtu_bytes)
-            .append_extra_attribute(LinkAttribute::GsoMaxSize(batch_bytes(place.mtu_bytes)))
-            .setns_by_fd(netns.as_raw_fd());
+        let peer = LinkUnspec::new_with_name(&eth).mtu(place.mtu_bytes).setns_by_fd(netns.as_raw_fd());
+        let peer = if place.encrypted {
+            peer.append_extra_attribute(LinkAttribute::GsoMaxSize(batch_bytes(place.mtu_bytes)))
+        } else {
+            peer
+        };
         let pair = LinkVeth::new(&name, &eth)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .mtu(place.mtu_bytes)
