@@ -402,7 +402,7 @@ fn apparmor_holds_where_capabilities_would_let_go() {
         let ran = run(flags, &label);
         assert_eq!(ran.stdout.trim(), want, "{flags:?}: {ran:?}");
     }
-    let mount = ["busybox", "mount", "-t", "tmpfs", "none", "/mnt"];
+    let mount = ["busybox", "busybox", "mount", "-t", "tmpfs", "none", "/tmp"];
     let able = ["--cap-add", "SYS_ADMIN"];
     assert!(run(&[&able[..], &["--security-opt", "apparmor=unconfined"]].concat(), &mount).success);
     assert!(!run(&able, &mount).success);

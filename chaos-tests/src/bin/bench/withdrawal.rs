@@ -1,5 +1,5 @@
-//! How soon an endpoint that goes is gone on every node: from the command to the kernel's rules of each, and to
-//! the stop signal, which waits for all of them.
+//! How soon an endpoint that goes is gone on every node: from the request to the kernel's rules of each, and to
+//! the task's end, which waits for all of them. All nodes' disks are one disk here, unless TMPDIR names memory.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -70,8 +70,14 @@ fn measure(host: &Host, changes: &[OwnedFd], what: &str) {
         drop(told(changes, SETTLE));
         let (began, committed, gone, ended, seen) = std::thread::scope(|scope| {
             let listening = scope.spawn(|| told(changes, LISTEN));
+            let mut api = host.api();
+            let service = api.get("/services/web").expect("the daemon answers").body;
+            let mut spec = service["Spec"].clone();
+            spec["Mode"]["Replicated"]["Replicas"] = (REPLICAS - 1).into();
+            let update = format!("/services/web/update?version={}", service["Version"]["Index"]);
             let began = Instant::now();
-            host.ok(&["service", "scale", "-d", &format!("web={}", REPLICAS - 1)]);
+            let answer = api.post(&update, &spec).expect("the daemon answers");
+            assert_eq!(answer.status, 200, "{answer:?}");
             let committed = began.elapsed();
             let gone = withdrawn(host, &before, began);
             let ended = ended_after(host, &gone.0, began);
@@ -88,10 +94,13 @@ fn measure(host: &Host, changes: &[OwnedFd], what: &str) {
         stopped.push(ended.saturating_sub(committed));
         answered.push(committed);
     }
+    nodes.sort();
+    let most = nodes[nodes.len() * 999 / 1000 - 1];
+    println!("{what:<57} 99.9 % within {:.3} s", most.as_secs_f64());
     report(what, nodes);
-    report("  until the command's answer", answered);
+    report("  until the request's answer", answered);
     report("  on the last of them", slowest);
-    report("  from the command's answer until the task has ended", stopped);
+    report("  from the request's answer until the task has ended", stopped);
 }
 
 /// The endpoint that goes.
