@@ -63,6 +63,9 @@ fn measure(first: &Host, mesh: &str) {
         (mesh, format!("{}:{MESH_PORT}", WIRE[0])),
         ("HAProxy in TCP mode", format!("{}:{PROXY_PORT}", WIRE[0])),
     ];
+    // All, or those that begin so: for a profile.
+    let only = std::env::args().nth(2).unwrap_or_default();
+    let ways: Vec<_> = ways.into_iter().filter(|(name, _)| name.starts_with(&only)).collect();
     for (name, to) in &ways {
         let to = to.parse().expect("an address");
         let mut times = first.within_network(|| reused_ports(to));
