@@ -1,7 +1,7 @@
 //! Gathers what all workers say of their tasks and writes it in batches: many reports, one entry.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use skep_api::grpc::StatusBatch;
 use skep_api::{NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp, encoding};
@@ -14,6 +14,8 @@ use tonic::Status;
 const REPORTS_MAX: usize = 1024;
 /// Reports written in one entry.
 const BATCH_MAX: usize = 5000;
+/// Before what could not be written is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 struct Report {
     node: NodeId,
@@ -52,30 +54,50 @@ impl StatusWriter {
     }
 }
 
+/// What is newest of each task, and who said it.
+type Newest = BTreeMap<TaskId, (NodeId, TaskStatus)>;
+
 async fn write_all(store: &Store, mut reports: mpsc::Receiver<Report>) {
-    while let Some(first) = reports.recv().await {
-        let mut newest: BTreeMap<TaskId, (NodeId, TaskStatus)> = BTreeMap::new();
-        let mut next = Some(first);
-        while let Some(Report { node, statuses }) = next.take() {
-            for (id, status) in statuses {
-                let newer = newest.get(&id).is_none_or(|(_, before)| before.state <= status.state);
-                if newer {
-                    newest.insert(id, (node, status));
-                }
-            }
-            if newest.len() < BATCH_MAX {
-                next = reports.try_recv().ok();
-            }
+    let (mut newest, mut said) = (Newest::new(), false);
+    loop {
+        if newest.is_empty() {
+            let Some(report) = reports.recv().await else { return };
+            merge(&mut newest, report);
+        }
+        while newest.len() < BATCH_MAX
+            && let Ok(report) = reports.try_recv()
+        {
+            merge(&mut newest, report);
         }
         let written = store.update(|tables| Ok::<_, std::convert::Infallible>((transaction(tables, &newest), ())));
-        if let Err(error) = written.await {
-            tracing::warn!(%error, "reports of tasks could not be written; workers repeat them in their next session");
+        match written.await {
+            Ok(()) => {
+                newest.clear();
+                said = false;
+            }
+            // Whoever reported will not do so again in this session: it is kept until it is written, or another leads.
+            Err(error) => {
+                if !said {
+                    tracing::warn!(%error, "reports of tasks could not be written yet");
+                    said = true;
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn merge(newest: &mut Newest, Report { node, statuses }: Report) {
+    for (id, status) in statuses {
+        let newer = newest.get(&id).is_none_or(|(_, before)| before.state <= status.state);
+        if newer {
+            newest.insert(id, (node, status));
         }
     }
 }
 
 /// Observed state only moves forward, and only the task's own node moves it.
-fn transaction(tables: &Tables, newest: &BTreeMap<TaskId, (NodeId, TaskStatus)>) -> Transaction {
+fn transaction(tables: &Tables, newest: &Newest) -> Transaction {
     let now = Timestamp::from_system(SystemTime::now());
     let mut transaction = Transaction::new(now);
     for (&id, (node, status)) in newest {
