@@ -155,6 +155,7 @@ impl Host {
             .arg(dir.join("run"))
             .args(["--config-file", "/dev/stdin"])
             .args(flags)
+            .args(std::env::var("SKEP_DAEMON_FLAGS").unwrap_or_default().split_whitespace())
             .env("SKEP_SNAPSHOT_INTERVAL", std::env::var("SKEP_SNAPSHOT_INTERVAL").unwrap_or_else(|_| "200".into()))
             .stdin(empty_config())
             .stdout(Stdio::null())
@@ -237,6 +238,12 @@ impl Host {
         };
         set(self.placing.switch, &self.placing.port);
         set(self.holder.id(), "eth0");
+    }
+
+    /// Has each packet of the host leave so much later, such as `80ms`; says whether the kernel can (netem).
+    #[must_use]
+    pub fn delay(&self, time: &str) -> bool {
+        self.exec("tc", &["qdisc", "add", "dev", "eth0", "root", "netem", "delay", time]).success
     }
 
     /// Has daemons that are started from now on see the time as it is plus `offset`, such as `+0` or `-2h`;

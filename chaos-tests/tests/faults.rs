@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
+use skep_chaos_tests::{LIMIT, Rig, skip, take_turn, wait_until};
 
 /// A jump of an hour is nothing to anyone. Where a clock is beyond what certificates are good for, the swarm says so, and
 /// all is well once it is right again.
@@ -119,6 +119,31 @@ fn a_slow_link_holds_up_nobody_else() {
 }
 
 /// What a newer version wrote is not misread by an older one, and not touched.
+/// Managers on other continents: a packet there and its answer take 160 ms.
+#[test]
+fn managers_that_are_far_apart_agree_once_they_are_told() {
+    take_turn!();
+    let rig = Rig::new(3);
+    if !rig.hosts().all(|host| host.delay("80ms")) {
+        return skip("this kernel delays no packets: it has no netem");
+    }
+    rig.hosts().for_each(|host| host.start_daemon_with(&["--raft-heartbeat", "500ms"]));
+    rig.form_swarm(3);
+    let first = rig.host(1);
+    first.ok(&["service", "create", "-d", "--name", "web", "--replicas", "3", "skep/whoami"]);
+    first.await_replicas("web", "3/3");
+    let leader = rig.host(rig.leader(1));
+    assert!(!leader.log().contains("leads no more"), "{}", leader.log());
+    leader.kill_daemon();
+    let other = rig.hosts().find(|host| host.name() != leader.name()).unwrap();
+    wait_until("another leads", LIMIT, || {
+        let ran = other.run(&["service", "scale", "-d", "web=5"]);
+        (ran.success, ran.stderr)
+    });
+    leader.start_daemon_with(&["--raft-heartbeat", "500ms"]);
+    other.await_replicas("web", "5/5");
+}
+
 #[test]
 fn a_data_directory_of_a_newer_version_is_refused_by_name() {
     take_turn!();

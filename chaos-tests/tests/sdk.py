@@ -168,7 +168,7 @@ def swarm():
     assert service.attrs["Spec"]["Labels"] == {"a": "b"} and service.force_update() is not None
     refused(docker.errors.APIError, secret.remove)
     service.remove()
-    wait_until(lambda: not client.containers.list(all=True))
+    wait_until(lambda: not client.api.containers(all=True))
     for thing in [secret, config, green]:
         thing.remove()
     assert client.swarm.leave(force=True)

@@ -79,6 +79,10 @@ pub struct DaemonArgs {
     /// How long the key of the tunnels to other nodes lasts, such as 12h; 0s: for ever [default: 12h]
     #[arg(long, value_name = "DURATION")]
     pub overlay_key_period: Option<String>,
+    /// How often a leading manager says so, and what managers must answer within: several times as long as a packet takes
+    /// between any two of them and back; the same on all [default: 50ms]
+    #[arg(long, value_name = "DURATION")]
+    pub raft_heartbeat: Option<String>,
     /// What carries packets between containers of two nodes: auto (the kernel's WireGuard where both have it), userspace
     /// (this program, always) or kernel (as auto, and the daemon does not start without it) [default: auto]
     #[arg(long, value_name = "WAY")]
@@ -119,6 +123,7 @@ struct ConfigFile {
     log_opts: BTreeMap<String, String>,
     metrics_addr: Option<String>,
     overlay_key_period: Option<String>,
+    raft_heartbeat: Option<String>,
     data_path: Option<String>,
     tlsverify: bool,
     tlscacert: Option<PathBuf>,
@@ -179,6 +184,7 @@ pub struct DaemonConfig {
     pub(crate) log: LogConfig,
     pub(crate) metrics_addr: Option<String>,
     pub(crate) overlay_key_period: Duration,
+    pub(crate) raft_heartbeat: Duration,
     pub(crate) data_path: DataPathWay,
     /// What it was made from besides the file, to read that again.
     args: Box<DaemonArgs>,
@@ -253,6 +259,7 @@ impl DaemonConfig {
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
             overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
+            raft_heartbeat: raft_heartbeat(args.raft_heartbeat.or(file.raft_heartbeat), &mut problems),
             data_path: data_path(args.data_path.or(file.data_path), &mut problems),
             args: given,
         };
@@ -299,6 +306,7 @@ impl DaemonConfig {
             ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
             ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
+            ("raft-heartbeat", self.raft_heartbeat != next.raft_heartbeat),
             ("data-path", self.data_path != next.data_path),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
@@ -404,6 +412,16 @@ fn key_period(asked: Option<String>, problems: &mut Vec<String>) -> Duration {
     }
 }
 
+fn raft_heartbeat(asked: Option<String>, problems: &mut Vec<String>) -> Duration {
+    const USUAL: Duration = Duration::from_millis(50);
+    const USABLE: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(5);
+    let Some(text) = asked else { return USUAL };
+    parse_duration(&text).filter(|period| USABLE.contains(period)).unwrap_or_else(|| {
+        problems.push(format!("raft-heartbeat {text:?} cannot be used: write a duration from 20ms to 5s"));
+        USUAL
+    })
+}
+
 fn read_file(path: Option<PathBuf>) -> Result<ConfigFile, ConfigError> {
     let wanted = path.is_some();
     let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
@@ -497,10 +515,11 @@ mod tests {
             hosts: vec!["tcp://0.0.0.0:2375".into(), "http://x".into()],
             storage_driver: Some("zfs".into()),
             labels: vec!["x".into()],
+            raft_heartbeat: Some("1ms".into()),
             ..DaemonArgs::default()
         };
         let text = DaemonConfig::load(args).unwrap_err().to_string();
-        for part in ["take over this machine", "http://x", "zfs", "KEY=VALUE"] {
+        for part in ["take over this machine", "http://x", "zfs", "KEY=VALUE", "from 20ms to 5s"] {
             assert!(text.contains(part), "{text}");
         }
         let error = serde_json::from_str::<ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();

@@ -98,6 +98,8 @@ pub(crate) struct SwarmConfig {
     pub(crate) labels: std::collections::BTreeMap<String, String>,
     /// How long a key of its tunnels lasts.
     pub(crate) key_period: Duration,
+    /// How often it tells other managers that it leads.
+    pub(crate) heartbeat: Duration,
     /// Whether it uses its kernel's own WireGuard.
     pub(crate) in_kernel: bool,
 }

@@ -34,8 +34,8 @@ use crate::leader;
 use crate::rpc::Services;
 use crate::transport::{Accepted, Channels, accept};
 
-const HEARTBEAT: Duration = Duration::from_millis(50);
-const ELECTION_TIMEOUT: Duration = Duration::from_millis(100);
+/// Heartbeats without which a follower begins to think of another leader.
+const MISSED_HEARTBEATS: u32 = 2;
 /// How long a command waits for a leader.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
@@ -65,6 +65,8 @@ pub struct ManagerConfig {
     pub dir: PathBuf,
     pub listen: SocketAddr,
     pub bulk: Arc<dyn BulkTransport>,
+    /// How often a leader says that it leads, and what managers have to answer within.
+    pub heartbeat: Duration,
     pub snapshot_interval: u64,
     pub log_entries_kept: u64,
 }
@@ -420,8 +422,8 @@ impl Manager {
             raft_id: config.raft_id,
             dir: config.dir.join("store"),
             key,
-            heartbeat: HEARTBEAT,
-            election_timeout: ELECTION_TIMEOUT,
+            heartbeat: config.heartbeat,
+            election_timeout: config.heartbeat * MISSED_HEARTBEATS,
             snapshot_interval: config.snapshot_interval,
             log_entries_kept: config.log_entries_kept,
         };

@@ -103,6 +103,7 @@ pub struct Store {
     dir: PathBuf,
     /// Held for reading by a proposal under way, for writing while leadership is handed over.
     handover: Arc<RwLock<()>>,
+    heartbeat: Duration,
 }
 
 impl std::fmt::Debug for Store {
@@ -115,8 +116,8 @@ impl std::fmt::Debug for Store {
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait while another change of the membership is under way.
 const CHANGE_PAUSE: Duration = Duration::from_millis(20);
-/// A member that acknowledged a heartbeat within this can take over.
-const ANSWERED_LATELY: Duration = Duration::from_millis(500);
+/// A member that acknowledged one of the last so many heartbeats can take over.
+const HEARTBEATS_LATELY: u32 = 10;
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 
@@ -127,7 +128,7 @@ impl Store {
             ErrorKind::StorageFull => OpenError::Full { dir: config.dir.clone(), cause },
             _ => OpenError::Unusable { dir: config.dir.clone(), cause },
         };
-        let (dir, key) = (config.dir.clone(), config.key.clone());
+        let (dir, key, heartbeat) = (config.dir.clone(), config.key.clone(), config.heartbeat);
         let published = Arc::new(Published::new());
         let (disk, machine) = tokio::task::spawn_blocking({
             let published = published.clone();
@@ -147,7 +148,7 @@ impl Store {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let leadership = follow_leadership(&raft, disk_failure);
-        Ok(Self { raft, published, leadership, activity, dir: config.dir, handover: Arc::default() })
+        Ok(Self { raft, published, leadership, activity, dir: config.dir, handover: Arc::default(), heartbeat })
     }
 
     /// The room that is left where the log lies, in bytes.
@@ -281,7 +282,8 @@ impl Store {
         let Ok(_alone) = tokio::time::timeout(limit, self.handover.write()).await else { return false };
         let metrics = self.raft.metrics().borrow_watched().clone();
         let replication = metrics.replication.unwrap_or_default();
-        let Some(target) = successor(metrics.id, &replication, &self.reachable(ANSWERED_LATELY)) else {
+        let Some(target) = successor(metrics.id, &replication, &self.reachable(self.heartbeat * HEARTBEATS_LATELY))
+        else {
             return false;
         };
         if self.raft.trigger().transfer_leader(target).await.is_err() {

@@ -47,6 +47,8 @@ pub(crate) struct ActiveNode {
     /// Why this node's manager is away, if it is.
     failure: Mutex<Option<String>>,
     bulk: Bulk,
+    /// Of its manager, if it is one.
+    heartbeat: Duration,
     overlay: Arc<Overlay>,
     refused: Mutex<Option<String>>,
     /// Held while the role changes; no new one is taken once the node stops.
@@ -88,6 +90,7 @@ impl ActiveNode {
         let bulk = Bulk::listen(bulk_addr, tls.clone(), swarm.engine().clone())?;
         Ok(Arc::new(Self {
             dir: swarm.config.dir.clone(),
+            heartbeat: swarm.config.heartbeat,
             certificates: swarm.certificates(),
             channels: Channels::new(tls.clone()),
             tls,
@@ -160,6 +163,7 @@ impl ActiveNode {
             dir: self.raft_dir(),
             listen: state.listen,
             bulk: Arc::new(self.bulk.clone()),
+            heartbeat: self.heartbeat,
             snapshot_interval: snapshot_interval.unwrap_or(SNAPSHOT_INTERVAL),
             log_entries_kept: LOG_ENTRIES_KEPT,
         })
