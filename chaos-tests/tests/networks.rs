@@ -451,3 +451,25 @@ fn a_node_that_has_something_else_than_it_was_told_is_told_anew() {
         (log.contains("has not what it was told") && log.contains("of=\"network "), log)
     });
 }
+
+/// A node whose addresses are of the other family since its daemon was last there.
+#[test]
+fn a_device_for_the_other_family_is_made_anew() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.ok(&["network", "create", "--opt", "encrypted=false", "open"]);
+    let create = ["service", "create", "-d", "--name", "web", "--mode", "global", "--network", "open", "skep/whoami"];
+    first.ok(&create);
+    first.await_replicas("web", "2/2");
+    let own = second.inside("web", &["hostname", "-I"]);
+    let answers = || first.inside("web", &["curl", "-s", "-m", "1", &format!("http://{}:8000/", own.trim())]);
+    wait_until("the other node's task answers", LIMIT, || (answers().contains("Hostname:"), answers()));
+    second.kill_daemon();
+    let overlay = format!("--net={}", second.dir().join("run/overlay/netns").display());
+    let swap = "ip link del plain0; ip link add plain0 type vxlan id 7 dstport 4790 local ::1 nolearning";
+    let ran = second.exec("nsenter", &[&overlay, "sh", "-c", swap]);
+    assert!(ran.success && !answers().contains("Hostname:"), "{ran:?}");
+    second.start_daemon();
+    wait_until("the other node's task answers again", LIMIT, || (answers().contains("Hostname:"), second.log()));
+}

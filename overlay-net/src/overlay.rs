@@ -563,8 +563,12 @@ impl<'a> UnderWay<'a> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.inputs().under_way -= 1;
-        self.0.news.notify_one();
+        let mut inputs = self.0.inputs();
+        inputs.under_way -= 1;
+        // Nothing may be needed any more: it was not taken down meanwhile.
+        if inputs.under_way == 0 && inputs.locals.is_empty() {
+            self.0.news.notify_one();
+        }
     }
 }
 

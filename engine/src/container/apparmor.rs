@@ -86,10 +86,13 @@ impl ContainerConfig {
 
 /// Says why a container cannot have the profile that it asks for, if it cannot.
 pub fn check_apparmor(name: &str) -> Result<(), String> {
-    if matches!(name, "" | UNCONFINED) || is_enabled() {
-        return Ok(());
-    }
-    Err(format!("AppArmor profile {name} cannot be had: this host's kernel has no AppArmor; use apparmor=unconfined"))
+    let reason = match name {
+        "" | UNCONFINED => return Ok(()),
+        _ if !is_enabled() => "this host's kernel has no AppArmor",
+        DEFAULT_APPARMOR | DEFAULT_OF_DOCKER if parser().is_none() => "this host has no apparmor_parser",
+        _ => return Ok(()),
+    };
+    Err(format!("AppArmor profile {name} cannot be had: {reason}; use apparmor=unconfined"))
 }
 
 /// Has the profile of a container loaded, and names it; none if nothing is to be done.
@@ -164,6 +167,7 @@ mod tests {
             let config = ContainerConfig { apparmor: apparmor.into(), privileged, ..ContainerConfig::default() };
             config.apparmor_profile().map(str::to_owned)
         };
+        assert_eq!(check_apparmor(DEFAULT_OF_DOCKER).is_ok(), has_apparmor());
         let usual = has_apparmor().then(|| DEFAULT_APPARMOR.to_owned());
         assert_eq!(named("", false), usual);
         assert_eq!(named(DEFAULT_OF_DOCKER, true), usual);
