@@ -24,7 +24,7 @@ test: ## Run every test (those on real hosts need root)
 	@scripts/bootstrap test
 	cargo build --locked --package skep
 	cargo test --locked --workspace --exclude skep-chaos-tests
-	SKEP_BENCH_TINY=1 cargo bench --locked --package skep-scheduler --package skep-overlay-net --bench place --bench many_services
+	SKEP_BENCH_TINY=1 cargo test --locked --package skep-scheduler --package skep-overlay-net --bench place --bench many_services
 	cargo test --locked --package skep-chaos-tests --no-run
 	@scripts/as-root cargo test --locked --package skep-chaos-tests -- --test-threads=1
 
