@@ -15,7 +15,7 @@ use bollard::models::{
 use bollard::query_parameters as query;
 use bollard::{API_DEFAULT_VERSION, Docker, body_full};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use skep_chaos_tests::{Host, Rig, take_turn};
+use skep_chaos_tests::{Host, Rig, skip, take_turn};
 use tokio::io::AsyncWriteExt as _;
 
 const LIMIT_SECONDS: u64 = 30;
@@ -270,6 +270,9 @@ fn the_sdk_for_python_does_what_its_users_do() {
     take_turn!();
     let rig = Rig::new(1);
     let host = rig.host(1);
+    if !host.exec("/usr/bin/python3", &["-c", "import docker"]).success {
+        return skip("this system's Python cannot load Docker's SDK (package python3-docker)");
+    }
     host.start_daemon();
     host.import_busybox();
     // Debian's own: another Python's may be first in the path.
@@ -305,6 +308,9 @@ fn a_project_of_compose_comes_up_and_down() {
     take_turn!();
     let rig = Rig::new(1);
     let host = rig.host(1);
+    if !host.exec("/usr/bin/docker-compose", &["version"]).success {
+        return skip("this system's docker-compose does not run");
+    }
     host.start_daemon();
     host.import_busybox();
     let project = host.dir().join("project");
