@@ -17,7 +17,7 @@ mod tree;
 mod volume;
 
 pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
-pub use container::apparmor::{DEFAULT_APPARMOR, check_apparmor, has_apparmor};
+pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
     BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, MountSource,

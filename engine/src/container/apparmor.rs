@@ -9,10 +9,10 @@ use std::sync::Mutex;
 use super::config::ContainerConfig;
 
 /// The profile of containers that ask for none.
-pub const DEFAULT_APPARMOR: &str = "skep-default";
+const DEFAULT: &str = "skep-default";
 /// What Docker calls its own, as Compose files and services have it.
 const DEFAULT_OF_DOCKER: &str = "docker-default";
-pub(crate) const UNCONFINED: &str = "unconfined";
+const UNCONFINED: &str = "unconfined";
 
 /// What the kernel has loaded: lines `NAME (MODE)`.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
@@ -78,7 +78,7 @@ impl ContainerConfig {
     pub fn apparmor_profile(&self) -> Option<&str> {
         match self.apparmor.as_str() {
             "" if self.privileged => has_apparmor().then_some(UNCONFINED),
-            "" | DEFAULT_APPARMOR | DEFAULT_OF_DOCKER => has_apparmor().then_some(DEFAULT_APPARMOR),
+            "" | DEFAULT | DEFAULT_OF_DOCKER => has_apparmor().then_some(DEFAULT),
             named => Some(named),
         }
     }
@@ -89,7 +89,7 @@ pub fn check_apparmor(name: &str) -> Result<(), String> {
     let reason = match name {
         "" | UNCONFINED => return Ok(()),
         _ if !is_enabled() => "this host's kernel has no AppArmor",
-        DEFAULT_APPARMOR | DEFAULT_OF_DOCKER if parser().is_none() => "this host has no apparmor_parser",
+        DEFAULT | DEFAULT_OF_DOCKER if parser().is_none() => "this host has no apparmor_parser",
         _ => return Ok(()),
     };
     Err(format!("AppArmor profile {name} cannot be had: {reason}; use apparmor=unconfined"))
@@ -98,7 +98,7 @@ pub fn check_apparmor(name: &str) -> Result<(), String> {
 /// Has the profile of a container loaded, and names it; none if nothing is to be done.
 pub(crate) fn ensure(config: &ContainerConfig) -> io::Result<Option<&str>> {
     let Some(name) = config.apparmor_profile().filter(|&name| name != UNCONFINED) else { return Ok(None) };
-    if name == DEFAULT_APPARMOR {
+    if name == DEFAULT {
         ensure_default()?;
     } else if !is_loaded(name)? {
         return Err(io::Error::other(format!(
@@ -118,7 +118,7 @@ fn is_loaded(name: &str) -> io::Result<bool> {
 fn ensure_default() -> io::Result<()> {
     static IS_OURS: Mutex<bool> = Mutex::new(false);
     let mut is_ours = IS_OURS.lock().expect("nobody panics while holding it");
-    if !*is_ours || !is_loaded(DEFAULT_APPARMOR)? {
+    if !*is_ours || !is_loaded(DEFAULT)? {
         load(&profile(&own_label()))?;
         *is_ours = true;
     }
@@ -139,7 +139,7 @@ fn own_label() -> String {
 
 fn load(profile: &str) -> io::Result<()> {
     let program = parser().ok_or_else(|| io::Error::other("there is no apparmor_parser"))?;
-    let fail = |what: String| io::Error::other(format!("the AppArmor profile {DEFAULT_APPARMOR}: {what}"));
+    let fail = |what: String| io::Error::other(format!("the AppArmor profile {DEFAULT}: {what}"));
     let mut child = Command::new(&program)
         .args(["--replace", "--skip-cache", "--quiet"])
         .stdin(Stdio::piped())
@@ -168,7 +168,7 @@ mod tests {
             config.apparmor_profile().map(str::to_owned)
         };
         assert_eq!(check_apparmor(DEFAULT_OF_DOCKER).is_ok(), has_apparmor());
-        let usual = has_apparmor().then(|| DEFAULT_APPARMOR.to_owned());
+        let usual = has_apparmor().then(|| DEFAULT.to_owned());
         assert_eq!(named("", false), usual);
         assert_eq!(named(DEFAULT_OF_DOCKER, true), usual);
         assert_eq!(named("", true), has_apparmor().then(|| UNCONFINED.to_owned()));

@@ -41,6 +41,9 @@ impl StatusWriter {
     /// Takes a worker's batch; waits while too many are on their way.
     pub(super) async fn take(&self, node: NodeId, batch: StatusBatch) -> Result<(), Status> {
         let invalid = |what: &str| Status::invalid_argument(what.to_owned());
+        if batch.updates.len() > BATCH_MAX {
+            return Err(invalid("too many reports at once"));
+        }
         let statuses = batch
             .updates
             .into_iter()
