@@ -58,7 +58,10 @@ type Rewritten = MapRequest<Router, fn(Request) -> Request>;
 
 /// The service of one listener.
 pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rewritten> {
-    let router = router().layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX)).with_state(daemon);
+    let router = router()
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(axum::middleware::map_response(system::introduce))
+        .with_state(daemon);
     let rewrite: fn(Request) -> Request = strip_version;
     axum::ServiceExt::<Request>::into_make_service(MapRequestLayer::new(rewrite).layer(router))
 }
@@ -134,6 +137,7 @@ fn containers_router() -> Router<Arc<Daemon>> {
         .route("/containers/{id}/update", post(containers::change::update))
         .route("/containers/{id}/wait", post(containers::attach::wait))
         .route("/containers/{id}/attach", post(containers::attach::attach))
+        .route("/containers/{owner}/{alias}", delete(containers::change::remove_link).fallback(unknown))
         .route("/containers/{id}/attach/ws", get(containers::websocket::attach))
         .route("/containers/{id}/resize", post(containers::attach::resize))
         .route("/containers/{id}/top", get(containers::watch::top))
@@ -178,8 +182,15 @@ fn networks_router() -> Router<Arc<Daemon>> {
         .route("/networks/{id}/disconnect", post(networks::joining::disconnect))
 }
 
+/// What the Engine API has beside the paths that are served.
+const UNSUPPORTED: [&str; 4] = ["/plugins/", "/session", "/grpc", "/checkpoints"];
+
 async fn unknown(uri: Uri) -> ApiError {
-    ApiError::unsupported(format!("{} is not supported yet by this version of skep", uri.path()))
+    let path = uri.path();
+    if UNSUPPORTED.iter().any(|known| path.contains(known)) {
+        return ApiError::unsupported(format!("{path} is not supported yet by this version of skep"));
+    }
+    ApiError::not_found(format!("page not found: the API has no {path}"))
 }
 
 /// Takes `/v1.N` off the path; a version that is not spoken gets an answer that says so.

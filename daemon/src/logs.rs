@@ -60,6 +60,8 @@ impl LogParams {
         };
         let tail = match self.tail.as_str() {
             "" | "all" => None,
+            // As docker has it: all.
+            text if text.parse::<i64>().is_ok_and(|lines| lines < 0) => None,
             text => Some(text.parse().map_err(|_| ApiError::bad_request(format!("tail={text:?} is no number")))?),
         };
         Ok(LogQuery {

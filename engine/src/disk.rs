@@ -29,6 +29,18 @@ fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&fs::File) -> io::Resu
     written
 }
 
+/// The bytes that a directory's files hold; what cannot be read counts nothing.
+pub(crate) fn content(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => content(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 /// The bytes that a directory's files take on disk; what cannot be read counts nothing.
 pub(crate) fn usage(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();

@@ -3,6 +3,7 @@
 mod attach;
 mod change;
 mod container;
+mod create;
 mod exec;
 mod files;
 mod helper;
@@ -10,6 +11,7 @@ mod images;
 mod kept;
 mod launch;
 mod lifecycle;
+mod links;
 mod networks;
 mod volumes;
 
@@ -26,7 +28,7 @@ pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
 pub use networks::{LocalNetworkSpec, NetworkRef};
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ use skep_api::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::container::config::{ContainerConfig, MountSource, NamespaceMode, NetworkMode};
+use crate::container::config::ContainerConfig;
 use crate::container::id_map::{IdMap, Shift};
 use crate::container::logs::config::{LogConfig, LogConfigError};
 use crate::container::logs::reader::{self, LogOptions, LogStream};
@@ -45,13 +47,12 @@ use crate::container::rootfs::ContainerDirs;
 use crate::container::runtime::ExternalRuntime;
 use crate::container::state::{ContainerState, Exit};
 use crate::container::storage::{Storage, StorageDriver};
-use crate::container::targets;
 use crate::engine::exec::ExecStore;
 use crate::image::pull::{PullError, Puller, RegistryConfig};
-use crate::image::store::{Image, ImageStore};
+use crate::image::store::ImageStore;
 use crate::image::{builtin, familiar};
 use crate::network::{self, BridgeConfig, Networks};
-use crate::volume::{Volume, VolumeError, VolumeStore};
+use crate::volume::{VolumeError, VolumeStore};
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -111,9 +112,9 @@ pub enum EngineError {
     NoContainer(String),
     #[error("No such image: {0}")]
     NoImage(String),
-    #[error("the name {name:?} is in use by container {id}: remove or rename that one")]
+    #[error("the name {name:?} is already in use by container {id}: remove or rename that one")]
     NameTaken { name: String, id: String },
-    #[error("container {id} is {found}, it must be {wanted}")]
+    #[error("container {id} is not {wanted}: it is {found}")]
     WrongState { id: String, found: &'static str, wanted: &'static str },
     #[error("image {image} is used by container {container}: remove that first")]
     ImageInUse { image: String, container: String },
@@ -137,7 +138,7 @@ pub enum EngineError {
     Forbidden(String),
     #[error("Could not find the file {0} in the container")]
     NoFile(String),
-    #[error("{0:?} is no signal")]
+    #[error("Invalid signal: {0}")]
     Signal(String),
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -289,21 +290,6 @@ impl Engine {
         self.storage.open(&self.config.data_dir)
     }
 
-    /// How the users of a new container become users of the host.
-    fn choose_id_map(&self, config: &ContainerConfig) -> Result<Option<IdMap>, EngineError> {
-        let Some(map) = self.config.id_map.as_ref().filter(|_| !config.host_users) else { return Ok(None) };
-        let why = if config.privileged {
-            "privileged mode is incompatible with user namespaces: a privileged container needs --userns=host"
-        } else if config.network == NetworkMode::Host {
-            "cannot share the host's network namespace when user namespaces are enabled: use --userns=host with it"
-        } else if config.pid_mode == NamespaceMode::Host {
-            "cannot share the host PID namespace when user namespaces are enabled: use --userns=host with it"
-        } else {
-            return Ok(Some(map.clone()));
-        };
-        Err(EngineError::Invalid(why.into()))
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
         self.containers.lock().expect("nobody panics while holding it")
     }
@@ -348,71 +334,6 @@ impl Engine {
         let past = self.past_events.lock().expect("nobody panics while holding it");
         let wanted = past.iter().filter(|event| since.is_some_and(|since| event.at >= since));
         (wanted.cloned().collect(), self.events.subscribe())
-    }
-
-    /// Makes a container; its image must be here.
-    pub fn create(&self, mut config: ContainerConfig) -> Result<String, EngineError> {
-        let image = self.images.find(&config.image).ok_or_else(|| EngineError::NoImage(config.image.clone()))?;
-        config.image_id.clone_from(&image.id);
-        merge_image(&mut config, &image);
-        config.no_new_privileges.get_or_insert(self.config.no_new_privileges);
-        self.create_on(config, image.layers)
-    }
-
-    /// Makes a container whose file system is made of `layers`.
-    pub(crate) fn create_on(&self, mut config: ContainerConfig, layers: Vec<String>) -> Result<String, EngineError> {
-        for mount in &config.mounts {
-            targets::check(mount).map_err(EngineError::Invalid)?;
-        }
-        config.id_map = self.choose_id_map(&config)?;
-        config.storage = self.storage;
-        let id = hex::encode(rand::random::<[u8; 32]>());
-        for own in [&mut config.hostname, &mut config.name] {
-            if own.is_empty() {
-                id[..12].clone_into(own);
-            }
-        }
-        let dirs = self.dirs(&id, &config);
-        make_dir(&dirs.data)?;
-        make_dir(&dirs.run)?;
-        for mount in &mut config.mounts {
-            if let MountSource::Volume { name, labels, options, .. } = &mut mount.source {
-                let volume = Volume {
-                    name: name.clone(),
-                    labels: labels.clone(),
-                    options: options.clone(),
-                    ..Volume::default()
-                };
-                *name = self.create_volume(volume)?.name;
-            }
-        }
-        let record = Record {
-            config,
-            layers,
-            created: now(),
-            state: ContainerState::Created,
-            stopped_by_hand: false,
-            restarts: 0,
-        };
-        let container = Arc::new(Container::from_record(id.clone(), dirs, record));
-        {
-            let mut containers = self.lock();
-            let name = container.name();
-            if let Some(other) = containers.values().find(|other| other.name() == name) {
-                let taken = EngineError::NameTaken { name, id: other.id.clone() };
-                container.dirs.remove().map_err(disk_error("removing a container's directories"))?;
-                return Err(taken);
-            }
-            containers.insert(id.clone(), container.clone());
-        }
-        if let Err(error) = container.save() {
-            self.lock().remove(&id);
-            // The first error is the one to tell.
-            let _ = container.dirs.remove();
-            return Err(disk_error(format!("saving container {id}"))(error));
-        }
-        self.tell_container(&container, "create", &[]);
-        Ok(id)
     }
 
     pub(crate) fn image_store(&self) -> &Arc<ImageStore> {
@@ -537,49 +458,4 @@ fn make_init_layer(dir: &Path) -> io::Result<()> {
 /// A program that runs somewhere cannot be written; it is the one we would write.
 fn busy(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::ExecutableFileBusy { Ok(()) } else { Err(error) }
-}
-
-/// Fills in from the image what the configuration leaves open.
-fn merge_image(config: &mut ContainerConfig, image: &Image) {
-    let own = &image.config;
-    if config.entrypoint.is_empty() {
-        config.entrypoint.clone_from(&own.entrypoint);
-        if config.args.is_empty() {
-            config.args.clone_from(&own.cmd);
-        }
-    }
-    let name_of = |var: &String| var.split('=').next().unwrap_or_default().to_owned();
-    let set: BTreeSet<_> = config.env.iter().map(name_of).collect();
-    let inherited = own.env.iter().filter(|var| !set.contains(&name_of(var)));
-    // A name alone takes the image's variable away; it stays to be seen.
-    config.env = inherited.chain(&config.env).cloned().collect();
-    config.exposed_ports.extend(own.exposed_ports.keys().cloned());
-    config.exposed_ports.sort();
-    config.exposed_ports.dedup();
-    for (field, from) in [
-        (&mut config.working_dir, &own.working_dir),
-        (&mut config.user, &own.user),
-        (&mut config.stop_signal, &own.stop_signal),
-    ] {
-        if field.is_empty() {
-            field.clone_from(from);
-        }
-    }
-    for (key, value) in &own.labels {
-        config.labels.entry(key.clone()).or_insert_with(|| value.clone());
-    }
-    for target in own.volumes.keys() {
-        if !config.mounts.iter().any(|mount| mount.target == *target) {
-            config.mounts.push(crate::container::config::ContainerMount {
-                source: MountSource::Volume {
-                    name: String::new(),
-                    labels: BTreeMap::new(),
-                    options: BTreeMap::new(),
-                    no_copy: false,
-                },
-                target: target.clone(),
-                read_only: false,
-            });
-        }
-    }
 }

@@ -26,6 +26,12 @@ pub fn familiar(name: &str) -> &str {
     name.strip_prefix("library/").unwrap_or(name)
 }
 
+/// What the image is called in its registry: `library/app`, without registry, tag or digest.
+#[must_use]
+pub fn repository_path(name: &str) -> Option<String> {
+    Some(name.parse::<Reference>().ok()?.repository().to_owned())
+}
+
 /// The full name without tag.
 pub(crate) fn repository(name: &str) -> String {
     match name.parse::<Reference>() {

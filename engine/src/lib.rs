@@ -20,18 +20,20 @@ pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, 
 pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
-    BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, MountSource,
-    NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy,
+    BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, Link, MountSource,
+    NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, SharedMemory,
 };
-pub use container::devices::{block_device, is_device_rule};
+pub use container::devices::{block_device, holds_device, is_device_rule};
 pub use container::health::HealthStatus;
 pub use container::id_map::{IdMap, IdMapError, hold_namespace_main};
 pub use container::logs::config::{LogConfig, LogConfigError, LogDriver, parse_size};
 pub use container::logs::reader::{LogOptions, LogStream};
 pub use container::logs::{LogLine, Stream as LogSource};
+pub use container::rootfs::HOST_GATEWAY;
 pub use container::runtime::ExternalRuntime;
 pub use container::seccomp::seccomp_profile;
 pub use container::shim::{exec_main, shim_main, watch_main};
+pub use container::spec::is_capability;
 pub use container::state::{ContainerState, Exit, Running};
 pub use container::storage::StorageDriver;
 pub use container::user::UserError;
@@ -47,7 +49,7 @@ pub use image::pull::{
 pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
-pub use image::{architecture, familiar, normalize};
+pub use image::{architecture, familiar, normalize, repository_path};
 pub use network::{
     DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, KeptNetwork, LocalNetwork, MacAddress,
     NetworkKeeper, Parent, WantedPlace,

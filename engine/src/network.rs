@@ -40,6 +40,7 @@ use crate::disk;
 use crate::engine::HelperProgram;
 use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
 use crate::network::links::{eth, make_bridge, make_veth};
+use crate::network::names::Links;
 use crate::network::ruleset::{cleared, ruleset};
 
 /// The network that every host has.
@@ -170,6 +171,8 @@ pub(crate) struct Networks {
     rules: tokio::sync::Mutex<()>,
     names: tokio::sync::Mutex<NameServers<String>>,
     resolvers: Mutex<BTreeMap<String, Vec<String>>>,
+    /// What containers call others, network by network.
+    links: Mutex<BTreeMap<String, Links>>,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     helper: Arc<HelperProgram>,
 }
@@ -211,6 +214,7 @@ impl Networks {
             rules: tokio::sync::Mutex::default(),
             names: tokio::sync::Mutex::default(),
             resolvers: Mutex::default(),
+            links: Mutex::default(),
             keeper: Mutex::default(),
             helper,
         })
@@ -507,6 +511,7 @@ impl Networks {
     pub(crate) async fn disconnect(&self, container: &str) -> io::Result<()> {
         let lease = self.leases().remove(container);
         self.resolvers.lock().expect("nobody panics while holding it").remove(container);
+        self.set_links(container, &[]);
         let rules = match &lease {
             Some(lease) if !lease.ports.is_empty() => self.write_rules().await,
             _ => Ok(()),
@@ -517,6 +522,18 @@ impl Networks {
         // The namespace's ends of the veth pairs take the host's ends with them.
         let removed = Netns::remove(&self.netns_path(container));
         rules.and(removed)
+    }
+
+    /// Notes what a container calls its neighbours; that is served with the next change of who is where.
+    pub(crate) fn set_links(&self, container: &str, places: &[WantedPlace]) {
+        let linked = places.iter().filter(|place| !place.links.is_empty());
+        let all: BTreeMap<_, _> = linked.map(|place| (place.network.clone(), place.links.clone())).collect();
+        let mut links = self.links.lock().expect("nobody panics while holding it");
+        if all.is_empty() {
+            links.remove(container);
+        } else {
+            links.insert(container.to_owned(), all);
+        }
     }
 
     /// Gives a container another name in its networks.

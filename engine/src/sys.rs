@@ -3,11 +3,12 @@
 #![expect(unsafe_code, reason = "this is the one place of the crate for it; one operation a block")]
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -21,6 +22,50 @@ pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     Ok(openat2(root.as_fd(), path, how)?.into())
+}
+
+/// Links to follow in one path; as many as the kernel does.
+const LINKS_MAX: usize = 40;
+
+/// The host's path of a directory within `root`, made if it is not there, also where links lead to it; they never
+/// lead out.
+pub(crate) fn ensure_dir(root: &Path, inside: &Path, owner: Option<(u32, u32)>) -> io::Result<PathBuf> {
+    ensure_dir_after(root, inside, owner, 0)
+}
+
+fn ensure_dir_after(root: &Path, inside: &Path, owner: Option<(u32, u32)>, links: usize) -> io::Result<PathBuf> {
+    if links > LINKS_MAX {
+        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+    }
+    let mut at = root.to_owned();
+    let mut so_far = PathBuf::new();
+    for part in inside.components() {
+        let before = so_far.clone();
+        so_far.push(part);
+        if let Err(error) = open_in_root(root, &so_far) {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            let new = at.join(part);
+            if let Ok(target) = fs::read_link(&new) {
+                // A link to what is not there yet.
+                let beyond = target.strip_prefix("/").map_or_else(|_| before.join(&target), Path::to_owned);
+                ensure_dir_after(root, &beyond, owner, links + 1)?;
+            } else {
+                fs::create_dir(&new)?;
+                fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+                if let Some((uid, gid)) = owner {
+                    chown(&new, Some(uid), Some(gid))?;
+                }
+            }
+        }
+        let file = open_in_root(root, &so_far)?;
+        if !file.metadata()?.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
+        }
+        at = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    }
+    Ok(at)
 }
 
 /// Opens a program by a view of it that nobody can write through, also not by way of the processes that
@@ -206,7 +251,7 @@ pub(crate) fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
 /// Listens on a socket at `path`, however long that is: the kernel takes some 100 bytes of it.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     with_short_path(path, |short| {
-        match std::fs::remove_file(path) {
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -280,8 +325,8 @@ impl Filter {
 /// is as it stands in the program's file is dropped. Data, also such as is read-only by now but was
 /// written before, is left alone.
 pub fn let_go_of_code() -> io::Result<()> {
-    let program = std::fs::read_link("/proc/self/exe")?;
-    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    let program = fs::read_link("/proc/self/exe")?;
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
     for (start, end) in unwritten(&smaps, &format!(" {}", program.display())) {
         let address = start as *mut libc::c_void;
         // SAFETY: the range is mapped from the program's file, cannot be written, and no page of it
@@ -328,7 +373,7 @@ impl FreedMemory {
 
 /// The process's own memory that is in the machine's, in bytes; nothing if the kernel does not say.
 fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages
         * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)

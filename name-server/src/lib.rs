@@ -27,6 +27,8 @@ const REVERSE_SUFFIX_V6: &str = ".ip6.arpa.";
 /// The names of one network, in lower case and without a dot at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Zone {
+    /// What the network is called, which may stand behind a name: `web.front`; empty: it may not.
+    pub network: String,
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
     pub reverse: BTreeMap<Ipv4Addr, String>,
     pub names_v6: BTreeMap<String, Vec<Ipv6Addr>>,
@@ -99,11 +101,17 @@ fn look_up(name: &str, query: &Query, zones: &[&Zone], turn: usize) -> Found {
         };
     }
     let bare = name.trim_end_matches('.');
-    let with_name = zones.iter().find(|zone| zone.names.contains_key(bare) || zone.names_v6.contains_key(bare));
-    if let Some(zone) = with_name {
+    let has = |zone: &Zone, name: &str| zone.names.contains_key(name) || zone.names_v6.contains_key(name);
+    let whole = zones.iter().find(|zone| has(zone, bare)).map(|zone| (zone, bare));
+    let with_name = whole.or_else(|| {
+        let within = |zone: &&Zone| bare.strip_suffix(zone.network.as_str())?.strip_suffix('.');
+        let named = zones.iter().filter(|zone| !zone.network.is_empty());
+        named.filter_map(|zone| Some((zone, within(zone)?))).find(|(zone, name)| has(zone, name))
+    });
+    if let Some((zone, name)) = with_name {
         let asked = |kind| [kind, RecordType::ANY].contains(&query.query_type());
-        let v4 = in_turn(zone.names.get(bare).filter(|_| asked(RecordType::A)), turn);
-        let v6 = in_turn(zone.names_v6.get(bare).filter(|_| asked(RecordType::AAAA)), turn);
+        let v4 = in_turn(zone.names.get(name).filter(|_| asked(RecordType::A)), turn);
+        let v6 = in_turn(zone.names_v6.get(name).filter(|_| asked(RecordType::AAAA)), turn);
         let v6 = v6.into_iter().map(|address| RData::AAAA(AAAA(address)));
         return Found::Records(v4.into_iter().map(|address| RData::A(A(address))).chain(v6).collect());
     }
@@ -164,6 +172,7 @@ mod tests {
     fn zone() -> Zone {
         let address = |last: u8| Ipv4Addr::new(10, 0, 1, last);
         Zone {
+            network: "front.net".into(),
             names: [
                 ("web".to_owned(), vec![address(2)]),
                 ("tasks.web".to_owned(), vec![address(3), address(4)]),

@@ -119,6 +119,7 @@ pub fn container_mount(mount: &Mount) -> ContainerMount {
         MountKind::Bind => MountSource::Bind {
             path: mount.source.clone(),
             propagation: mount.bind_options.clone().unwrap_or_default().propagation,
+            alone: mount.bind_options.as_ref().is_some_and(|options| options.non_recursive),
         },
         MountKind::Volume => {
             let options = mount.volume_options.clone().unwrap_or_default();
@@ -127,6 +128,7 @@ pub fn container_mount(mount: &Mount) -> ContainerMount {
                 labels: options.labels,
                 options: options.driver_config.map(|driver| driver.options).unwrap_or_default(),
                 no_copy: options.no_copy,
+                subpath: options.subpath,
             }
         }
         MountKind::Tmpfs => {

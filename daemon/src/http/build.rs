@@ -62,7 +62,7 @@ impl BuildQuery {
         Ok(BuildOptions {
             dockerfile: self.dockerfile.clone(),
             tags: Vec::new(),
-            cache_from: map::<Option<Vec<String>>>("cachefrom", &self.cachefrom)?.unwrap_or_default(),
+            cache_from: map("cachefrom", &self.cachefrom)?,
             build_args: map("buildargs", &self.buildargs)?,
             labels: map("labels", &self.labels)?,
             target: self.target.clone(),
@@ -89,7 +89,8 @@ fn map<T: serde::de::DeserializeOwned + Default>(name: &str, text: &str) -> Resu
     if text.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_str(text).map_err(|error| ApiError::bad_request(format!("{name} cannot be read: {error}")))
+    let read = serde_json::from_str::<Option<T>>(text).map(Option::unwrap_or_default);
+    read.map_err(|error| ApiError::bad_request(format!("{name} cannot be read: {error}")))
 }
 
 /// Reads a query; of what is there twice, the first.

@@ -2,6 +2,7 @@
 
 pub(super) mod attach;
 pub(super) mod change;
+mod checks;
 pub(super) mod create;
 mod describe;
 pub(super) mod files;
@@ -146,7 +147,8 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
         && filters.any("status", |status| c.state.as_str() == status)
         && filters.any("exited", exited)
         && filters.any("ancestor", |image| {
-            c.config.image == image
+            is_descendant(engine, c, image)
+                || c.config.image == image
                 || familiar(&c.config.image) == image
                 || familiar(&c.config.image).split(':').next() == Some(image)
                 || c.config.image_id == image
@@ -160,6 +162,17 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
         && filters.any("is-task", |wanted| is_on(wanted) == is_task)
 }
 
+/// Whether a container's image stands on another.
+fn is_descendant(engine: &Engine, c: &Inspection, ancestor: &str) -> bool {
+    match (engine.image(&c.config.image_id), engine.image(ancestor)) {
+        (Ok(own), Ok(below)) => engine.stands_on(&own, &below),
+        _ => false,
+    }
+}
+
+/// A shorter beginning of an id is taken for a name.
+const ID_LEN_MIN: usize = 4;
+
 /// Whether a container is in a network, by its name or id.
 fn in_network(engine: &Engine, c: &Inspection, wanted: &str) -> bool {
     match &c.config.network {
@@ -171,7 +184,8 @@ fn in_network(engine: &Engine, c: &Inspection, wanted: &str) -> bool {
         }
         NetworkMode::Joined(places) => places.iter().any(|place| place.id == wanted),
         other @ (NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_)) => {
-            super::networks::predefined_name(wanted).unwrap_or(wanted) == other.name()
+            let by_id = wanted.len() >= ID_LEN_MIN && super::networks::predefined_id(&other.name()).starts_with(wanted);
+            by_id || super::networks::predefined_name(wanted).unwrap_or(wanted) == other.name()
         }
     }
 }

@@ -54,6 +54,15 @@ pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Re
     ];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
     let (since, until) = (time("since", query.since.as_deref())?, time("until", query.until.as_deref())?);
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        return Err(ApiError::bad_request(
+            "since time cannot be after until time: exchange them, or leave until out to wait for what comes",
+        ));
+    }
+    // Who only says until when wants what was before.
+    let since = since.or_else(|| until.map(|_| Timestamp::from_nanos(0)));
     let (past, mut local) = state.engine.events(since);
     let mut commits = match state.swarm.manager().await {
         Ok(manager) => Some(manager.store().watch()),
@@ -158,6 +167,13 @@ fn swarm_event(change: &Change, at: Timestamp) -> Option<Value> {
     Some(event(kind, action, "swarm", &id, json!({"name": name}), at))
 }
 
+fn without_tag(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((bare, tag)) if !tag.contains('/') => bare,
+        _ => name,
+    }
+}
+
 fn passes(event: &Value, filters: &Filters) -> bool {
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let names = |kind: &str| {
@@ -165,6 +181,16 @@ fn passes(event: &Value, filters: &Filters) -> bool {
             text("/Type") == kind && (text("/Actor/ID").starts_with(wanted) || text("/Actor/Attributes/name") == wanted)
         })
     };
+    // What happens to an image, or to the containers that are made of it.
+    let of_image = filters.any("image", |wanted| {
+        let name = match text("/Type") {
+            "image" => text("/Actor/Attributes/name"),
+            "container" => text("/Actor/Attributes/image"),
+            _ => return false,
+        };
+        let id = if text("/Type") == "image" { text("/Actor/ID") } else { "" };
+        [id, name].into_iter().any(|own| !own.is_empty() && (own == wanted || without_tag(own) == without_tag(wanted)))
+    });
     let labels: std::collections::BTreeMap<String, String> = event
         .pointer("/Actor/Attributes")
         .and_then(|attributes| serde_json::from_value(attributes.clone()).ok())
@@ -174,5 +200,6 @@ fn passes(event: &Value, filters: &Filters) -> bool {
         && filters.any("scope", |scope| text("/scope") == scope)
         && filters.any("event", |action| text("/Action").split(':').next() == Some(action))
         && labels_match
-        && ["container", "image", "service", "node", "secret", "config", "network", "volume"].into_iter().all(names)
+        && of_image
+        && ["container", "service", "node", "secret", "config", "network", "volume"].into_iter().all(names)
 }

@@ -49,13 +49,15 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
         Ok(named.map(|image| image.created))
     };
     let (before, since) = (created_of("before")?, created_of("since")?);
+    let has_name = filters.is_set("reference");
+    let is_named = |name: &&str| filters.any("reference", |pattern| matches_reference(name, pattern));
     let wanted = |image: &&Image| {
         let named = |pattern: &str| {
             image.tags.iter().chain(&image.digests).any(|tag| matches_reference(familiar(tag), pattern))
         };
         dangling.is_none_or(|dangling| image.tags.is_empty() == dangling)
             && filters.labels("label", &image.config.labels)
-            && filters.any("reference", named)
+            && (!has_name || tags(image).iter().chain(&digests(image)).any(is_named))
             && query.filter.as_deref().is_none_or(|pattern| pattern.is_empty() || named(pattern))
             && before.is_none_or(|at| image.created < at)
             && since.is_none_or(|at| image.created > at)
@@ -63,7 +65,9 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
     };
     let value = |image: &Image| {
         json!({
-            "Id": image.id, "ParentId": "", "RepoTags": tags(image), "RepoDigests": digests(image),
+            // Of several names, those that are asked for.
+            "Id": image.id, "ParentId": "", "RepoTags": tags(image).into_iter().filter(is_named).collect::<Vec<_>>(),
+            "RepoDigests": digests(image).into_iter().filter(is_named).collect::<Vec<_>>(),
             "Created": image.created.as_nanos() / 1_000_000_000, "Size": image.size_bytes, "SharedSize": -1,
             "VirtualSize": image.size_bytes, "Labels": image.config.labels,
             "Containers": state.engine.image_users(&image.id).len(),
@@ -327,7 +331,8 @@ fn pull(state: &State, name: String, credentials: Credentials) -> Result<Respons
             .map_or(name.as_str(), |(_, last)| last)
             .split_once(':')
             .map_or("latest", |(_, tag)| tag);
-        let begin = json!({"status": format!("Pulling from {}", familiar(name.split(['@']).next().unwrap_or(&name))), "id": tag});
+        let repository = skep_engine::repository_path(&name).unwrap_or_default();
+        let begin = json!({"status": format!("Pulling from {repository}"), "id": tag});
         drop(lines.send(begin).await);
         let before = engine.image(&name).ok().map(|image| image.id);
         let pulled = async {

@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::extract::Path;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::Response;
 use serde_json::{Value, json};
 use skep_api::NodeRole;
 use skep_engine::{ContainerState, LogDriver, has_apparmor};
@@ -13,6 +14,21 @@ use crate::config::{BUILT_IN_RUNTIME, Listener};
 use crate::daemon::Daemon;
 use crate::swarm::memory_total;
 
+/// What every answer says of who gives it.
+const INTRODUCTION: [(&str, &str); 4] = [
+    ("api-version", API_VERSION),
+    ("server", concat!("Skep/", env!("CARGO_PKG_VERSION"), " (linux)")),
+    ("ostype", "linux"),
+    ("docker-experimental", "false"),
+];
+
+pub(super) async fn introduce(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .extend(INTRODUCTION.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))));
+    response
+}
+
 pub(super) async fn ping(state: State) -> (HeaderMap, &'static str) {
     let mut headers = HeaderMap::new();
     let swarm = match state.swarm.active().await {
@@ -20,14 +36,9 @@ pub(super) async fn ping(state: State) -> (HeaderMap, &'static str) {
         Some(node) if node.manager().is_some() => "active/manager",
         Some(_) => "active/worker",
     };
-    for (name, value) in [
-        ("api-version", API_VERSION),
-        ("ostype", "linux"),
-        ("builder-version", "1"),
-        ("docker-experimental", "false"),
-        ("swarm", swarm),
-        ("cache-control", "no-cache, no-store, must-revalidate"),
-    ] {
+    for (name, value) in
+        [("builder-version", "1"), ("swarm", swarm), ("cache-control", "no-cache, no-store, must-revalidate")]
+    {
         headers.insert(name, HeaderValue::from_static(value));
     }
     (headers, "OK")
@@ -60,7 +71,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
     let labels: Vec<_> = state.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut info = json!({
         "ID": state.id, "Name": hostname, "ServerVersion": VERSION,
-        "Containers": containers.len(), "ContainersRunning": running, "ContainersPaused": paused,
+        "Containers": containers.len(), "ContainersRunning": running - paused, "ContainersPaused": paused,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": state.engine.storage_driver().as_str(), "DriverStatus": [["Backing Filesystem", "the data root's"]],
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
@@ -75,7 +86,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
     let fixed = json!({
         "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
         "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": false, "OomKillDisable": false,
-        "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": "",
+        "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": skep_api::Timestamp::from_system(std::time::SystemTime::now()),
         "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
         "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
         "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "ExperimentalBuild": false, "LiveRestoreEnabled": true,

@@ -15,13 +15,14 @@ use crate::build::context::clean;
 use crate::build::instruction::{Draft, set_env};
 use crate::build::parse::{self, Instruction};
 use crate::build::plan::Plan;
-use crate::build::stage::{self, Mounted};
+use crate::build::stage::Mounted;
 use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
 use crate::engine::{EngineError, now};
 use crate::image::normalize;
 use crate::image::pull::Credentials;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image};
+use crate::sys;
 
 /// What an image is built with.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +84,15 @@ pub(super) struct Stage {
     pub(super) key: String,
 }
 
+impl Stage {
+    /// Takes on what a step has written. What comes after depends on that, not only on how it was made: a step that ran
+    /// once more may have come to something else.
+    pub(super) fn add_layer(&mut self, layer: String) {
+        self.key = key(&[&self.key, &layer]);
+        self.layers.push(layer);
+    }
+}
+
 /// What a step says that was done before.
 pub(super) const USING_CACHE: &str = " ---> Using cache\n";
 
@@ -90,6 +100,9 @@ pub(super) fn short(id: &str) -> &str {
     let hex = id.strip_prefix("sha256:").unwrap_or(id);
     &hex[..hex.len().min(12)]
 }
+
+/// Where commands are looked for unless an image says otherwise.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Builds one stage.
 pub(super) struct Builder {
@@ -140,7 +153,9 @@ impl Builder {
     /// What a stage begins with: nothing, another stage, or an image.
     async fn base(&self, name: &str) -> Result<Stage, BuildError> {
         if name == "scratch" {
-            return Ok(Stage { key: key(&["scratch"]), ..Stage::default() });
+            let mut draft = Draft::default();
+            set_env(&mut draft.config.env, "PATH", PATH);
+            return Ok(Stage { key: key(&["scratch"]), draft, ..Stage::default() });
         }
         if let Some(other) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
             let mut stage = other.clone();
@@ -154,7 +169,7 @@ impl Builder {
             store.config_blob(&image.id).ok().and_then(|raw| serde_json::from_slice(&raw).ok());
         let mut draft = Draft { config: image.config.clone(), ..Draft::default() };
         if !draft.config.env.iter().any(|var| var.starts_with("PATH=")) {
-            set_env(&mut draft.config.env, "PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            set_env(&mut draft.config.env, "PATH", PATH);
         }
         Ok(Stage {
             draft,
@@ -261,20 +276,20 @@ impl Builder {
         let store = self.plan.engine.image_store();
         if let Some(layer) = self.plan.cached(&stage.key) {
             self.tell(USING_CACHE.into()).await?;
-            stage.layers.extend(layer.filter(|layer| !layer.is_empty()));
+            layer.filter(|layer| !layer.is_empty()).into_iter().for_each(|layer| stage.add_layer(layer));
             Self::note(stage, instruction, true);
             return Ok(());
         }
         let mounted = Mounted::new(&self.plan.engine, &stage.layers).map_err(failed)?;
-        let there = crate::sys::open_in_root(&mounted.root(), &clean(&dir)).is_ok();
+        let there = sys::open_in_root(&mounted.root(), &clean(&dir)).is_ok();
         if there {
             Self::note(stage, instruction, true);
             return self.plan.remember(&stage.key, "");
         }
-        stage::ensure_dir(&mounted.root(), &clean(&dir), Some((0, 0))).map_err(failed)?;
+        sys::ensure_dir(&mounted.root(), &clean(&dir), Some((0, 0))).map_err(failed)?;
         let layer = mounted.seal(store).map_err(failed)?;
         self.plan.remember(&stage.key, &layer)?;
-        stage.layers.push(layer);
+        stage.add_layer(layer);
         Self::note(stage, instruction, false);
         Ok(())
     }

@@ -34,6 +34,8 @@ impl Sources {
             file.take(IGNORE_LEN_MAX).read_to_string(&mut text)?;
         }
         let mut ignored = Vec::new();
+        // Some editors begin a file with a byte-order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern.trim(), true));
             ignored.push((glob(&clean(pattern).to_string_lossy())?, again));

@@ -67,7 +67,7 @@ impl Builder {
         stage.key = key(&[&stage.key, &instruction.name, &content, &target, &how]);
         if let Some(Some(layer)) = self.plan.cached(&stage.key) {
             self.tell(" ---> Using cache\n".into()).await?;
-            stage.layers.push(layer);
+            stage.add_layer(layer);
             Self::note(stage, instruction, false);
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl Builder {
         pieces.copy(sources_of, &mounted.root(), &target, &options).map_err(failed)?;
         let layer = tokio::task::block_in_place(|| mounted.seal(&store)).map_err(failed)?;
         self.plan.remember(&stage.key, &layer)?;
-        stage.layers.push(layer);
+        stage.add_layer(layer);
         Self::note(stage, instruction, false);
         Ok(())
     }

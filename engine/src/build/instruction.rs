@@ -37,9 +37,10 @@ impl Draft {
                 }
             }),
             "LABEL" => pairs("LABEL", rest, escape, lookup).map(|pairs| self.config.labels.extend(pairs)),
-            "EXPOSE" => all().and_then(|ports| {
-                for port in ports {
-                    for port in expose(&port)? {
+            "EXPOSE" => all().and_then(|words| {
+                // A variable may hold several.
+                for port in words.iter().flat_map(|word| word.split_whitespace()) {
+                    for port in expose(port)? {
                         self.config.exposed_ports.insert(port, serde_json::json!({}));
                     }
                 }
@@ -62,8 +63,12 @@ impl Draft {
                 Some(list) => list.iter().map(|word| expand(word)).collect::<Result<Vec<_>, _>>(),
                 None => all(),
             }
-            .map(|targets| {
+            .and_then(|targets| {
+                if targets.iter().any(|target| target.trim().is_empty()) {
+                    return Err("VOLUME specified can not be an empty string".into());
+                }
                 self.config.volumes.extend(targets.into_iter().map(|target| (target, serde_json::json!({}))));
+                Ok(())
             }),
             "STOPSIGNAL" => expand(rest).map(|signal| self.config.stop_signal = signal),
             "SHELL" => json_list(rest)

@@ -40,6 +40,7 @@ pub(super) struct Plan {
     counted: Option<BTreeSet<String>>,
     pub(super) escape: char,
     /// ARGs before the first FROM.
+    global_args: Vec<Instruction>,
     pub(super) globals: BTreeMap<String, String>,
     pub(super) written: Vec<Written>,
     needed: BTreeSet<usize>,
@@ -70,14 +71,23 @@ impl Engine {
             .map_err(|error| BuildError::Dockerfile(format!(".dockerignore: {error}")))?;
         let plan = Arc::new(Plan::new(self.clone(), options.clone(), context, file)?);
         let stage = run(&plan, output).await?;
+        if stage.layers.is_empty() && stage.history.is_empty() && options.labels.is_empty() {
+            return Err(BuildError::Dockerfile(
+                "No image was generated: the Dockerfile has no instruction but FROM scratch".into(),
+            ));
+        }
         let image = plan.keep(stage, tags.clone())?;
         let tell = async |what| output.send(what).await.map_err(|_| BuildError::GivenUp);
+        if let Some(names) = plan.unused_args() {
+            let text = format!("[Warning] One or more build-args [{names}] were not consumed\n");
+            tell(BuildOutput::Text(text)).await?;
+        }
         tell(BuildOutput::Image(image.id.clone())).await?;
         tell(BuildOutput::Text(format!("Successfully built {}\n", short(&image.id)))).await?;
         for tag in &tags {
             tell(BuildOutput::Text(format!("Successfully tagged {}\n", familiar(tag)))).await?;
         }
-        self.tell_image("build", &image.id, tags.iter().next().map_or("", String::as_str));
+        tags.iter().for_each(|tag| self.tell_image("tag", &image.id, tag));
         Ok(image)
     }
 }
@@ -140,6 +150,12 @@ async fn run(plan: &Arc<Plan>, output: &mpsc::Sender<BuildOutput>) -> Result<Sta
     Ok(stage)
 }
 
+/// Arguments that may be given without an ARG.
+fn is_predefined(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    matches!(name.as_str(), "http_proxy" | "https_proxy" | "ftp_proxy" | "no_proxy" | "all_proxy")
+}
+
 fn layers_of(engine: &Engine, images: &[String]) -> BTreeSet<String> {
     images.iter().filter_map(|name| engine.image(name).ok()).flat_map(|image| image.layers).collect()
 }
@@ -165,9 +181,18 @@ impl Plan {
     fn new(engine: Arc<Engine>, options: BuildOptions, context: Sources, file: Dockerfile) -> Result<Self, BuildError> {
         let counted = (!options.cache_from.is_empty()).then(|| layers_of(&engine, &options.cache_from));
         let escape = file.escape;
-        let (globals, written) = (BTreeMap::new(), Vec::new());
-        let mut plan =
-            Self { engine, options, context, counted, escape, globals, written, needed: BTreeSet::new(), steps: 0 };
+        let mut plan = Self {
+            engine,
+            options,
+            context,
+            counted,
+            escape,
+            global_args: Vec::new(),
+            globals: BTreeMap::new(),
+            written: Vec::new(),
+            needed: BTreeSet::new(),
+            steps: 0,
+        };
         for instruction in file.instructions {
             match (instruction.name.as_str(), plan.written.last_mut()) {
                 ("FROM", _) => {
@@ -180,7 +205,10 @@ impl Plan {
                     plan.written.push(Written { from: instruction, name, body: Vec::new() });
                 }
                 (_, Some(stage)) => stage.body.push(instruction),
-                ("ARG", None) => plan.global_arg(&instruction)?,
+                ("ARG", None) => {
+                    plan.global_arg(&instruction)?;
+                    plan.global_args.push(instruction);
+                }
                 (name, None) => {
                     return Err(BuildError::Dockerfile(format!(
                         "no build stage in current context: {name} comes before FROM"
@@ -257,6 +285,21 @@ impl Plan {
     pub(super) fn base_name(&self, stage: &Written) -> Result<String, BuildError> {
         let word = stage.from.rest.split_whitespace().next().unwrap_or_default();
         words::expand(word, self.escape, &|name| self.globals.get(name).cloned()).map_err(BuildError::Dockerfile)
+    }
+
+    /// The build arguments that no ARG of the needed stages declares, and that are not for proxies.
+    fn unused_args(&self) -> Option<String> {
+        let in_stages = self.needed.iter().flat_map(|&number| &self.written[number].body);
+        let declared: BTreeSet<String> = in_stages
+            .chain(&self.global_args)
+            .filter(|instruction| instruction.name == "ARG")
+            .flat_map(|instruction| words::split(&instruction.rest, self.escape))
+            .map(|word| word.split('=').next().unwrap_or_default().to_owned())
+            .collect();
+        let given = self.options.build_args.keys();
+        let unused = given.filter(|name| !declared.contains(*name) && !is_predefined(name));
+        let names: Vec<_> = unused.map(String::as_str).collect();
+        (!names.is_empty()).then(|| names.join(" "))
     }
 
     fn cache_path(&self, key: &str) -> PathBuf {

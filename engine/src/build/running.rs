@@ -34,7 +34,7 @@ impl Builder {
         stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
         if let Some(Some(layer)) = self.plan.cached(&stage.key) {
             self.tell(USING_CACHE.into()).await?;
-            stage.layers.push(layer);
+            stage.add_layer(layer);
             Self::note(stage, instruction, false);
             return Ok(());
         }
@@ -64,7 +64,7 @@ impl Builder {
         };
         let layer = self.run_container(config, stage.layers.clone(), &command).await?;
         self.plan.remember(&stage.key, &layer)?;
-        stage.layers.push(layer);
+        stage.add_layer(layer);
         Self::note(stage, instruction, false);
         Ok(())
     }

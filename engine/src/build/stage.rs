@@ -110,16 +110,16 @@ pub(crate) fn copy(
         let source = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         let meta = file.metadata()?;
         if meta.is_dir() {
-            ensure_dir(root, &inside, copier.owner)?;
+            sys::ensure_dir(root, &inside, copier.owner)?;
             copier.children(&source, path, &inside)?;
         } else if options.unpacks && is_archive(&source)? {
-            let into = ensure_dir(root, &inside, copier.owner)?;
+            let into = sys::ensure_dir(root, &inside, copier.owner)?;
             unpack::unpack_files(fs::File::open(&source)?, &into)?;
         } else if target.ends_with('/') || is_dir {
-            let into = ensure_dir(root, &inside, copier.owner)?;
+            let into = sys::ensure_dir(root, &inside, copier.owner)?;
             copier.file(&source, &into.join(path.file_name().unwrap_or_default()))?;
         } else {
-            let into = ensure_dir(root, inside.parent().unwrap_or_else(|| Path::new("")), copier.owner)?;
+            let into = sys::ensure_dir(root, inside.parent().unwrap_or_else(|| Path::new("")), copier.owner)?;
             copier.file(&source, &into.join(inside.file_name().unwrap_or_default()))?;
         }
     }
@@ -162,7 +162,7 @@ impl Copier<'_> {
             let target = inside.join(entry.file_name());
             if entry.file_type()?.is_dir() {
                 let there = sys::open_in_root(self.root, &target).is_ok();
-                let dir = ensure_dir(self.root, &target, self.owner)?;
+                let dir = sys::ensure_dir(self.root, &target, self.owner)?;
                 if !there {
                     self.attributes(&source, &dir)?;
                 }
@@ -173,7 +173,7 @@ impl Copier<'_> {
                     let _ = fs::remove_dir(&dir);
                 }
             } else if !self.sources.is_ignored(&below) {
-                let dir = ensure_dir(self.root, inside, self.owner)?;
+                let dir = sys::ensure_dir(self.root, inside, self.owner)?;
                 self.file(&source, &dir.join(entry.file_name()))?;
             }
         }
@@ -212,32 +212,6 @@ impl Copier<'_> {
         let mode = self.options.chmod.unwrap_or_else(|| meta.mode() & 0o7777);
         fs::set_permissions(target, fs::Permissions::from_mode(mode))
     }
-}
-
-/// The host's path of a directory within `root`, made if it is not there; links never lead out.
-pub(crate) fn ensure_dir(root: &Path, inside: &Path, owner: Option<(u32, u32)>) -> io::Result<PathBuf> {
-    let mut at = root.to_owned();
-    let mut so_far = PathBuf::new();
-    for part in inside.components() {
-        so_far.push(part);
-        if let Err(error) = sys::open_in_root(root, &so_far) {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            let new = at.join(part);
-            fs::create_dir(&new)?;
-            fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-            if let Some((uid, gid)) = owner {
-                chown(&new, Some(uid), Some(gid))?;
-            }
-        }
-        let file = sys::open_in_root(root, &so_far)?;
-        if !file.metadata()?.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
-        }
-        at = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    }
-    Ok(at)
 }
 
 /// Whether a file is a tar archive, plain or compressed.

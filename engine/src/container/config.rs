@@ -59,6 +59,8 @@ pub struct ContainerConfig {
     pub health: Option<HealthCheck>,
     /// Lines `IP name…` for /etc/hosts.
     pub hosts: Vec<String>,
+    /// Those that it finds by names of its own in the default network.
+    pub links: Vec<Link>,
     pub dns: Vec<String>,
     pub dns_search: Vec<String>,
     pub dns_options: Vec<String>,
@@ -85,6 +87,8 @@ pub struct ContainerConfig {
     pub shm_size_bytes: i64,
     pub pid_mode: NamespaceMode,
     pub ipc_mode: NamespaceMode,
+    /// Of an IPC namespace of its own.
+    pub shared_memory: SharedMemory,
     pub uts_mode: NamespaceMode,
     pub cgroup_mode: NamespaceMode,
     pub domainname: String,
@@ -113,6 +117,25 @@ pub enum NamespaceMode {
     Host,
     /// Another container's, by its id; that one must run.
     Container(String),
+}
+
+/// What is at /dev/shm of a container that has an IPC namespace of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SharedMemory {
+    /// Memory for itself alone.
+    #[default]
+    Private,
+    /// Memory that other containers may share with the namespace.
+    Shareable,
+    None,
+}
+
+/// What a container calls another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The other one's id.
+    pub container: String,
+    pub alias: String,
 }
 
 /// A device of the host's that a container may use.
@@ -209,7 +232,54 @@ pub struct JoinedNetwork {
     pub address: Ipv4Addr,
 }
 
+/// Paths that tell of the host, or lead into it.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Paths by which the host is changed.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Each CPU's throttling counters leak what others do.
+fn thermal_throttle_paths() -> impl Iterator<Item = String> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (0..cpus).map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
+}
+
+/// Of /dev/shm, unless said otherwise.
+const SHM_SIZE_BYTES: i64 = 64 << 20;
+
 impl ContainerConfig {
+    /// What is hidden from it; none if it is privileged.
+    #[must_use]
+    pub fn masked_paths(&self) -> Option<Vec<String>> {
+        let usual = || MASKED.iter().map(|&path| path.to_owned()).chain(thermal_throttle_paths()).collect();
+        (!self.privileged).then(|| self.masked_paths.clone().unwrap_or_else(usual))
+    }
+
+    /// What it cannot change; none if it is privileged.
+    #[must_use]
+    pub fn read_only_paths(&self) -> Option<Vec<String>> {
+        let usual = || READ_ONLY.iter().map(|&path| path.to_owned()).collect();
+        (!self.privileged).then(|| self.read_only_paths.clone().unwrap_or_else(usual))
+    }
+
+    /// How large /dev/shm is.
+    #[must_use]
+    pub fn shm_size_bytes(&self) -> i64 {
+        if self.shm_size_bytes > 0 { self.shm_size_bytes } else { SHM_SIZE_BYTES }
+    }
+
     /// The labels and variables that the log's options `labels` and `env` ask to be told with each line.
     #[must_use]
     pub fn log_attributes(&self) -> BTreeMap<String, String> {
@@ -258,6 +328,9 @@ pub enum MountSource {
     Bind {
         path: String,
         propagation: String,
+        /// Without what is mounted below it.
+        #[serde(default)]
+        alone: bool,
     },
     /// An empty name stands for an anonymous volume until the container is created.
     Volume {
@@ -267,6 +340,9 @@ pub enum MountSource {
         #[serde(default)]
         options: BTreeMap<String, String>,
         no_copy: bool,
+        /// What of it is shown; empty: all.
+        #[serde(default)]
+        subpath: String,
     },
     Tmpfs {
         size_bytes: Option<i64>,

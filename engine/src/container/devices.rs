@@ -54,6 +54,12 @@ pub fn is_device_rule(text: &str) -> bool {
     rule(text).is_some()
 }
 
+/// Whether there is a device at a path, or in the directory there.
+#[must_use]
+pub fn holds_device(path: &str) -> bool {
+    !found(path, path).is_empty()
+}
+
 /// The numbers of one of the host's block devices.
 pub fn block_device(path: &str) -> io::Result<(u64, u64)> {
     let meta = fs::metadata(path)?;

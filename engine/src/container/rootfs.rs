@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,12 @@ use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload}
 use crate::container::id_map::Shift;
 use crate::container::storage::Storage;
 use crate::mounts::{is_mounted, unmount};
+
+/// The files of /etc that say what a container knows of its network.
+const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// Stands for the host in lines for /etc/hosts.
+pub const HOST_GATEWAY: &str = "host-gateway";
 
 /// All payloads of one container fit: configs alone may have near 1 MB each.
 const PAYLOADS_LEN: &str = "size=64m,mode=0711";
@@ -72,6 +79,20 @@ impl ContainerDirs {
         Ok(shown)
     }
 
+    /// Shows what was opened, whatever takes its place meanwhile.
+    pub(crate) fn show_opened(&self, name: &str, opened: &fs::File) -> io::Result<PathBuf> {
+        let shown = self.shown().join(name);
+        if opened.metadata()?.is_dir() {
+            fs::create_dir_all(&shown)?;
+        } else {
+            fs::create_dir_all(self.shown())?;
+            fs::write(&shown, "")?;
+        }
+        let opened = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        mount(Some(opened.as_str()), &shown, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+        Ok(shown)
+    }
+
     fn shown(&self) -> PathBuf {
         self.run.join("shown")
     }
@@ -101,6 +122,18 @@ impl ContainerDirs {
         self.run.join("payloads")
     }
 
+    /// The memory that other containers may share.
+    pub(crate) fn shared_memory(&self) -> PathBuf {
+        self.run.join("shm")
+    }
+
+    pub(crate) fn make_shared_memory(&self, size_bytes: i64) -> io::Result<PathBuf> {
+        let dir = self.shared_memory();
+        let options = format!("mode=1777,size={size_bytes}");
+        mount_memory(&dir, &options)?;
+        Ok(dir)
+    }
+
     /// Makes the root of `layers`, the lowest first.
     pub(crate) fn mount_root(&self, layers: &[PathBuf]) -> io::Result<()> {
         self.storage.raise(self, layers)
@@ -112,33 +145,50 @@ impl ContainerDirs {
         Ok(self.upper())
     }
 
-    /// Writes /etc/hosts, with the container's own addresses, /etc/hostname and /etc/resolv.conf; returns how they are shown.
-    pub(crate) fn write_etc(&self, config: &ContainerConfig, addresses: &[IpAddr]) -> io::Result<Vec<FileMount>> {
+    /// Writes /etc/hosts, with the container's own addresses and the host's as it is reached from there, /etc/hostname
+    /// and /etc/resolv.conf; returns how they are shown.
+    pub(crate) fn write_etc(
+        &self,
+        config: &ContainerConfig,
+        addresses: &[IpAddr],
+        host: Ipv4Addr,
+    ) -> io::Result<Vec<FileMount>> {
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         for line in &config.hosts {
+            let line = match line.strip_prefix(HOST_GATEWAY) {
+                Some(names) => format!("{host}{names}"),
+                None => line.clone(),
+            };
             hosts += &format!("{line}\n");
         }
-        let names = match config.domainname.as_str() {
+        let whole = match config.domainname.as_str() {
             "" => config.hostname.clone(),
-            domain => format!("{0}.{domain} {0}", config.hostname),
+            domain => format!("{}.{domain}", config.hostname),
+        };
+        let names = match whole.split_once('.') {
+            Some((first, _)) => format!("{whole} {first}"),
+            None => whole,
         };
         for address in addresses {
             hosts += &format!("{address}\t{names}\n");
         }
-        let files =
-            [("hosts", hosts), ("hostname", format!("{}\n", config.hostname)), ("resolv.conf", resolv_conf(config))];
-        let mut mounts = Vec::new();
+        let files = ETC_FILES.into_iter().zip([hosts, format!("{}\n", config.hostname), resolv_conf(config)]);
         for (name, text) in files {
             let source = self.data.join(name);
             fs::write(&source, text)?;
             fs::set_permissions(&source, fs::Permissions::from_mode(0o644))?;
-            mounts.push(FileMount {
-                source: self.view(&source),
-                target: format!("/etc/{name}"),
-                read_only: config.read_only,
-            });
         }
-        Ok(mounts)
+        Ok(self.shown_etc(config.read_only))
+    }
+
+    /// How those files are shown.
+    pub(crate) fn shown_etc(&self, read_only: bool) -> Vec<FileMount> {
+        let shown = |name: &str| FileMount {
+            source: self.view(&self.data.join(name)),
+            target: format!("/etc/{name}"),
+            read_only,
+        };
+        ETC_FILES.map(shown).into()
     }
 
     /// Puts payloads on a tmpfs of their own; returns how they are shown.
@@ -147,11 +197,7 @@ impl ContainerDirs {
             return Ok(Vec::new());
         }
         let dir = self.payloads();
-        fs::create_dir_all(&dir)?;
-        if !is_mount_point(&dir)? {
-            let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-            mount(Some("tmpfs"), &dir, Some("tmpfs"), flags, Some(PAYLOADS_LEN))?;
-        }
+        mount_memory(&dir, PAYLOADS_LEN)?;
         let mut mounts = Vec::new();
         for (number, payload) in payloads.iter().enumerate() {
             let source = dir.join(number.to_string());
@@ -170,7 +216,7 @@ impl ContainerDirs {
     /// Takes every mount down; goes on after an error and returns the first.
     pub(crate) fn unmount(&self) -> io::Result<()> {
         let shown = fs::read_dir(self.shown()).into_iter().flatten().flatten().map(|entry| entry.path());
-        let others = shown.chain([self.payloads()]).map(|path| unmount(&path));
+        let others = shown.chain([self.payloads(), self.shared_memory()]).map(|path| unmount(&path));
         others.fold(self.storage.lower(self), io::Result::and)
     }
 
@@ -187,6 +233,16 @@ impl ContainerDirs {
     }
 }
 
+/// Mounts a tmpfs at `dir`, which is made, unless one is there.
+fn mount_memory(dir: &Path, options: &str) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    if !is_mount_point(dir)? {
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options))?;
+    }
+    Ok(())
+}
+
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let parent = path.parent().unwrap_or(path);
@@ -196,31 +252,98 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
 /// Where names of networks are served, inside each container that joins some.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
+/// Where a host that asks a server of its own says whom that one asks.
+const SYSTEMD_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+/// Whom containers ask on a host that only asks itself. As Docker has them.
+const FALLBACK_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
+
+/// The lines of the host's file that begin with a word, without it.
+fn said<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
+    text.lines().filter_map(|line| line.trim().strip_prefix(word)?.strip_prefix([' ', '\t'])).map(str::trim).collect()
+}
+
+/// The host's servers that a container can ask: the host's loopback is not the container's.
+fn outer_servers(host: &str) -> Vec<String> {
+    let outer = |text: &str| {
+        let all = said(text, "nameserver").into_iter();
+        let own = |server: &&str| server.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        all.filter(|server| !own(server)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut servers = outer(host);
+    if servers.is_empty() {
+        servers = outer(&fs::read_to_string(SYSTEMD_RESOLVED).unwrap_or_default());
+    }
+    if servers.is_empty() { FALLBACK_SERVERS.map(str::to_owned).into() } else { servers }
+}
+
 fn resolv_conf(config: &ContainerConfig) -> String {
-    let mut text = String::new();
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let mut options = config.dns_options.clone();
-    if config.network.serves_names() {
+    resolv_conf_like(config, &host)
+}
+
+/// As the host's file, but for what the configuration says.
+fn resolv_conf_like(config: &ContainerConfig, host: &str) -> String {
+    let on_host = matches!(config.network, NetworkMode::Host | NetworkMode::Container(_));
+    if on_host && config.dns.is_empty() && config.dns_search.is_empty() && config.dns_options.is_empty() {
+        return host.to_owned();
+    }
+    let words = |own: &[String], line: &str| {
+        let host = || said(host, line).last().map(|text| text.split_whitespace().map(str::to_owned).collect());
+        if own.is_empty() { host().unwrap_or_default() } else { own.to_vec() }
+    };
+    let (mut search, mut options): (Vec<String>, Vec<String>) =
+        (words(&config.dns_search, "search"), words(&config.dns_options, "options"));
+    // How a user says that there is none.
+    search.retain(|domain| domain != ".");
+    let servers = if config.network.serves_names() {
         // It asks the servers named by the configuration, or the host's, for what it does not know.
-        text += &format!("nameserver {NAME_SERVER}\n");
         if !options.iter().any(|option| option.starts_with("ndots:")) {
             options.push("ndots:0".into());
         }
-    } else if matches!(config.network, NetworkMode::Host | NetworkMode::Container(_)) && config.dns.is_empty() {
-        text += &host;
-    } else if config.dns.is_empty() {
-        // The host's loopback is not the container's.
-        let servers = host.lines().filter(|line| line.starts_with("nameserver") && !line.contains(" 127."));
-        servers.for_each(|line| text += &format!("{line}\n"));
-    }
-    if !config.network.serves_names() {
-        config.dns.iter().for_each(|server| text += &format!("nameserver {server}\n"));
-    }
-    if !config.dns_search.is_empty() {
-        text += &format!("search {}\n", config.dns_search.join(" "));
+        vec![NAME_SERVER.to_string()]
+    } else if !config.dns.is_empty() {
+        config.dns.clone()
+    } else if on_host {
+        said(host, "nameserver").into_iter().map(str::to_owned).collect()
+    } else {
+        outer_servers(host)
+    };
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !search.is_empty() {
+        text += &format!("search {}\n", search.join(" "));
     }
     if !options.is_empty() {
         text += &format!("options {}\n", options.join(" "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(host: &str, change: impl FnOnce(&mut ContainerConfig), want: &str) {
+        let mut config = ContainerConfig::default();
+        change(&mut config);
+        assert_eq!(resolv_conf_like(&config, host), want);
+    }
+
+    #[test]
+    fn resolvers_are_the_hosts_but_for_what_is_said() {
+        let host =
+            "# whoever\nnameserver 127.0.0.53\nnameserver 10.0.0.1\nsearch a.example b.example\noptions timeout:1\n";
+        let all = "nameserver 10.0.0.1\nsearch a.example b.example\noptions timeout:1\n";
+        check(host, |_| {}, all);
+        check(host, |config| config.network = NetworkMode::Host, host);
+        let own = |config: &mut ContainerConfig| {
+            config.dns = vec!["10.9.9.9".into()];
+            config.dns_search = vec![".".into()];
+            config.dns_options = vec!["rotate".into()];
+        };
+        check(host, own, "nameserver 10.9.9.9\noptions rotate\n");
+        let named = |config: &mut ContainerConfig| config.network = NetworkMode::Joined(Vec::new());
+        check("nameserver ::1\n", named, "nameserver 127.0.0.11\noptions ndots:0\n");
+        check("search x\n", |config| config.dns = vec!["10.1.1.1".into()], "nameserver 10.1.1.1\nsearch x\n");
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::container::config::{
-    BlockLimitKind, ContainerConfig, FileMount, MountSource, NamespaceMode, ResourceLimits,
+    BlockLimitKind, ContainerConfig, FileMount, MountSource, NamespaceMode, NetworkMode, ResourceLimits, SharedMemory,
 };
 use crate::container::devices;
 use crate::container::id_map::Shift;
@@ -76,22 +76,6 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Whose terminals are, by convention.
 pub(crate) const TERMINAL_GROUP: u32 = 5;
 
@@ -106,9 +90,13 @@ pub(crate) struct Place<'a> {
     /// Host files shown as /etc/hosts, /etc/hostname, /etc/resolv.conf, and the asked-for payloads.
     pub(crate) files: &'a [FileMount],
     pub(crate) volumes: &'a BTreeMap<String, PathBuf>,
+    /// Where those lie that show only a part of a volume, by target.
+    pub(crate) subpaths: &'a BTreeMap<String, PathBuf>,
     pub(crate) user: &'a ResolvedUser,
     /// The AppArmor profile, loaded; none: it is not confined so.
     pub(crate) apparmor: Option<&'a str>,
+    /// The memory that is shared with others, at /dev/shm; none: its own, the host's, or none at all.
+    pub(crate) shared_memory: Option<&'a Path>,
     /// The first processes of the containers whose namespaces are shared, by their ids.
     pub(crate) peers: &'a BTreeMap<String, i32>,
     /// None: the host's.
@@ -136,6 +124,12 @@ pub(crate) fn capabilities(config: &ContainerConfig) -> BTreeSet<String> {
     set.retain(|capability| !drop.contains(capability));
     set.extend(add.into_iter().filter(|capability| capability != "CAP_ALL"));
     set
+}
+
+/// Whether the kernel has a capability of this name, which is without `CAP_`.
+#[must_use]
+pub fn is_capability(name: &str) -> bool {
+    ALL_CAPABILITIES.contains(&name)
 }
 
 /// All capabilities that the daemon has to give.
@@ -191,22 +185,20 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
 
 fn environment(config: &ContainerConfig, user: &ResolvedUser) -> Vec<String> {
     let mut env: Vec<String> = config.env.iter().filter(|var| var.contains('=')).cloned().collect();
-    let has = |env: &[String], name: &str| env.iter().any(|var| var.split('=').next() == Some(name));
+    // A name alone takes the variable away.
+    let said = |name: &str| config.env.iter().any(|var| var.split('=').next() == Some(name));
     for (name, value) in [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOSTNAME", &config.hostname),
         ("HOME", &user.home),
         ("TERM", if config.tty { "xterm" } else { "" }),
     ] {
-        if !value.is_empty() && !has(&env, name) {
+        if !value.is_empty() && !said(name) {
             env.push(format!("{name}={value}"));
         }
     }
     env
 }
-
-/// Of /dev/shm, unless said otherwise.
-const SHM_SIZE_BYTES: i64 = 64 << 20;
 
 fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     let mut mounts = system_mounts(config, place);
@@ -216,14 +208,15 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     for own in &own {
         let mut options = vec![if own.read_only { "ro".to_owned() } else { "rw".to_owned() }];
         let (kind, source) = match &own.source {
-            MountSource::Bind { path, propagation } => {
-                options.push("rbind".into());
+            MountSource::Bind { path, propagation, alone } => {
+                options.push(if *alone { "bind".into() } else { "rbind".into() });
                 options.push(if propagation.is_empty() { "rprivate".into() } else { propagation.clone() });
                 ("bind", path.clone())
             }
             MountSource::Volume { name, .. } => {
                 options.push("rbind".into());
-                ("bind", place.volumes[name].display().to_string())
+                let part = place.subpaths.get(&own.target);
+                ("bind", part.unwrap_or_else(|| &place.volumes[name]).display().to_string())
             }
             MountSource::Tmpfs { size_bytes, mode, options: own } => {
                 let usual =
@@ -237,7 +230,8 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
         };
         mounts.push(json!({"destination": own.target, "type": kind, "source": source, "options": options}));
     }
-    for file in place.files {
+    let is_own = |target: &str| own.iter().any(|mount| mount.target == target);
+    for file in place.files.iter().filter(|file| !is_own(&file.target)) {
         let access = if file.read_only { "ro" } else { "rw" };
         mounts.push(json!({
             "destination": file.target, "type": "bind", "source": file.source,
@@ -265,24 +259,22 @@ fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ];
     let own_mount = |target: &str| config.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target);
-    match &config.ipc_mode {
-        NamespaceMode::Private => {
-            let size = if config.shm_size_bytes > 0 { config.shm_size_bytes } else { SHM_SIZE_BYTES };
-            mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
-            if !own_mount("/dev/shm") {
-                let size = format!("size={size}");
-                let options = ["nosuid", "noexec", "nodev", "mode=1777", size.as_str()];
-                mounts.push(mount("/dev/shm", "tmpfs", "shm", &options));
-            }
-        }
-        NamespaceMode::Host => {
-            mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind"]));
-            mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
-        }
-        NamespaceMode::Container(id) => {
-            let root = format!("/proc/{}/root", place.peers.get(id).copied().unwrap_or_default());
-            mounts.push(mount("/dev/mqueue", "bind", &format!("{root}/dev/mqueue"), &["rbind"]));
-            mounts.push(mount("/dev/shm", "bind", &format!("{root}/dev/shm"), &["rbind"]));
+    if config.ipc_mode == NamespaceMode::Host {
+        mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind"]));
+        mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
+    } else {
+        // Of a namespace that is shared it shows the same queues.
+        mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+        if let Some(shared) = place.shared_memory {
+            mounts.push(mount(
+                "/dev/shm",
+                "bind",
+                &shared.display().to_string(),
+                &["rbind", "nosuid", "noexec", "nodev"],
+            ));
+        } else if config.shared_memory != SharedMemory::None {
+            let size = format!("size={}", config.shm_size_bytes());
+            mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
         }
     }
     mounts.retain(|mount| !own_mount(mount["destination"].as_str().unwrap_or_default()));
@@ -291,25 +283,20 @@ fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
 
 fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<String>) -> Value {
     let existing = |paths: Vec<String>| paths.into_iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>();
-    let usual_masked = || MASKED.iter().map(|&path| path.to_owned()).chain(thermal_throttle_paths()).collect();
-    let usual_read_only = || READ_ONLY.iter().map(|&path| path.to_owned()).collect();
-    let (masked, read_only) = if config.privileged {
-        (Vec::new(), Vec::new())
-    } else {
-        (
-            existing(config.masked_paths.clone().unwrap_or_else(usual_masked)),
-            existing([cgroup_mounts(), config.read_only_paths.clone().unwrap_or_else(usual_read_only)].concat()),
-        )
-    };
+    let masked = existing(config.masked_paths().unwrap_or_default());
+    let read_only = config.read_only_paths().map(|paths| existing([cgroup_mounts(), paths].concat()));
     let mut linux = json!({
         "cgroupsPath": place.cgroup,
         "namespaces": namespaces(config, place),
         "maskedPaths": masked,
-        "readonlyPaths": read_only,
-        "sysctl": config.sysctls,
+        "readonlyPaths": read_only.unwrap_or_default(),
+        "sysctl": sysctls(config, place),
         "devices": devices::nodes(config),
         "resources": resources(config),
     });
+    if let Some(propagation) = root_propagation(config) {
+        linux["rootfsPropagation"] = json!(propagation);
+    }
     if let Some(shift) = place.shift {
         [linux["uidMappings"], linux["gidMappings"]] = shift.mappings();
     }
@@ -321,6 +308,41 @@ fn linux(config: &ContainerConfig, place: &Place<'_>, capabilities: &BTreeSet<St
         linux["seccomp"] = Profile::new(capabilities).to_oci();
     }
     linux
+}
+
+/// The kernel's settings: whoever has a network to himself may serve any port there and ping, unless he says otherwise.
+fn sysctls(config: &ContainerConfig, place: &Place<'_>) -> BTreeMap<String, String> {
+    let mut all = config.sysctls.clone();
+    if place.netns.is_none() || matches!(config.network, NetworkMode::Container(_)) {
+        return all;
+    }
+    let mut usual = vec![("net.ipv4.ip_unprivileged_port_start", "0")];
+    if place.shift.is_none() {
+        // A group that nobody is mapped to cannot be named.
+        usual.push(("net.ipv4.ping_group_range", "0 2147483647"));
+    }
+    for (name, value) in usual {
+        if Path::new("/proc/sys").join(name.replace('.', "/")).exists() {
+            all.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
+    all
+}
+
+/// How mounts come and go between the host and the container, so that those that are to can: most are on their own.
+fn root_propagation(config: &ContainerConfig) -> Option<&'static str> {
+    let has = |wanted: &str| {
+        config.mounts.iter().any(|mount| {
+            matches!(&mount.source, MountSource::Bind { propagation, .. } if propagation.trim_start_matches('r') == wanted)
+        })
+    };
+    if has("shared") {
+        Some("shared")
+    } else if has("slave") {
+        Some("slave")
+    } else {
+        None
+    }
 }
 
 fn namespaces(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
@@ -360,12 +382,6 @@ fn cgroup_mounts() -> Vec<String> {
         mounts.extend(hierarchies.map(|entry| entry.path().display().to_string()));
     }
     mounts
-}
-
-/// Each CPU's throttling counters leak what others do.
-fn thermal_throttle_paths() -> impl Iterator<Item = String> {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (0..cpus).map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
 }
 
 fn resources(config: &ContainerConfig) -> Value {

@@ -72,7 +72,7 @@ fn plain(path: &Path) -> PathBuf {
 }
 
 /// Where a path leads inside `rootfs`, as far as it is there; the rest as it stands.
-fn resolved(rootfs: &Path, path: &Path) -> PathBuf {
+pub(crate) fn resolved(rootfs: &Path, path: &Path) -> PathBuf {
     let wanted = plain(path);
     for there in wanted.ancestors() {
         let inside = there.strip_prefix("/").unwrap_or(there);

@@ -103,6 +103,7 @@ impl Engine {
     /// Attaches to a container: at once if it runs, else as it starts.
     pub fn attach(&self, name: &str) -> Result<oneshot::Receiver<Attachment>, EngineError> {
         let container = self.find(name)?;
+        self.tell_container(&container, "attach", &[]);
         let (ready, attachment) = oneshot::channel();
         let mut waiting = container.waiting.lock().expect("nobody panics while holding it");
         if matches!(*container.state.borrow(), ContainerState::Running(_)) {
@@ -122,8 +123,10 @@ impl Engine {
         container.require_running()?;
         let doing = format!("resizing the terminal of container {}", container.id);
         match attach_at(&container.socket()) {
-            Ok(mut attachment) => attachment.input.resize(rows, columns).await.map_err(disk_error(doing)),
-            Err(error) => Err(disk_error(doing)(error)),
+            Ok(mut attachment) => attachment.input.resize(rows, columns).await.map_err(disk_error(doing))?,
+            Err(error) => return Err(disk_error(doing)(error)),
         }
+        self.tell_container(&container, "resize", &[("height", rows.to_string()), ("width", columns.to_string())]);
+        Ok(())
     }
 }

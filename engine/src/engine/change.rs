@@ -91,6 +91,11 @@ impl Engine {
     pub async fn rename(&self, name: &str, new: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
         let old = container.name();
+        if old == new {
+            return Err(EngineError::Invalid(format!(
+                "Renaming a container with the same name as its current name: {new} is what it is called"
+            )));
+        }
         {
             let containers = self.lock();
             if let Some(other) = containers.values().find(|other| other.name() == new) {
@@ -135,19 +140,13 @@ impl Engine {
     #[must_use]
     pub fn container_size(&self, name: &str) -> u64 {
         let changed = self.find(name).map(|container| container.dirs.changed());
-        changed.map_or(0, |changed| changed.map_or(0, |changed| disk::usage(&changed)))
+        changed.map_or(0, |changed| changed.map_or(0, |changed| disk::content(&changed)))
     }
 
     /// Says that a client has left a container's streams by its own wish.
     pub fn tell_detached(&self, id: &str) {
         if let Ok(container) = self.find(id) {
             self.tell_container(&container, "detach", &[]);
-        }
-    }
-
-    pub fn tell_restarted(&self, id: &str) {
-        if let Ok(container) = self.find(id) {
-            self.tell_container(&container, "restart", &[]);
         }
     }
 
@@ -162,6 +161,7 @@ impl Engine {
         let mut pids: Vec<i32> = pids.into_iter().map(|pid| pid.as_raw()).collect();
         pids.sort_unstable();
         pids.dedup();
+        self.tell_container(&container, "top", &[]);
         Ok(pids)
     }
 

@@ -130,7 +130,7 @@ impl Engine {
         let container = self.find(name)?;
         container.require_unpaused()?;
         if spec.command.is_empty() {
-            return Err(EngineError::Invalid("no exec command is given: name the program to run".into()));
+            return Err(EngineError::Invalid("No exec command specified: name the program to run".into()));
         }
         let id = hex::encode(rand::random::<[u8; 32]>());
         let action = format!("exec_create: {}", spec.command.join(" "));
@@ -356,6 +356,11 @@ fn process(container: &Container, spec: &ExecSpec) -> io::Result<(serde_json::Va
         if spec.tty && !given.iter().any(|var| name_of(var) == "TERM") {
             given.push("TERM=xterm".into());
         }
+        let is_own = |name: &str| container.config().env.iter().any(|var| name_of(var) == name);
+        if !spec.tty && !is_own("TERM") {
+            // The terminal was the first process's.
+            env.retain(|var| var.as_str().map(name_of).as_deref() != Some("TERM"));
+        }
         env.retain(|var| !given.iter().any(|given| var.as_str().map(name_of) == Some(name_of(given))));
         env.extend(given.into_iter().map(Into::into));
     }
@@ -408,9 +413,10 @@ impl Container {
     fn require_unpaused(&self) -> Result<(), EngineError> {
         self.require_running()?;
         match &*self.state.borrow() {
-            ContainerState::Running(running) if running.paused => {
-                Err(EngineError::Conflict(format!("container {} is paused: unpause it first", self.id)))
-            }
+            ContainerState::Running(running) if running.paused => Err(EngineError::Conflict(format!(
+                "Container {} is paused, unpause the container before exec",
+                self.id
+            ))),
             ContainerState::Running(_)
             | ContainerState::Created
             | ContainerState::Restarting(_)

@@ -18,6 +18,7 @@ use crate::build::instruction;
 use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
 use crate::container::config::MountSource;
 use crate::container::id_map::Shift;
+use crate::container::targets;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
 use crate::image::{layer, normalize};
 use crate::sys;
@@ -74,6 +75,14 @@ impl Drop for Mounted {
     }
 }
 
+/// Where a path of a container lies on this host.
+struct Place {
+    root: PathBuf,
+    inside: PathBuf,
+    read_only: bool,
+    is_rootfs: bool,
+}
+
 /// A helper that reads or writes an archive, with what it needs as long as it runs.
 pub struct Archiving {
     pub child: Child,
@@ -122,15 +131,28 @@ impl Engine {
         Ok(Mounted { container: container.clone(), ours })
     }
 
-    /// The root that holds `path`, and the path within it: a volume is a root of its own.
-    fn place(&self, container: &Container, path: &str) -> (PathBuf, PathBuf) {
-        let whole = Path::new("/").join(crate::build::clean(path));
-        let mounts = container.config();
-        let mut best = (0, container.dirs.rootfs(), whole.clone());
-        for mount in &mounts.mounts {
-            let source = match &mount.source {
-                MountSource::Volume { name, .. } => container.dirs.view(&self.volumes.data_dir(name)),
-                MountSource::Bind { path, .. } => path.into(),
+    /// Where `path` lies: what is mounted is a root of its own.
+    fn place(&self, container: &Container, path: &str) -> Place {
+        let mut whole = Path::new("/").join(crate::build::clean(path));
+        if path.ends_with('/') || path.ends_with("/.") {
+            // What is in a directory is meant, also of one that a link leads to.
+            whole = targets::resolved(&container.dirs.rootfs(), &whole);
+        }
+        let config = container.config();
+        let etc = container.dirs.shown_etc(false).into_iter().find(|file| Path::new(&file.target) == whole);
+        if let Some(file) = etc.filter(|file| file.source.is_file()) {
+            let inside = Path::new("/").join(file.source.file_name().unwrap_or_default());
+            return Place { root: container.dirs.data.clone(), inside, read_only: config.read_only, is_rootfs: false };
+        }
+        let (rootfs, inside) = (container.dirs.rootfs(), whole.clone());
+        let mut best = (0, Place { root: rootfs, inside, read_only: config.read_only, is_rootfs: true });
+        for mount in &config.mounts {
+            let (source, below) = match &mount.source {
+                MountSource::Volume { name, subpath, .. } => (
+                    container.dirs.view(&self.volumes.data_dir(name)),
+                    Path::new("/").join(crate::build::clean(subpath)),
+                ),
+                MountSource::Bind { path, .. } => (path.into(), PathBuf::from("/")),
                 MountSource::Tmpfs { .. } => continue,
             };
             let depth = Path::new(&mount.target).components().count();
@@ -138,10 +160,12 @@ impl Engine {
                 && depth > best.0
                 && source.is_dir()
             {
-                best = (depth, source, Path::new("/").join(rest));
+                let place =
+                    Place { root: source, inside: below.join(rest), read_only: mount.read_only, is_rootfs: false };
+                best = (depth, place);
             }
         }
-        (best.1, best.2)
+        best.1
     }
 
     async fn archiving(
@@ -163,14 +187,14 @@ impl Engine {
     /// What is at a path of a container.
     pub async fn stat_path(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
         let (container, _mounted, _one) = self.archiving(name, path).await?;
-        let (root, inside) = self.place(&container, path);
+        let Place { root, inside, .. } = self.place(&container, path);
         stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))
     }
 
     /// Reads what is at a path of a container as an archive: the helper's output.
     pub async fn read_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
         let (container, mounted, one) = self.archiving(name, path).await?;
-        let (root, inside) = self.place(&container, path);
+        let Place { root, inside, .. } = self.place(&container, path);
         stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))?;
         let last =
             if path.ends_with("/.") { "." } else { path.trim_end_matches('/').rsplit('/').next().unwrap_or("/") };
@@ -182,19 +206,25 @@ impl Engine {
             .stdin(Stdio::null())
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
+        self.tell_container(&container, "archive-path", &[("path", path.to_owned())]);
         Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
     }
 
     /// Unpacks an archive into a directory of a container: the helper's input.
     pub async fn write_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
         let (container, mounted, one) = self.archiving(name, path).await?;
-        if container.config().read_only && self.place(&container, path).0 == container.dirs.rootfs() {
-            return Err(EngineError::Forbidden("container rootfs is marked read-only: copy to a volume".into()));
+        let Place { root, inside, read_only, is_rootfs } = self.place(&container, path);
+        if read_only {
+            return Err(EngineError::Forbidden(if is_rootfs {
+                "container rootfs is marked read-only: copy to a volume".into()
+            } else {
+                format!("mounted volume is marked read-only: copy to another place than {path}")
+            }));
         }
-        let (root, inside) = self.place(&container, path);
         let child =
             self.archiver("archive-in", &container, &root, &inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
+        self.tell_container(&container, "extract-to-dir", &[("path", path.to_owned())]);
         Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
     }
 

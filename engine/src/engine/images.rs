@@ -1,6 +1,6 @@
 //! Images of one host, for its users.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
 use skep_api::Timestamp;
@@ -37,13 +37,20 @@ impl Engine {
     }
 
     pub fn image(&self, name: &str) -> Result<Image, EngineError> {
+        let full = || match crate::image::pinned(name) {
+            Some(pinned) => Some(pinned),
+            None => normalize(name),
+        };
         self.images.find(name).ok_or_else(|| {
-            EngineError::NoImage(normalize(name).map_or_else(|| name.to_owned(), |full| familiar(&full).to_owned()))
+            EngineError::NoImage(full().map_or_else(|| name.to_owned(), |full| familiar(&full).to_owned()))
         })
     }
 
     pub(crate) fn tell_image(&self, action: &str, id: &str, name: &str) {
-        self.tell("image", action, id, BTreeMap::from([("name".to_owned(), familiar(name).to_owned())]));
+        let image = self.images.find(id).or_else(|| self.images.find(name));
+        let mut attributes = image.map(|image| image.config.labels).unwrap_or_default();
+        attributes.insert("name".to_owned(), familiar(name).to_owned());
+        self.tell("image", action, id, attributes);
     }
 
     /// Pulls an image; progress goes to `progress` as far as somebody takes it.
@@ -200,6 +207,18 @@ impl Engine {
         Ok(lines)
     }
 
+    /// Whether an image stands on another: on its layers, and after all that was done for it.
+    #[must_use]
+    pub fn stands_on(&self, image: &Image, below: &Image) -> bool {
+        let done = |image: &Image| {
+            let raw = self.images.config_blob(&image.id).ok();
+            let blob: Option<ConfigBlob> = raw.and_then(|raw| serde_json::from_slice(&raw).ok());
+            let history = blob.map(|blob| blob.history).unwrap_or_default().into_iter();
+            history.map(|entry| (entry.created, entry.created_by)).collect::<Vec<_>>()
+        };
+        image.id == below.id || (image.layers.starts_with(&below.layers) && done(image).starts_with(&done(below)))
+    }
+
     /// Who made an image, and what they said of it.
     #[must_use]
     pub fn image_notes(&self, image: &Image) -> (String, String) {
@@ -211,15 +230,37 @@ impl Engine {
     /// What `save` was asked for: each image with the names it is saved under.
     pub fn images_to_save(&self, names: &[String]) -> Result<Vec<(Image, Vec<String>)>, EngineError> {
         let mut found: Vec<(Image, Vec<String>)> = Vec::new();
+        let mut add = |image: Image, tag: Option<String>| match found.iter_mut().find(|(other, _)| other.id == image.id)
+        {
+            Some((_, tags)) => tags.extend(tag),
+            None => found.push((image, tag.into_iter().collect())),
+        };
         for name in names {
-            let image = self.image(name)?;
-            let tag = normalize(name).filter(|tag| image.tags.contains(tag));
-            match found.iter_mut().find(|(other, _)| other.id == image.id) {
-                Some((_, tags)) => tags.extend(tag),
-                None => found.push((image, tag.into_iter().collect())),
+            let of_repository = self.images_of_repository(name);
+            if of_repository.is_empty() {
+                let image = self.image(name)?;
+                let tag = normalize(name).filter(|tag| image.tags.contains(tag));
+                add(image, tag);
             }
+            of_repository.into_iter().for_each(|(image, tag)| add(image, Some(tag)));
         }
         Ok(found)
+    }
+
+    /// All that a repository's name alone stands for, tag by tag; nothing if a tag or digest is named.
+    fn images_of_repository(&self, name: &str) -> Vec<(Image, String)> {
+        let Some(latest) = normalize(name) else { return Vec::new() };
+        let Some(repository) = latest.strip_suffix(":latest").filter(|_| !name.ends_with(":latest")) else {
+            return Vec::new();
+        };
+        let tag_of = |tag: &String| tag.rsplit_once(':').is_some_and(|(own, _)| own == repository);
+        let images = self.images.list().into_iter();
+        images
+            .flat_map(|image| {
+                let tags: Vec<_> = image.tags.iter().filter(|tag| tag_of(tag)).cloned().collect();
+                tags.into_iter().map(move |tag| (image.clone(), tag))
+            })
+            .collect()
     }
 
     /// Writes images as one archive; takes its time.

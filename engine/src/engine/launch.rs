@@ -19,10 +19,13 @@ use super::kept::planned;
 use super::lifecycle::start_ticks;
 use super::networks::{member, places};
 use super::{Container, Engine, now};
-use crate::container::config::{ContainerConfig, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort};
+use crate::container::config::{
+    ContainerConfig, ContainerMount, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort, SharedMemory,
+};
 use crate::container::health::HealthStatus;
 use crate::container::logs::file;
 use crate::container::logs::forward::{self, LogSubject};
+use crate::container::rootfs::ContainerDirs;
 use crate::container::runtime::ExternalRuntime;
 use crate::container::seccomp::Profile;
 use crate::container::shim::{self, ShimAnswer, ShimConfig};
@@ -38,9 +41,10 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl Engine {
     pub(super) async fn launch(&self, container: &Arc<Container>) -> io::Result<Running> {
-        let config = container.config();
+        let config = self.with_links(container.config())?;
         self.put_shift_in_force(container)?;
         let Connected { address, through, ports, endpoints } = self.connect(container, &config).await?;
+        let host = self.host_gateway(&config, through);
         let layers = self.layer_dirs(&container.layers);
         let shim = self.shim_config(container)?;
         let prepared = {
@@ -62,7 +66,12 @@ impl Engine {
                 *dir = if own { container.dirs.show(name, dir)? } else { container.dirs.view(dir) };
             }
             let first = matches!(*container.state.borrow(), ContainerState::Created);
-            let outside = Outside { netns, cgroup, init, volumes, shim, first, peers };
+            let shared_memory = self.shared_memory(&container, &config)?;
+            let etc_of = match &config.network {
+                NetworkMode::Container(id) => Some(self.find(id).map_err(io::Error::other)?),
+                _ => None,
+            };
+            let outside = Outside { netns, cgroup, init, volumes, shim, first, peers, host, shared_memory, etc_of };
             let config = config.clone();
             let addresses = endpoints.first().map_or_else(|| vec![address.into()], Endpoint::addresses);
             move || prepare(&container, &config, &layers, &addresses, outside)
@@ -101,6 +110,7 @@ impl Engine {
             NetworkMode::Bridge | NetworkMode::Local(_) => {
                 let places = places(&config.network).unwrap_or_default();
                 let member = member(container, config);
+                self.networks.set_links(&container.id, &places);
                 let granted = self.ask_keeper(&member, &places).await?;
                 let (endpoints, ports) = self.networks.connect(&member, &places, granted).await?;
                 let through = self.join_kept(&member, &endpoints, &ports).await?;
@@ -191,6 +201,26 @@ impl Engine {
         Ok(peers)
     }
 
+    /// The memory that a container shares with others: what it has itself to share, or what one has whose IPC
+    /// namespace it joins.
+    fn shared_memory(&self, container: &Container, config: &ContainerConfig) -> io::Result<Option<PathBuf>> {
+        match &config.ipc_mode {
+            NamespaceMode::Private if config.shared_memory == SharedMemory::Shareable => {
+                container.dirs.make_shared_memory(config.shm_size_bytes()).map(Some)
+            }
+            NamespaceMode::Private | NamespaceMode::Host => Ok(None),
+            NamespaceMode::Container(id) => {
+                let donor = self.find(id).map_err(io::Error::other)?;
+                if donor.config().shared_memory == SharedMemory::Shareable {
+                    return Ok(Some(donor.dirs.shared_memory()));
+                }
+                Err(io::Error::other(format!(
+                    "cannot join IPC of container {id}: non-shareable IPC; make that one with --ipc=shareable"
+                )))
+            }
+        }
+    }
+
     pub(super) fn volume_dirs(&self, config: &ContainerConfig) -> BTreeMap<String, PathBuf> {
         let names = config.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Volume { name, .. } => Some(name),
@@ -277,12 +307,18 @@ struct Outside {
     first: bool,
     /// The first processes of the containers whose namespaces it shares.
     peers: BTreeMap<String, i32>,
+    /// Where it reaches the host.
+    host: Ipv4Addr,
+    shared_memory: Option<PathBuf>,
+    /// Whose network it is in, and so whose /etc/hosts and the like it sees.
+    etc_of: Option<Arc<Container>>,
 }
 
 /// Gives empty volumes what the image has in their place.
 fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
     for mount in &config.mounts {
-        if let MountSource::Volume { name, no_copy: false, .. } = &mount.source
+        if let MountSource::Volume { name, no_copy: false, subpath, .. } = &mount.source
+            && subpath.is_empty()
             && let Ok(place) = sys::open_in_root(root, Path::new(mount.target.trim_start_matches('/')))
         {
             let place = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string());
@@ -290,6 +326,46 @@ fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<St
         }
     }
     Ok(())
+}
+
+/// Shows the parts of volumes that are asked for, by target; each must be there, and within its volume.
+fn show_subpaths(
+    config: &ContainerConfig,
+    dirs: &ContainerDirs,
+    volumes: &BTreeMap<String, PathBuf>,
+) -> io::Result<BTreeMap<String, PathBuf>> {
+    let mut shown = BTreeMap::new();
+    for (number, mount) in config.mounts.iter().enumerate() {
+        let MountSource::Volume { name, subpath, .. } = &mount.source else { continue };
+        if subpath.is_empty() {
+            continue;
+        }
+        let opened = sys::open_in_root(&volumes[name], Path::new(subpath)).map_err(|error| {
+            let why = format!("volume {name} has no {subpath} to be mounted at {}: {error}", mount.target);
+            io::Error::new(error.kind(), why)
+        })?;
+        shown.insert(mount.target.clone(), dirs.show_opened(&format!("part-{number}"), &opened)?);
+    }
+    Ok(shown)
+}
+
+/// Makes the directory that the first process is to begin in, wherever that lies; a tmpfs is not there yet.
+fn make_working_dir(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
+    let dir = Path::new(&config.working_dir);
+    let within = |mount: &&ContainerMount| dir.starts_with(&mount.target);
+    let mount = config.mounts.iter().filter(within).max_by_key(|mount| mount.target.len());
+    let (root, at) = match mount.map(|mount| (&mount.source, &mount.target)) {
+        Some((MountSource::Volume { subpath, .. }, _)) if !subpath.is_empty() => return Ok(()),
+        Some((MountSource::Volume { name, .. }, target)) => (volumes[name].as_path(), target.as_str()),
+        Some((MountSource::Bind { path, .. }, target)) => (Path::new(path), target.as_str()),
+        Some((MountSource::Tmpfs { .. }, _)) => return Ok(()),
+        None => (root, "/"),
+    };
+    let inside = dir.strip_prefix(at).unwrap_or_else(|_| Path::new(""));
+    let made = sys::ensure_dir(root, inside, None);
+    made.map(drop).map_err(|error| {
+        io::Error::new(error.kind(), format!("the working directory {} cannot be made: {error}", dir.display()))
+    })
 }
 
 /// Puts everything in place on disk that the shim reads.
@@ -308,8 +384,13 @@ fn prepare(
     if outside.first {
         dirs.as_root(|| populate_volumes(config, &dirs.rootfs(), &outside.volumes))?;
     }
+    let subpaths = show_subpaths(config, dirs, &outside.volumes)?;
     let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
-    let mut files = dirs.write_etc(config, addresses)?;
+    dirs.as_root(|| make_working_dir(config, &dirs.rootfs(), &outside.volumes))?;
+    let mut files = match &outside.etc_of {
+        Some(other) => other.dirs.shown_etc(config.read_only),
+        None => dirs.write_etc(config, addresses, outside.host)?,
+    };
     files.extend(dirs.write_payloads(&config.payloads)?);
     if config.init {
         files.push(FileMount { source: dirs.view(&outside.init), target: "/sbin/skep-init".into(), read_only: true });
@@ -320,8 +401,10 @@ fn prepare(
         cgroup: &outside.cgroup,
         files: &files,
         volumes: &outside.volumes,
+        subpaths: &subpaths,
         user: &user,
         apparmor: apparmor::ensure(config)?,
+        shared_memory: outside.shared_memory.as_deref(),
         peers: &outside.peers,
         shift: dirs.shift.as_ref(),
     };

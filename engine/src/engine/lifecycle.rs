@@ -30,6 +30,8 @@ const READERS_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_OUTPUT_MAX: usize = 4096;
 /// The exit code when it was lost: the host was cut off.
 const CODE_LOST: i32 = 255;
+/// The code of what SIGKILL has ended.
+const KILLED: i32 = 137;
 
 /// How a container is removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,24 @@ impl Engine {
         self.start_unless_running(&container).await
     }
 
+    /// Stops a container, if it runs, and starts it: also one that is removed when it has ended.
+    pub async fn restart(
+        self: &Arc<Self>,
+        name: &str,
+        signal: Option<&str>,
+        grace: Option<Duration>,
+    ) -> Result<(), EngineError> {
+        let container = self.find(name)?;
+        container.restarting_by_hand.store(true, Ordering::Relaxed);
+        let at_rest = matches!(*container.state.borrow(), ContainerState::Exited(_) | ContainerState::Created);
+        let stopped = if at_rest { Ok(()) } else { self.stop_with(&container.id, signal, grace).await.map(drop) };
+        container.restarting_by_hand.store(false, Ordering::Relaxed);
+        stopped?;
+        self.start(&container.id).await?;
+        self.tell_container(&container, "restart", &[]);
+        Ok(())
+    }
+
     async fn start_unless_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
         let one = container.operation.lock().await;
         if matches!(*container.state.borrow(), ContainerState::Running(_)) {
@@ -58,6 +78,9 @@ impl Engine {
             Ok(running) => {
                 container.state.send_replace(ContainerState::Running(running));
                 self.supervise(container.clone());
+                self.refresh_links(container);
+                self.tell_places("connect", container);
+                self.tell_volumes("mount", container);
                 self.tell_container(container, "start", &[]);
                 if let Err(error) = container.save_state() {
                     // A daemon that comes back would not know of it: it must not run.
@@ -102,6 +125,8 @@ impl Engine {
             }
             let exit = read_exit(&container.dirs, running.started_at);
             engine.clean_up(&container).await;
+            engine.tell_places("disconnect", &container);
+            engine.tell_volumes("unmount", &container);
             engine.handle_exit(&container, exit).await;
         });
     }
@@ -122,7 +147,7 @@ impl Engine {
             None => ContainerState::Exited(exit),
         });
         container.try_save_state();
-        if code == 137 && matches!(&*container.state.borrow(), ContainerState::Exited(exit) if exit.oom_killed) {
+        if code == KILLED && matches!(&*container.state.borrow(), ContainerState::Exited(exit) if exit.oom_killed) {
             self.tell_container(container, "oom", &[]);
         }
         self.tell_container(container, "die", &[("exitCode", code.to_string())]);
@@ -162,7 +187,8 @@ impl Engine {
     /// Removes a container that was to be gone once it has ended, and once those who read its output
     /// have all of it.
     async fn remove_if_asked(&self, container: &Container) {
-        let auto_remove = container.config().auto_remove;
+        let by_hand = container.restarting_by_hand.load(Ordering::Relaxed);
+        let auto_remove = container.config().auto_remove && !by_hand;
         let deadline = Instant::now() + READERS_LIMIT;
         while auto_remove && Arc::strong_count(&container.readers) > 1 && Instant::now() < deadline {
             tokio::time::sleep(READERS_PAUSE).await;
@@ -182,9 +208,13 @@ impl Engine {
             if container.is_paused() {
                 continue;
             }
-            let started_at = now();
+            let (started_at, began) = (now(), Instant::now());
             let (code, output) =
                 match self.run_command(&container, &check.command, check.timeout, PROBE_OUTPUT_MAX).await {
+                    Ok((KILLED, output)) if began.elapsed() >= check.timeout => {
+                        let said = if output.is_empty() { output } else { format!(": {output}") };
+                        (-1, format!("Health check exceeded timeout ({:?}){said}", check.timeout))
+                    }
                     Ok(result) => result,
                     Err(error) => (-1, with_causes(&error)),
                 };
@@ -252,16 +282,7 @@ impl Engine {
         let container = self.find(name)?;
         let config = container.config();
         let own = if config.stop_signal.is_empty() { "SIGTERM" } else { &config.stop_signal };
-        container.stopped_by_hand.store(true, Ordering::Relaxed);
-        container.state.send_if_modified(|state| match state {
-            // It was to be started once more.
-            ContainerState::Restarting(exit) => {
-                *state = ContainerState::Exited(exit.clone());
-                true
-            }
-            ContainerState::Created | ContainerState::Running(_) | ContainerState::Exited(_) => false,
-        });
-        container.try_save_state();
+        container.give_up_restart();
         if let ContainerState::Exited(exit) = &*container.state.borrow() {
             return Ok(exit.clone());
         }
@@ -284,11 +305,16 @@ impl Engine {
     pub fn kill(&self, name: &str, signal: &str) -> Result<(), EngineError> {
         let container = self.find(name)?;
         let number = parse_signal(signal).ok_or_else(|| EngineError::Signal(signal.to_owned()))?;
-        container.require_running()?;
-        let ContainerState::Running(running) = container.state.borrow().clone() else { return Ok(()) };
         let config = container.config();
         let stop_signal = parse_signal(&config.stop_signal).unwrap_or(libc::SIGTERM);
         let ends = number == libc::SIGKILL || number == stop_signal;
+        if ends && matches!(*container.state.borrow(), ContainerState::Restarting(_)) {
+            container.give_up_restart();
+            self.tell_container(&container, "kill", &[("signal", number.to_string())]);
+            return Ok(());
+        }
+        container.require_running()?;
+        let ContainerState::Running(running) = container.state.borrow().clone() else { return Ok(()) };
         if ends {
             container.stopped_by_hand.store(true, Ordering::Relaxed);
         }
@@ -397,6 +423,7 @@ impl Engine {
         match state {
             ContainerState::Running(running) => {
                 let (config, ports) = (container.config(), running.ports.clone());
+                self.networks.set_links(&id, &super::networks::places(&config.network).unwrap_or_default());
                 self.networks.adopt(&id, &endpoints_of(&running, &config), running.through, ports, &config.dns);
                 let alive = start_ticks(running.shim_pid) == Some(running.shim_start_ticks);
                 if !alive {
@@ -454,12 +481,30 @@ fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
     running.endpoints.clone()
 }
 
+impl Container {
+    /// Stops by hand what is about to be started once more.
+    fn give_up_restart(&self) {
+        self.stopped_by_hand.store(true, Ordering::Relaxed);
+        self.state.send_if_modified(|state| match state {
+            ContainerState::Restarting(exit) => {
+                *state = ContainerState::Exited(exit.clone());
+                true
+            }
+            ContainerState::Created | ContainerState::Running(_) | ContainerState::Exited(_) => false,
+        });
+        self.try_save_state();
+    }
+}
+
 /// What a start that failed is told as: the exit code that stands for it, and the reason.
 pub(super) fn start_failure(reason: &str, program: Option<&String>) -> (i32, String) {
     let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
     match (code, program) {
         // Clients look for these words.
         (127, Some(program)) => (code, format!("exec: {program:?}: executable file not found in $PATH ({reason})")),
+        (126, Some(program)) if reason.contains("correct permissions") => {
+            (code, format!("exec: {program:?}: permission denied ({reason})"))
+        }
         _ => (code, reason.to_owned()),
     }
 }

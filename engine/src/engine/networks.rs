@@ -167,11 +167,16 @@ impl Engine {
         let _one = container.operation.lock().await;
         let config = container.config();
         let mut places = places(&config.network).ok_or_else(|| {
-            EngineError::Conflict(format!(
-                "container {} has the network {}: it cannot be connected to any other network",
-                config.name,
-                config.network.name()
-            ))
+            let rule = match &config.network {
+                NetworkMode::None => {
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                }
+                _ => {
+                    "container sharing network namespace with another container or host cannot be connected to any \
+                     other network"
+                }
+            };
+            EngineError::Conflict(format!("{rule}: {} has the network {}", config.name, config.network.name()))
         })?;
         if places.iter().any(|other| network.is(&other.network)) {
             return Err(EngineError::Forbidden(format!(
@@ -189,6 +194,7 @@ impl Engine {
                     with_causes(&error)
                 ))
             };
+            self.networks.set_links(&container.id, &[&places[..], std::slice::from_ref(&place)].concat());
             let endpoint = self.take_place(&member, &place).await.map_err(doing)?;
             container.change_endpoints(|endpoints| endpoints.push(endpoint));
             if let Err(error) = self.settle_kept(&container, &member).await {
@@ -279,17 +285,42 @@ impl Engine {
         }
     }
 
+    /// Tells that a container that starts, or has ended, came to its networks of this host's, or left them.
+    pub(super) fn tell_places(&self, action: &str, container: &Container) {
+        for place in places(&container.config().network).unwrap_or_default() {
+            if let Some(network) = self.networks.get(&place.network) {
+                let (id, kind) = (network.id.clone(), network.driver());
+                self.tell_place(action, &NetworkRef { id, name: network.name.clone(), kind }, &container.id);
+            }
+        }
+    }
+
     fn tell_place(&self, action: &str, network: &NetworkRef, container: &str) {
         let attributes = [("name", network.name.as_str()), ("type", network.kind), ("container", container)];
         let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         self.tell("network", action, &network.id, attributes);
     }
 
+    /// Where a container reaches its host: `through` the way out of the networks that others keep, by its first
+    /// network's gateway, or else by the default one's.
+    pub(super) fn host_gateway(&self, config: &ContainerConfig, through: Option<Ipv4Addr>) -> Ipv4Addr {
+        if config.network == NetworkMode::Host {
+            return Ipv4Addr::LOCALHOST;
+        }
+        let places = places(&config.network).unwrap_or_default();
+        let first = places.first().and_then(|place| self.networks.get(&place.network));
+        let bridge =
+            first.filter(|network| !network.internal && network.parent.is_none()).map(|network| network.gateway);
+        through.or(bridge).unwrap_or(self.config.bridge.gateway)
+    }
+
     fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
         container.change(|config| config.network = NetworkMode::Local(places))?;
         if let Some(endpoint) = container.endpoints().first() {
             let doing = disk_error(format!("writing the hosts of container {}", container.id));
-            container.dirs.write_etc(&container.config(), &endpoint.addresses()).map_err(doing)?;
+            let config = container.config();
+            let host = self.host_gateway(&config, None);
+            container.dirs.write_etc(&config, &endpoint.addresses(), host).map_err(doing)?;
         }
         Ok(())
     }
@@ -315,6 +346,11 @@ impl Container {
     /// Its places, if it runs.
     fn endpoints(&self) -> Vec<Endpoint> {
         self.state.borrow().endpoints().to_vec()
+    }
+
+    /// Where a container that runs is in a network; none if it is not there.
+    pub(super) fn address_in(&self, network: &str) -> Option<Ipv4Addr> {
+        self.endpoints().iter().find(|endpoint| endpoint.network == network).map(|endpoint| endpoint.address)
     }
 
     fn change_endpoints(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {

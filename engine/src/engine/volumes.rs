@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Engine, EngineError, disk_error, now};
+use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::state::ContainerState;
 use crate::disk;
@@ -25,6 +25,21 @@ impl Engine {
 
     fn tell_volume(&self, action: &str, name: &str) {
         self.tell("volume", action, name, BTreeMap::from([("driver".to_owned(), "local".to_owned())]));
+    }
+
+    /// Tells that a container has its volumes mounted, or has them no more.
+    pub(super) fn tell_volumes(&self, action: &str, container: &Container) {
+        let config = container.config();
+        for mount in &config.mounts {
+            let MountSource::Volume { name, .. } = &mount.source else { continue };
+            let attributes = [
+                ("driver", "local".to_owned()),
+                ("container", container.id.clone()),
+                ("destination", mount.target.clone()),
+                ("read/write", (!mount.read_only).to_string()),
+            ];
+            self.tell("volume", action, name, attributes.map(|(key, value)| (key.to_owned(), value)).into());
+        }
     }
 
     /// All volumes, by name.

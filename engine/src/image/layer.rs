@@ -149,7 +149,9 @@ impl<W: Write> Packer<W> {
         header.set_metadata(&meta);
         // Names come from the image's own files, not the host's.
         header.set_size(0);
-        self.extended_attributes(path)?;
+        let inode = (meta.dev(), meta.ino());
+        let linked = self.links.get(&inode).filter(|_| kind.is_file() && meta.nlink() > 1).cloned();
+        self.extensions(path, name, kind.is_dir(), linked.as_deref())?;
         if kind.is_symlink() {
             header.set_entry_type(tar::EntryType::Symlink);
             return self.tar.append_link(&mut header, name, fs::read_link(path)?);
@@ -168,12 +170,12 @@ impl<W: Write> Packer<W> {
             header.set_entry_type(tar::EntryType::Fifo);
             return self.tar.append_data(&mut header, name, io::empty());
         }
+        if let Some(first) = linked {
+            header.set_entry_type(tar::EntryType::Link);
+            return self.tar.append_link(&mut header, name, first);
+        }
         if meta.nlink() > 1 {
-            if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
-                header.set_entry_type(tar::EntryType::Link);
-                return self.tar.append_link(&mut header, name, first);
-            }
-            self.links.insert((meta.dev(), meta.ino()), name.to_owned());
+            self.links.insert(inode, name.to_owned());
         }
         header.set_entry_type(tar::EntryType::Regular);
         header.set_size(meta.len());
@@ -190,8 +192,9 @@ impl<W: Write> Packer<W> {
         self.tar.append_data(&mut header, name, io::empty())
     }
 
-    /// What a file is beyond its mode: capabilities, and users' own attributes.
-    fn extended_attributes(&mut self, path: &Path) -> io::Result<()> {
+    /// What a file is beyond its mode: capabilities, and users' own attributes; and names that begin with `./`, as
+    /// clients look for them who copy what is in a directory, while plain headers leave that out.
+    fn extensions(&mut self, path: &Path, name: &Path, is_dir: bool, linked: Option<&Path>) -> io::Result<()> {
         let names = xattr::list(path).into_iter().flatten();
         let mut pairs = Vec::new();
         for name in names.filter(|name| {
@@ -201,6 +204,12 @@ impl<W: Write> Packer<W> {
             if let Some(value) = xattr::get(path, &name)? {
                 pairs.push((format!("SCHILY.xattr.{}", name.to_string_lossy()), value));
             }
+        }
+        for (key, name) in [("path", Some(name)), ("linkpath", linked)] {
+            let Some(name) = name.filter(|name| name.starts_with(".") && name.as_os_str() != ".") else { continue };
+            let mut bytes = name.as_os_str().as_bytes().to_vec();
+            bytes.extend_from_slice(if is_dir && key == "path" { b"/" } else { b"" });
+            pairs.push((key.to_owned(), bytes));
         }
         if pairs.is_empty() {
             return Ok(());

@@ -337,13 +337,14 @@ impl Puller {
         // Whoever watched may have gone; the pull goes on.
         let step = |status: &str, bytes| PullProgress { id: id.clone(), status: status.to_owned(), bytes };
         let tell = |status: &str| drop(progress.try_send(step(status, None)));
-        tell("Waiting");
+        if !self.store.has_layer(diff_id) {
+            tell("Pulling fs layer");
+        }
         let _turn = self.under_way.turn(diff_id).await;
         if self.store.has_layer(diff_id) {
             tell("Already exists");
             return Ok(());
         }
-        tell("Pulling fs layer");
         let disk = |cause| PullError::Disk { image: image.to_owned(), cause };
         let dir = Incoming(self.store.incoming().map_err(disk)?);
         let archive = dir.0.with_extension("archive");

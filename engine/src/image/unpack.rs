@@ -3,6 +3,7 @@
 //! Nothing lands outside the directory, whatever the archive says: `tar` refuses names with `..`
 //! and links that lead out. Whiteouts become what overlayfs understands.
 
+use std::cell::Cell;
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::path::{Component, Path, PathBuf};
 
@@ -38,7 +39,8 @@ pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, Un
 
 /// Unpacks an archive that holds files as they are: no name says that another is hidden.
 pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
-    let (mut tar, mut times) = open(decompress(archive)?)?;
+    let len = Cell::new(0);
+    let (mut tar, mut times) = open(decompress(archive)?, &len)?;
     for entry in tar.entries()? {
         let mut entry = entry?;
         times.note(&entry)?;
@@ -49,6 +51,7 @@ pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
                 format!("{path} would land outside of the directory"),
             ));
         }
+        is_whole(&entry, &len)?;
     }
     times.set(dir)
 }
@@ -57,11 +60,13 @@ fn unpack_plain(archive: impl Read, dir: &Path, diff_id: &str) -> Result<(u64, S
     let io_error = |cause| UnpackError::Io(diff_id.to_owned(), cause);
     let mut plain = Counted { inner: decompress(archive).map_err(io_error)?, hash: Sha256::new(), len: 0 };
     {
-        let (mut tar, mut times) = open(&mut plain).map_err(io_error)?;
+        let len = Cell::new(0);
+        let (mut tar, mut times) = open(&mut plain, &len).map_err(io_error)?;
         for entry in tar.entries().map_err(io_error)? {
             let mut entry = entry.map_err(io_error)?;
             times.note(&entry).map_err(io_error)?;
             unpack_entry(&mut entry, dir, diff_id)?;
+            is_whole(&entry, &len).map_err(io_error)?;
         }
         times.set(dir).map_err(io_error)?;
     }
@@ -127,11 +132,12 @@ impl DirectoryTimes {
 }
 
 /// An archive whose beginning was looked at.
-type Looked<R> = tar::Archive<Chain<Cursor<Vec<u8>>, R>>;
+type Looked<'a, R> = tar::Archive<WholeBlocks<'a, Chain<Cursor<Vec<u8>>, R>>>;
 
-/// Opens an archive to unpack it with all that it says of its files. Some programs leave owners and times
-/// blank, in all entries or in none: root is meant, and now.
-fn open<R: Read>(mut archive: R) -> io::Result<(Looked<R>, DirectoryTimes)> {
+/// Opens an archive to unpack it with all that it says of its files; `len` counts what there is of it.
+///
+/// Some programs leave owners and times blank, in all entries or in none: root is meant, and now.
+fn open<R: Read>(mut archive: R, len: &Cell<u64>) -> io::Result<(Looked<'_, R>, DirectoryTimes)> {
     let mut first = Vec::with_capacity(HEADER_LEN);
     archive.by_ref().take(HEADER_LEN as u64).read_to_end(&mut first)?;
     let (owners, times) = match first.first_chunk::<HEADER_LEN>() {
@@ -141,7 +147,7 @@ fn open<R: Read>(mut archive: R) -> io::Result<(Looked<R>, DirectoryTimes)> {
         }
         None => (true, true),
     };
-    let mut archive = tar::Archive::new(Cursor::new(first).chain(archive));
+    let mut archive = tar::Archive::new(WholeBlocks { inner: Cursor::new(first).chain(archive), len, filled: 0 });
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(owners);
     archive.set_preserve_mtime(times);
@@ -151,6 +157,41 @@ fn open<R: Read>(mut archive: R) -> io::Result<(Looked<R>, DirectoryTimes)> {
 }
 
 const HEADER_LEN: usize = 512;
+/// Archives are made of blocks.
+const BLOCK_LEN: u64 = HEADER_LEN as u64;
+
+/// An archive filled up to the end of its last block: some programs leave that out (umoci is one), and Docker takes it.
+struct WholeBlocks<'a, R> {
+    inner: R,
+    /// Without what is filled up.
+    len: &'a Cell<u64>,
+    filled: u64,
+}
+
+impl<R: Read> Read for WholeBlocks<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        if len > 0 {
+            self.len.set(self.len.get() + len as u64);
+            return Ok(len);
+        }
+        let end = self.len.get() + self.filled;
+        let missing = end.next_multiple_of(BLOCK_LEN) - end;
+        let zeros = io::repeat(0).take(missing).read(buffer)?;
+        self.filled += zeros as u64;
+        Ok(zeros)
+    }
+}
+
+/// That an entry's own data was there, not only what its last block was filled up with.
+fn is_whole<R: Read>(entry: &tar::Entry<'_, R>, len: &Cell<u64>) -> io::Result<()> {
+    let end = entry.raw_file_position() + entry.header().entry_size()?;
+    if end > len.get() && entry.header().entry_type().is_file() {
+        let path = entry.path()?.display().to_string();
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the archive ends within {path}")));
+    }
+    Ok(())
+}
 
 fn is_blank(field: &[u8]) -> bool {
     field.iter().all(|byte| matches!(byte, 0 | b' '))
@@ -301,6 +342,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         unpack_files(tar.into_inner().unwrap().as_slice(), dir.path()).unwrap();
         assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn an_archive_may_lack_the_end_of_its_last_block_and_nothing_else() {
+        let (bytes, _) =
+            archive(&[("first", tar::EntryType::Regular, "1"), ("last", tar::EntryType::Regular, "hello")]);
+        let last = 3 * HEADER_LEN;
+        let unpacked = |len| {
+            let dir = tempfile::tempdir().unwrap();
+            let unpacked = unpack_files(&bytes[..len], dir.path());
+            unpacked.map(|()| std::fs::read_to_string(dir.path().join("last")).unwrap())
+        };
+        for len in [last + 5, last + 6, last + HEADER_LEN] {
+            assert_eq!(unpacked(len).unwrap(), "hello", "{len}");
+        }
+        assert!(unpacked(last + 4).unwrap_err().to_string().contains("ends within last"));
+        assert!(unpacked(last - 1).is_err());
     }
 
     #[test]

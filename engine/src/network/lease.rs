@@ -130,17 +130,8 @@ fn check_wanted(
 /// The host's ports that are asked for, and free ones where any will do.
 pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
     let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
-    let mut leased = Vec::new();
-    for port in ports {
-        let mut port = port.clone();
-        if port.host_port == 0 {
-            let free = PICKED_PORTS.into_iter().find(|&number| {
-                let candidate = PublishedPort { host_port: number, ..port.clone() };
-                !taken.iter().any(|other| collides(other, &candidate))
-            });
-            port.host_port = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
-        }
-        if taken.iter().any(|other| collides(other, &port)) {
+    for port in ports.iter().filter(|port| port.host_port != 0) {
+        if taken.iter().any(|other| collides(other, port)) {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 format!(
@@ -151,9 +142,15 @@ pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPor
             ));
         }
         taken.push(port.clone());
-        leased.push(port);
     }
-    Ok(leased)
+    let mut pick = |port: &PublishedPort| {
+        let mut candidates = PICKED_PORTS.map(|number| PublishedPort { host_port: number, ..port.clone() });
+        let free = candidates.find(|candidate| !taken.iter().any(|other| collides(other, candidate)));
+        let free = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
+        taken.push(free.clone());
+        Ok(free)
+    };
+    ports.iter().map(|port| if port.host_port == 0 { pick(port) } else { Ok(port.clone()) }).collect()
 }
 
 /// Whether two want the same port of the same address.

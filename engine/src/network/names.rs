@@ -12,7 +12,7 @@ impl Networks {
     pub(crate) fn neighbours(&self, container: &str) -> Zone {
         let (all, leases) = (self.all(), self.leases());
         let zones = zones(&all, &leases);
-        let mut seen = Zone::default();
+        let mut seen = self.links().get(container).map(|links| linked(links, &zones)).unwrap_or_default();
         for place in leases.get(container).into_iter().flat_map(|lease| &lease.places) {
             let Some(zone) = zones.get(&place.network) else { continue };
             for (name, addresses) in &zone.names {
@@ -32,7 +32,10 @@ impl Networks {
         let (zones, served) = {
             let (all, leases) = (self.all(), self.leases());
             let resolvers = self.resolvers.lock().expect("nobody panics while holding it");
-            (zones(&all, &leases), self.served(&all, &leases, &resolvers))
+            let (mut zones, links) = (zones(&all, &leases), self.links());
+            let own: Vec<_> = links.iter().map(|(id, links)| (links_of(id), linked(links, &zones))).collect();
+            zones.extend(own);
+            (zones, self.served(&all, &leases, &resolvers))
         };
         for (container, error) in self.names.lock().await.update(&zones, &served).await {
             tracing::warn!(container, %error, "names cannot be served");
@@ -42,6 +45,10 @@ impl Networks {
                 keeper.tell_names(&container, self.neighbours(&container));
             }
         }
+    }
+
+    fn links(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Links>> {
+        self.links.lock().expect("nobody panics while holding it")
     }
 
     /// The containers whose names somebody else serves, as they are in networks of theirs, too.
@@ -68,7 +75,10 @@ impl Networks {
                 id.clone(),
                 Served {
                     netns: self.netns_path(id),
-                    networks: networks.iter().filter(|n| n.has_names()).map(|n| n.id.clone()).collect(),
+                    // What it calls others itself comes first.
+                    networks: std::iter::once(links_of(id))
+                        .chain(networks.iter().filter(|n| n.has_names()).map(|n| n.id.clone()))
+                        .collect(),
                     forward: networks.iter().any(|network| !network.internal),
                     resolvers: own.collect(),
                 },
@@ -78,6 +88,28 @@ impl Networks {
     }
 }
 
+/// What a container calls others, network by network: names by aliases.
+pub(super) type Links = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The zone of what one container alone calls others; no network is called so.
+fn links_of(container: &str) -> String {
+    format!("links of {container}")
+}
+
+/// What links come to, as far as those are there that they lead to.
+fn linked(links: &Links, zones: &BTreeMap<String, Zone>) -> Zone {
+    let mut own = Zone::default();
+    for (network, links) in links {
+        let Some(zone) = zones.get(network) else { continue };
+        for (alias, name) in links {
+            let (alias, name) = (alias.to_lowercase(), name.to_lowercase());
+            own.names.extend(zone.names.get(&name).map(|addresses| (alias.clone(), addresses.clone())));
+            own.names_v6.extend(zone.names_v6.get(&name).map(|addresses| (alias, addresses.clone())));
+        }
+    }
+    own
+}
+
 /// An alias may be a name, too.
 fn add<A: PartialEq>(addresses: &mut Vec<A>, address: A) {
     if !addresses.contains(&address) {
@@ -85,10 +117,14 @@ fn add<A: PartialEq>(addresses: &mut Vec<A>, address: A) {
     }
 }
 
+fn zone_of(network: &LocalNetwork) -> Zone {
+    Zone { network: network.name.to_lowercase(), ..Zone::default() }
+}
+
 /// What the members of each network are called.
 fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> BTreeMap<String, Zone> {
     let mut zones: BTreeMap<String, Zone> =
-        all.values().filter(|network| network.has_names()).map(|n| (n.id.clone(), Zone::default())).collect();
+        all.values().filter(|network| network.has_names()).map(|n| (n.id.clone(), zone_of(n))).collect();
     for place in leases.values().flat_map(|lease| &lease.places) {
         let Some(zone) = zones.get_mut(&place.network) else { continue };
         for name in &place.names {

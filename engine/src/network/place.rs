@@ -16,6 +16,9 @@ pub struct WantedPlace {
     pub network: String,
     /// What neighbours call it beside its name.
     pub aliases: Vec<String>,
+    /// What it alone calls its neighbours, and their names.
+    #[serde(default)]
+    pub links: BTreeMap<String, String>,
     pub address: Option<Ipv4Addr>,
     #[serde(default)]
     pub address_v6: Option<Ipv6Addr>,

@@ -11,7 +11,7 @@ use super::{Backends, Scene};
 
 /// The names that hold in one network.
 pub(super) fn zone(scene: &Scene<'_>, network: &OverlayNetwork, backends: &Backends) -> Zone {
-    let mut zone = Zone::default();
+    let mut zone = Zone { network: network.name.to_lowercase(), ..Zone::default() };
     let mut add = |name: &str, addresses: &[Ipv4Addr]| {
         let held = zone.names.entry(name.to_lowercase()).or_default();
         held.extend(addresses);

@@ -58,11 +58,7 @@ pub(in crate::http) async fn restart(
     Path(id): Path<String>,
     Query(query): Query<StopQuery>,
 ) -> Result<StatusCode, ApiError> {
-    if !matches!(state.engine.inspect(&id)?.state, ContainerState::Exited(_) | ContainerState::Created) {
-        state.engine.stop_with(&id, query.signal.as_deref(), query.grace()).await?;
-    }
-    state.engine.start(&id).await?;
-    state.engine.tell_restarted(&id);
+    state.engine.restart(&id, query.signal.as_deref(), query.grace()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -140,7 +136,8 @@ pub(in crate::http) async fn update(
     // The limits in force, with those on top that the request names.
     let mut limits = Resources::json_of(&container.config.limits);
     for (key, value) in request.as_object().into_iter().flatten() {
-        let says_nothing = value == &json!(0) || value == &json!("");
+        // Of processes, none is as many as there may be.
+        let says_nothing = (value == &json!(0) && key != "PidsLimit") || value == &json!("");
         if let Some(known) = limits.get_mut(key).filter(|_| !says_nothing) {
             *known = value.clone();
         }
@@ -157,8 +154,15 @@ pub(in crate::http) struct RemoveQuery {
     force: String,
     #[serde(default)]
     v: String,
-    #[serde(default)]
-    link: String,
+}
+
+/// Takes a link away, which is named by whose it is and its alias.
+pub(in crate::http) async fn remove_link(
+    state: State,
+    Path((owner, alias)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    state.engine.remove_link(&format!("{owner}/{alias}"))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(in crate::http) async fn remove(
@@ -166,9 +170,6 @@ pub(in crate::http) async fn remove(
     Path(id): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Result<StatusCode, ApiError> {
-    if is_on(&query.link) {
-        return Err(ApiError::unsupported("links are not supported: use networks and names"));
-    }
     let options = RemoveOptions { force: is_on(&query.force), volumes: is_on(&query.v) };
     state.engine.remove(&id, options).await?;
     Ok(StatusCode::NO_CONTENT)

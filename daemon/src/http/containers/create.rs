@@ -12,34 +12,34 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    BlockLimit, BlockLimitKind, ContainerConfig, DEFAULT_NETWORK, Device, LogConfig, MountSource, NamespaceMode,
-    NetworkMode, ResourceLimits, RestartPolicy, block_device,
+    BlockLimit, BlockLimitKind, ContainerConfig, DEFAULT_NETWORK, Device, HOST_GATEWAY, LogConfig, MountSource,
+    NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy, SharedMemory, block_device,
 };
 use skep_worker::health_check;
 
-use super::mounts::{mounts, volumes_from};
+use super::mounts::{add_inherited, keep_data_root_below, mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::http::json::read;
-use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
+use crate::http::networks::joining::{EndpointBody, joinable, mac_address, place_links};
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CreateBody {
+pub(super) struct CreateBody {
     image: String,
-    hostname: String,
+    pub(super) hostname: String,
     domainname: String,
     user: String,
-    env: Vec<String>,
+    pub(super) env: Vec<String>,
     #[serde(deserialize_with = "words")]
     cmd: Vec<String>,
     #[serde(deserialize_with = "words")]
     entrypoint: Vec<String>,
-    working_dir: String,
+    pub(super) working_dir: String,
     labels: BTreeMap<String, String>,
-    mac_address: String,
+    pub(super) mac_address: String,
     stop_signal: String,
     stop_timeout: Option<i64>,
     healthcheck: Option<HealthConfig>,
@@ -47,8 +47,8 @@ struct CreateBody {
     open_stdin: bool,
     stdin_once: bool,
     volumes: BTreeMap<String, Value>,
-    exposed_ports: BTreeMap<String, Value>,
-    host_config: HostConfig,
+    pub(super) exposed_ports: BTreeMap<String, Value>,
+    pub(super) host_config: HostConfig,
     networking_config: NetworkingConfig,
 }
 
@@ -60,63 +60,65 @@ struct NetworkingConfig {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct HostConfig {
+pub(super) struct HostConfig {
     binds: Vec<String>,
     mounts: Vec<Mount>,
     tmpfs: BTreeMap<String, String>,
     volumes_from: Vec<String>,
-    port_bindings: BTreeMap<String, Vec<PortBinding>>,
-    publish_all_ports: bool,
-    network_mode: String,
+    pub(super) port_bindings: BTreeMap<String, Vec<PortBinding>>,
+    pub(super) publish_all_ports: bool,
+    pub(super) network_mode: String,
     auto_remove: bool,
     restart_policy: RestartPolicyBody,
     privileged: bool,
-    cap_add: Vec<String>,
-    cap_drop: Vec<String>,
-    dns: Vec<String>,
+    pub(super) cap_add: Vec<String>,
+    pub(super) cap_drop: Vec<String>,
+    pub(super) dns: Vec<String>,
     dns_search: Vec<String>,
     dns_options: Vec<String>,
-    extra_hosts: Vec<String>,
+    pub(super) extra_hosts: Vec<String>,
+    /// `NAME[:ALIAS]`.
+    pub(super) links: Vec<String>,
     group_add: Vec<String>,
     readonly_rootfs: bool,
     init: bool,
     sysctls: BTreeMap<String, String>,
-    oom_score_adj: i64,
+    pub(super) oom_score_adj: i64,
     security_opt: Vec<String>,
     masked_paths: Option<Vec<String>>,
     readonly_paths: Option<Vec<String>>,
     devices: Vec<DeviceBody>,
     device_cgroup_rules: Vec<String>,
-    shm_size: i64,
+    pub(super) shm_size: i64,
     pid_mode: String,
     ipc_mode: String,
     #[serde(rename = "UTSMode")]
-    uts_mode: String,
+    pub(super) uts_mode: String,
     userns_mode: String,
     cgroupns_mode: String,
     cgroup_parent: String,
     log_config: LogConfigBody,
     #[serde(flatten)]
-    resources: Resources,
+    pub(super) resources: Resources,
 }
 
 /// What may also be changed while it runs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Resources {
-    memory: i64,
-    memory_reservation: i64,
-    memory_swap: i64,
-    memory_swappiness: Option<i64>,
+    pub(super) memory: i64,
+    pub(super) memory_reservation: i64,
+    pub(super) memory_swap: i64,
+    pub(super) memory_swappiness: Option<i64>,
     oom_kill_disable: bool,
-    nano_cpus: i64,
-    cpu_shares: u64,
-    cpu_period: u64,
-    cpu_quota: i64,
-    cpuset_cpus: String,
-    cpuset_mems: String,
+    pub(super) nano_cpus: i64,
+    pub(super) cpu_shares: u64,
+    pub(super) cpu_period: u64,
+    pub(super) cpu_quota: i64,
+    pub(super) cpuset_cpus: String,
+    pub(super) cpuset_mems: String,
     pids_limit: i64,
-    blkio_weight: u16,
+    pub(super) blkio_weight: u16,
     blkio_weight_device: Vec<BlockBody>,
     blkio_device_read_bps: Vec<BlockBody>,
     blkio_device_write_bps: Vec<BlockBody>,
@@ -174,9 +176,8 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 7] = [
+const UNSUPPORTED: [(&str, &[&str], &str); 6] = [
     ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
-    ("/HostConfig/Links", &[], "--link: join a network and use names instead, since it"),
     ("/HostConfig/UsernsMode", &["host"], "--userns other than host"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
@@ -205,6 +206,8 @@ fn refuse_unsupported(body: &Value) -> Result<(), ApiError> {
 pub(in crate::http) struct CreateQuery {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    platform: String,
 }
 
 pub(in crate::http) async fn create(
@@ -213,8 +216,24 @@ pub(in crate::http) async fn create(
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let request = read(&body)?;
-    let id = state.engine.create(container_config(&state, &query.name, request).await?)?;
+    let config = container_config(&state, &query.name, request).await?;
+    require_platform(&query.platform, &config.image)?;
+    let id = state.engine.create(config)?;
     Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": []}))))
+}
+
+/// Images that are here are for this host; clients pull another if there is none for a platform.
+fn require_platform(platform: &str, image: &str) -> Result<(), ApiError> {
+    let mut parts = platform.split('/');
+    let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let own = skep_engine::architecture();
+    if matches!(os, "" | "linux") && (architecture.is_empty() || architecture == own) {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!(
+        "image with reference {image} was found but does not match the specified platform: wanted {platform}, \
+         actual: linux/{own}"
+    )))
 }
 
 /// What a request comes to.
@@ -234,12 +253,10 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     let modes = Modes::read(state, &body).await.map_err(ApiError::blame_request)?;
     let log = &body.host_config.log_config;
     let log = state.engine.log_config(&log.driver, &log.config).map_err(ApiError::bad_request)?;
+    let links = body.host_config.links.clone();
     let mut config = body.config(name, image.config.healthcheck.as_ref(), log)?;
-    for mount in from {
-        if !config.mounts.iter().any(|own| own.target == mount.target) {
-            config.mounts.push(mount);
-        }
-    }
+    add_inherited(&mut config.mounts, from);
+    keep_data_root_below(&mut config.mounts, engine.data_dir())?;
     let driver = request.pointer("/HostConfig/VolumeDriver").and_then(Value::as_str).unwrap_or_default();
     let has_volume = config.mounts.iter().any(|mount| matches!(mount.source, MountSource::Volume { .. }));
     if has_volume && !matches!(driver, "" | "local") {
@@ -250,9 +267,19 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
         let all = config.exposed_ports.iter().chain(image.config.exposed_ports.keys());
         config.ports.extend(exposed(all, &config.ports)?);
     }
-    Modes { network: config.network, pid: config.pid_mode, ipc: config.ipc_mode, uts: config.uts_mode } = modes;
+    Modes {
+        network: config.network,
+        pid: config.pid_mode,
+        ipc: config.ipc_mode,
+        shared_memory: config.shared_memory,
+        uts: config.uts_mode,
+    } = modes;
     let runtime = request.pointer("/HostConfig/Runtime").and_then(Value::as_str).unwrap_or_default();
     config.runtime = state.config.runtime(runtime).map_err(ApiError::bad_request)?;
+    if config.network == NetworkMode::Bridge {
+        let links = links.iter().map(|text| engine.link(text));
+        config.links = links.collect::<Result<_, _>>().map_err(ApiError::from)?;
+    }
     config.request = request;
     Ok(config)
 }
@@ -262,6 +289,7 @@ struct Modes {
     network: NetworkMode,
     pid: NamespaceMode,
     ipc: NamespaceMode,
+    shared_memory: SharedMemory,
     uts: NamespaceMode,
 }
 
@@ -284,13 +312,18 @@ impl Modes {
             "none" => NetworkMode::None,
             other => match other.strip_prefix("container:") {
                 Some(name) => NetworkMode::Container(peer(name)?),
-                None => local_networks(state, other, &body.networking_config, &body.mac_address).await?,
+                None => local_networks(state, other, body).await?,
             },
         };
         Ok(Self {
             network,
             pid: mode("pid", &host.pid_mode)?,
             ipc: mode("ipc", &host.ipc_mode)?,
+            shared_memory: match host.ipc_mode.as_str() {
+                "shareable" => SharedMemory::Shareable,
+                "none" => SharedMemory::None,
+                _ => SharedMemory::Private,
+            },
             uts: mode("uts", &host.uts_mode)?,
         })
     }
@@ -298,12 +331,8 @@ impl Modes {
 
 /// Places in networks: in the one that is named first, where `mac` is meant for, then in all that are
 /// described.
-async fn local_networks(
-    state: &State,
-    mode: &str,
-    described: &NetworkingConfig,
-    mac: &str,
-) -> Result<NetworkMode, ApiError> {
+async fn local_networks(state: &State, mode: &str, body: &CreateBody) -> Result<NetworkMode, ApiError> {
+    let (described, mac) = (&body.networking_config, &body.mac_address);
     let mode = if matches!(mode, "" | "default") { DEFAULT_NETWORK } else { mode };
     let first = joinable(state, mode).await?;
     let mut places = vec![first.any_place()];
@@ -316,6 +345,9 @@ async fn local_networks(
             Some(other) => *other = place,
             None => places.push(place),
         }
+    }
+    if first.id() != DEFAULT_NETWORK && places[0].links.is_empty() {
+        places[0].links = place_links(&body.host_config.links)?;
     }
     if let Some(mac) = mac_address(mac)? {
         places[0].mac.get_or_insert(mac);
@@ -334,18 +366,13 @@ impl CreateBody {
         image_check: Option<&HealthConfig>,
         log: LogConfig,
     ) -> Result<ContainerConfig, ApiError> {
+        self.check()?;
         let host = self.host_config;
         let restart = restart_policy(&host.restart_policy)?;
         if host.auto_remove && restart != RestartPolicy::No {
             return Err(ApiError::bad_request(
                 "can't create 'AutoRemove' container with restart policy: give one of them",
             ));
-        }
-        if !self.working_dir.is_empty() && !self.working_dir.starts_with('/') {
-            let dir = self.working_dir;
-            return Err(ApiError::bad_request(format!(
-                "the working directory {dir:?} is invalid: it needs to be an absolute path"
-            )));
         }
         let security = security::read(&host.security_opt)?;
         let limits = host.resources.limits()?;
@@ -377,7 +404,7 @@ impl CreateBody {
             devices: host.devices.into_iter().map(device).collect::<Result<_, _>>()?,
             device_rules: device_rules(host.device_cgroup_rules)?,
             shm_size_bytes: host.shm_size,
-            cgroup_mode: cgroup_mode(&host.cgroupns_mode)?,
+            cgroup_mode: cgroup_mode(&host.cgroupns_mode, host.privileged)?,
             cgroup_parent: host.cgroup_parent,
             sysctls: host.sysctls,
             ulimits: host.resources.ulimits,
@@ -405,35 +432,7 @@ impl CreateBody {
 
 impl Resources {
     pub(super) fn limits(&self) -> Result<ResourceLimits, ApiError> {
-        const MEMORY_MIN: i64 = 6 << 20;
-        if self.memory != 0 && self.memory < MEMORY_MIN {
-            return Err(ApiError::bad_request("Minimum memory limit allowed is 6MB: give more, or 0 for no limit"));
-        }
-        if self.memory_swap > 0 && self.memory_swap < self.memory {
-            return Err(ApiError::bad_request(
-                "Minimum memoryswap limit should be larger than memory limit, see usage",
-            ));
-        }
-        if self.nano_cpus < 0 {
-            return Err(ApiError::bad_request("the number of CPUs is negative: give 0 for no limit, or more"));
-        }
-        let cpus = i64::try_from(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).unwrap_or(1);
-        if self.nano_cpus > cpus * 1_000_000_000 {
-            return Err(ApiError::bad_request(format!(
-                "range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
-            )));
-        }
-        if self.nano_cpus > 0 && (self.cpu_period > 0 || self.cpu_quota > 0) {
-            return Err(ApiError::bad_request(
-                "conflicting options: Nano CPUs and CPU period or quota cannot both be set",
-            ));
-        }
-        if self.memory_swappiness.is_some_and(|value| !(-1..=100).contains(&value)) {
-            return Err(ApiError::bad_request("invalid memory swappiness: the valid range is 0-100"));
-        }
-        if self.blkio_weight != 0 && !(10..=1000).contains(&self.blkio_weight) {
-            return Err(ApiError::bad_request("range of blkio weight is from 10 to 1000"));
-        }
+        self.check()?;
         Ok(ResourceLimits {
             nano_cpus: self.nano_cpus,
             cpu_shares: self.cpu_shares,
@@ -515,11 +514,13 @@ pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, 
     Ok(policy)
 }
 
-fn cgroup_mode(text: &str) -> Result<NamespaceMode, ApiError> {
+/// Privileged containers see all cgroups where these are of version 1, as programs in them that run containers expect.
+fn cgroup_mode(text: &str, privileged: bool) -> Result<NamespaceMode, ApiError> {
     match text {
+        "" if privileged && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => Ok(NamespaceMode::Host),
         "" | "private" => Ok(NamespaceMode::Private),
         "host" => Ok(NamespaceMode::Host),
-        other => Err(ApiError::bad_request(format!("invalid cgroup namespace mode {other:?}: use private or host"))),
+        other => Err(ApiError::bad_request(format!("invalid cgroup namespace mode: {other}: use private or host"))),
     }
 }
 
@@ -527,6 +528,11 @@ fn device(body: DeviceBody) -> Result<Device, ApiError> {
     let host_path = body.path_on_host;
     if !Path::new(&host_path).exists() {
         return Err(ApiError::bad_request(format!("error gathering device information: {host_path:?} is not there")));
+    }
+    if !skep_engine::holds_device(&host_path) {
+        return Err(ApiError::bad_request(format!(
+            "error gathering device information: {host_path:?}: not a device node"
+        )));
     }
     let access = if body.cgroup_permissions.is_empty() { "rwm".to_owned() } else { body.cgroup_permissions };
     if !access.chars().all(|letter| "rwm".contains(letter)) {
@@ -549,10 +555,10 @@ fn extra_host(text: &str) -> Result<String, ApiError> {
         .split_once([':', '='])
         .ok_or_else(|| ApiError::bad_request(format!("extra host {text:?} cannot be read: write NAME:IP")))?;
     let ip = ip.trim_matches(['[', ']']);
-    if ip != "host-gateway" && ip.parse::<std::net::IpAddr>().is_err() {
+    if ip != HOST_GATEWAY && ip.parse::<std::net::IpAddr>().is_err() {
         return Err(ApiError::bad_request(format!("extra host {text:?}: {ip:?} is no IP address")));
     }
-    Ok(format!("{ip} {name}"))
+    Ok(format!("{ip}\t{name}"))
 }
 
 #[cfg(test)]
@@ -579,16 +585,13 @@ mod tests {
         check(r#"{"Volumes":{"/v":{}},"Cmd":"true"}"#, r#"["/v"]"#);
         check(r#"{"Cmd":"true"}"#, r#"["true"]"#);
         check(r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}}"#, "host_port: 8080");
-        check(r#"{"HostConfig":{"ExtraHosts":["db:10.0.0.9"]}}"#, "10.0.0.9 db");
+        check(r#"{"HostConfig":{"ExtraHosts":["db:10.0.0.9"]}}"#, "10.0.0.9\\tdb");
         check(r#"{"HostConfig":{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3}}}"#, "retries_max: 3");
         check(r#"{"HostConfig":{"RestartPolicy":{"Name":"always","MaximumRetryCount":3}}}"#, "only be used");
         check(r#"{"HostConfig":{"RestartPolicy":{"Name":"sometimes"}}}"#, "sometimes");
         check(r#"{"HostConfig":{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}}"#, "AutoRemove");
         check(r#"{"HostConfig":{"Binds":["data:rel"]}}"#, "absolute");
         check(r#"{"HostConfig":{"Binds":["a1:/d","b1:/d"]}}"#, "Duplicate");
-        check(r#"{"HostConfig":{"Memory":1024}}"#, "6MB");
         check(r#"{"HostConfig":{"SecurityOpt":["colour=red"]}}"#, "colour=red");
-        check(r#"{"HostConfig":{"Links":["a:b"]}}"#, "--link");
-        check(r#"{"WorkingDir":"here"}"#, "absolute");
     }
 }

@@ -7,9 +7,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
-    ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection, JoinedNetwork,
-    KeptNetwork, MountSource, NetworkMode, PublishedPort, StorageDriver, WantedPlace, familiar,
+    ContainerConfig, ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection,
+    JoinedNetwork, KeptNetwork, Link, MountSource, NamespaceMode, NetworkMode, PublishedPort, StorageDriver,
+    WantedPlace, familiar,
 };
+
+use super::mounts::clean_target;
+use crate::config::BUILT_IN_RUNTIME;
 
 pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
     match state {
@@ -44,8 +48,13 @@ pub(in crate::http) fn summary(engine: &Engine, container: &Inspection) -> Value
         });
         listed.extend(unpublished);
     }
+    // A name that stands for another image by now would mislead.
+    let named = engine.image(&config.image).is_ok_and(|image| image.id == config.image_id);
+    let image = if named { familiar(&config.image) } else { &config.image_id };
+    let linked = engine.link_names(&container.id);
+    let names: Vec<_> = std::iter::once(&config.name).chain(&linked).map(|name| format!("/{name}")).collect();
     json!({
-        "Id": container.id, "Names": [format!("/{}", config.name)], "Image": familiar(&config.image),
+        "Id": container.id, "Names": names, "Image": image,
         "ImageID": config.image_id, "Command": config.command().join(" "),
         "Created": container.created.as_nanos() / 1_000_000_000, "Ports": listed, "Labels": config.labels,
         "State": container.state.as_str(), "Status": status_text(&container.state),
@@ -107,9 +116,25 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Mounts": mounts(engine, container),
     });
     value["Config"] = config_json(container);
+    if config.health.is_some() {
+        value["Config"]["Healthcheck"] = health_check(engine, container);
+    }
     value["HostConfig"] = host_config(container);
+    if !config.links.is_empty() {
+        value["HostConfig"]["Links"] = links(engine, config);
+    }
     value["NetworkSettings"] = network_settings(engine, container);
     value
+}
+
+/// `/NAME:/OWNER/ALIAS` of each.
+fn links(engine: &Engine, config: &ContainerConfig) -> Value {
+    let link = |link: &Link| {
+        let name =
+            engine.inspect(&link.container).map_or_else(|_| link.container.clone(), |other| other.config.name.clone());
+        json!(format!("/{name}:/{}/{}", config.name, link.alias))
+    };
+    config.links.iter().map(link).collect()
 }
 
 fn graph_data(container: &Inspection) -> Value {
@@ -150,18 +175,31 @@ fn config_json(container: &Inspection) -> Value {
     if let Some(timeout) = config.stop_timeout {
         value["StopTimeout"] = json!(timeout.as_secs());
     }
-    if let Some(check) = &config.health {
-        let test: Vec<_> = std::iter::once("CMD").chain(check.command.iter().map(String::as_str)).collect();
-        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
-        value["Healthcheck"] = match asked("/Healthcheck") {
-            Value::Null => json!({
-                "Test": test,
-                "Interval": nanos(check.interval), "Timeout": nanos(check.timeout), "Retries": check.retries, "StartPeriod": nanos(check.start_period),
-            }),
-            own => own,
-        };
-    }
     value
+}
+
+/// The check as it was asked for, with what the image says where nothing was.
+fn health_check(engine: &Engine, container: &Inspection) -> Value {
+    let own = container.config.request.pointer("/Healthcheck").and_then(Value::as_object).cloned();
+    let image = engine.image(&container.config.image_id).ok().and_then(|image| image.config.healthcheck);
+    let image = image.and_then(|check| serde_json::to_value(check).ok());
+    let image = image.as_ref().and_then(Value::as_object).cloned();
+    match (own, image, &container.config.health) {
+        (None, None, Some(check)) => {
+            let test: Vec<_> = std::iter::once("CMD").chain(check.command.iter().map(String::as_str)).collect();
+            let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+            json!({
+                "Test": test, "Interval": nanos(check.interval), "Timeout": nanos(check.timeout),
+                "Retries": check.retries, "StartPeriod": nanos(check.start_period),
+            })
+        }
+        (own, image, _) => {
+            let mut whole = image.unwrap_or_default();
+            let says = |value: &Value| !value.is_null() && *value != json!(0) && *value != json!([]);
+            whole.extend(own.into_iter().flatten().filter(|(_, value)| says(value)));
+            Value::Object(whole)
+        }
+    }
 }
 
 fn is_anonymous(mount: &ContainerMount) -> bool {
@@ -175,10 +213,17 @@ fn network_mode(container: &Inspection) -> Value {
     }
 }
 
+/// By the name that it was asked for, if the built-in runtime answers to it.
+fn runtime(config: &ContainerConfig) -> &str {
+    let asked = config.request.pointer("/HostConfig/Runtime").and_then(Value::as_str);
+    let built_in = asked.filter(|name| !name.is_empty()).unwrap_or(BUILT_IN_RUNTIME);
+    config.runtime.as_ref().map_or(built_in, |runtime| &runtime.name)
+}
+
 /// The members of a `HostConfig` that clients expect to find, asking for nothing.
 const HOST_CONFIG: &str = r#"{
 "Binds": null, "ContainerIDFile": "", "PortBindings": {}, "VolumeDriver": "", "VolumesFrom": null,
-"ConsoleSize": [0, 0], "CapAdd": null, "CapDrop": null, "CgroupnsMode": "private", "Dns": [],
+"ConsoleSize": [0, 0], "CapAdd": null, "CapDrop": null, "Dns": [],
 "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null, "GroupAdd": null, "IpcMode": "private",
 "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "", "Privileged": false,
 "PublishAllPorts": false, "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "Runtime": "",
@@ -188,7 +233,7 @@ const HOST_CONFIG: &str = r#"{
 "CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": null,
 "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0, "MemorySwappiness": null,
 "OomKillDisable": false, "PidsLimit": null, "Ulimits": [], "CpuCount": 0, "CpuPercent": 0,
-"IOMaximumIOps": 0, "IOMaximumBandwidth": 0, "MaskedPaths": null, "ReadonlyPaths": null
+"IOMaximumIOps": 0, "IOMaximumBandwidth": 0
 }"#;
 
 /// What was asked for, completed by what is in force.
@@ -212,9 +257,11 @@ fn host_config(container: &Inspection) -> Value {
         "CpusetCpus": limits.cpuset_cpus, "CpusetMems": limits.cpuset_mems,
         "BlkioWeight": limits.blkio_weight, "AutoRemove": config.auto_remove,
         "RestartPolicy": {"Name": config.restart.as_str(), "MaximumRetryCount": config.restart.retries_max()},
-        "ShmSize": if config.shm_size_bytes > 0 { config.shm_size_bytes } else { 64 << 20 },
+        "ShmSize": config.shm_size_bytes(),
+        "MaskedPaths": config.masked_paths(), "ReadonlyPaths": config.read_only_paths(),
+        "CgroupnsMode": if config.cgroup_mode == NamespaceMode::Host { "host" } else { "private" },
         "LogConfig": {"Type": config.log.driver.as_str(), "Config": config.log.options},
-        "Runtime": config.runtime.as_ref().map_or("skep", |runtime| &runtime.name),
+        "Runtime": runtime(config),
     });
     if let (Some(all), Value::Object(in_force)) = (value.as_object_mut(), in_force) {
         all.extend(in_force);
@@ -248,15 +295,16 @@ fn network_settings(engine: &Engine, container: &Inspection) -> Value {
     let networks = networks(engine, container);
     let first = networks.as_object().and_then(|all| all.values().next()).cloned().unwrap_or_default();
     let of_first = |key: &str| first.get(key).cloned().unwrap_or_else(|| json!(""));
+    let number_of_first = |key: &str| first.get(key).cloned().unwrap_or_else(|| json!(0));
     let running = matches!(container.state, ContainerState::Running(_));
     json!({
         "Bridge": "", "SandboxID": if running { container.id.as_str() } else { "" },
         "SandboxKey": container.netns.as_deref().filter(|_| running).unwrap_or_else(|| Path::new("")), "HairpinMode": false,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
         "SecondaryIPv6Addresses": null, "EndpointID": of_first("EndpointID"), "Gateway": of_first("Gateway"),
-        "GlobalIPv6Address": of_first("GlobalIPv6Address"), "GlobalIPv6PrefixLen": of_first("GlobalIPv6PrefixLen"),
+        "GlobalIPv6Address": of_first("GlobalIPv6Address"), "GlobalIPv6PrefixLen": number_of_first("GlobalIPv6PrefixLen"),
         "IPAddress": of_first("IPAddress"),
-        "IPPrefixLen": first.get("IPPrefixLen").cloned().unwrap_or_else(|| json!(0)),
+        "IPPrefixLen": number_of_first("IPPrefixLen"),
         "IPv6Gateway": of_first("IPv6Gateway"), "MacAddress": of_first("MacAddress"), "Ports": bindings, "Networks": networks,
     })
 }
@@ -293,6 +341,9 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         value["NetworkID"] = json!(crate::http::networks::predefined_id(&place.network));
         if !place.aliases.is_empty() {
             value["Aliases"] = json!(place.aliases);
+        }
+        if !place.links.is_empty() {
+            value["Links"] = place.links.iter().map(|(alias, name)| json!(format!("{name}:{alias}"))).collect();
         }
         if place.address.is_some() || place.address_v6.is_some() || !place.link_local.is_empty() {
             value["IPAMConfig"] = ipam_config(place);
@@ -386,25 +437,38 @@ fn endpoint() -> Value {
     })
 }
 
+/// What is mounted, but for what the request calls tmpfs by its own member: clients find that there.
 fn mounts(engine: &Engine, container: &Inspection) -> Vec<Value> {
+    let asked = |member: &str| container.config.request.pointer("/HostConfig").and_then(|host| host.get(member));
+    let by_member = |mount: &&ContainerMount| {
+        let tmpfs = asked("Tmpfs").and_then(Value::as_object);
+        tmpfs.is_some_and(|all| all.keys().any(|target| clean_target(target) == mount.target))
+    };
+    let binds: Vec<_> =
+        asked("Binds").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    // As it was written: `SOURCE:TARGET:MODE`.
+    let mode = |target: &str| {
+        let parts = binds.iter().map(|text| text.split(':').collect::<Vec<_>>());
+        let own = parts.into_iter().find(|parts| parts.get(1).is_some_and(|&at| clean_target(at) == target));
+        own.and_then(|parts| parts.get(2).copied())
+    };
     let mount = |mount: &ContainerMount| {
         let (target, rw) = (&mount.target, !mount.read_only);
-        let mode = if mount.read_only { "ro" } else { "" };
         match &mount.source {
-            MountSource::Bind { path, propagation } => {
+            MountSource::Bind { path, propagation, .. } => {
                 let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
-                json!({"Type": "bind", "Source": path, "Destination": target, "Mode": mode, "RW": rw,
-                    "Propagation": propagation})
+                json!({"Type": "bind", "Source": path, "Destination": target, "Mode": mode(target).unwrap_or_default(),
+                    "RW": rw, "Propagation": propagation})
             }
             MountSource::Volume { name, .. } => json!({
                 "Type": "volume", "Name": name, "Source": engine.volume_dir(name), "Destination": target,
-                "Driver": "local", "Mode": mode, "RW": rw, "Propagation": "",
+                "Driver": "local", "Mode": mode(target).unwrap_or("z"), "RW": rw, "Propagation": "",
             }),
-            MountSource::Tmpfs { .. } => json!({"Type": "tmpfs", "Source": "", "Destination": target, "Mode": mode,
+            MountSource::Tmpfs { .. } => json!({"Type": "tmpfs", "Source": "", "Destination": target, "Mode": "",
                 "RW": rw, "Propagation": ""}),
         }
     };
-    container.config.mounts.iter().map(mount).collect()
+    container.config.mounts.iter().filter(|mount| !by_member(mount)).map(mount).collect()
 }
 
 fn state_json(container: &Inspection) -> Value {

@@ -1,6 +1,6 @@
 //! What containers have mounted, as requests say it in four ways.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -15,14 +15,40 @@ pub(super) fn volumes_from(engine: &Engine, others: &[String]) -> Result<Vec<Con
     let mut all = Vec::new();
     for text in others {
         let (name, mode) = text.split_once(':').unwrap_or((text, "rw"));
+        if let Some(unknown) = mode.split(',').find(|option| !matches!(*option, "ro" | "rw" | "z" | "Z")) {
+            return Err(ApiError::bad_request(format!("invalid mode: {unknown} in {text:?}: use ro or rw")));
+        }
         let other = engine.inspect(name)?;
         let mounts = other.config.mounts.iter().filter(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
         all.extend(mounts.map(|mount| ContainerMount {
+            source: inherited(&mount.source),
             read_only: mount.read_only || mode.split(',').any(|option| option == "ro"),
-            ..mount.clone()
+            target: mount.target.clone(),
         }));
     }
     Ok(all)
+}
+
+/// A volume of another container is as that one has it: not filled from the image of this one.
+fn inherited(source: &MountSource) -> MountSource {
+    let mut source = source.clone();
+    if let MountSource::Volume { no_copy, .. } = &mut source {
+        *no_copy = true;
+    }
+    source
+}
+
+/// Adds the mounts of other containers; a volume that is only named by its place gives way to them.
+pub(super) fn add_inherited(own: &mut Vec<ContainerMount>, from: Vec<ContainerMount>) {
+    for mount in from {
+        let is_nameless =
+            |own: &ContainerMount| matches!(&own.source, MountSource::Volume { name, .. } if name.is_empty());
+        match own.iter_mut().find(|own| own.target == mount.target) {
+            Some(own) if is_nameless(own) => *own = mount,
+            Some(_) => {}
+            None => own.push(mount),
+        }
+    }
 }
 
 pub(super) fn mounts(
@@ -33,6 +59,11 @@ pub(super) fn mounts(
 ) -> Result<Vec<ContainerMount>, ApiError> {
     let mut all = Vec::new();
     for mount in mounts {
+        if mount.kind == MountKind::Bind && mount.source.is_empty() {
+            return Err(ApiError::bad_request(
+                "invalid mount config for type \"bind\": field Source must not be empty",
+            ));
+        }
         if mount.kind == MountKind::Bind && !Path::new(&mount.source).exists() {
             let wants_it = mount.bind_options.as_ref().is_some_and(|options| options.create_mountpoint);
             if !wants_it || std::fs::create_dir_all(&mount.source).is_err() {
@@ -48,7 +79,7 @@ pub(super) fn mounts(
         all.push(bind(text)?);
     }
     for (target, options) in tmpfs {
-        let option = |name: &str| options.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        let option = |name: &str| options.split(',').rev().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
         let size_bytes = option("size").and_then(skep_engine::parse_size).and_then(|size| i64::try_from(size).ok());
         let mode = option("mode").and_then(|mode| u32::from_str_radix(mode, 8).ok());
         let read_only = options.split(',').any(|part| part == "ro");
@@ -60,27 +91,69 @@ pub(super) fn mounts(
         all.push(ContainerMount { source, target: target.clone(), read_only });
     }
     for target in volumes.keys().filter(|target| !target.is_empty()) {
-        if !all.iter().any(|mount| mount.target == *target) {
+        if !all.iter().any(|mount| clean_target(&mount.target) == clean_target(target)) {
             all.push(ContainerMount { source: volume(""), target: target.clone(), read_only: false });
         }
     }
-    for (at, mount) in all.iter().enumerate() {
+    let mut seen = BTreeSet::new();
+    for mount in &mut all {
         let target = &mount.target;
+        if target.is_empty() {
+            return Err(ApiError::bad_request("invalid mount config: field Target must not be empty"));
+        }
         if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
-            return Err(ApiError::bad_request(format!("mount target {target:?} must be an absolute path without ..")));
+            return Err(ApiError::bad_request(format!(
+                "invalid mount path {target:?}: mount path must be absolute, and without .."
+            )));
         }
-        if target.trim_matches('/').is_empty() {
-            return Err(ApiError::bad_request("invalid mount: the target cannot be '/'"));
+        mount.target = clean_target(target);
+        if mount.target == "/" {
+            return Err(ApiError::bad_request("invalid mount config: destination can't be '/'"));
         }
-        if all[..at].iter().any(|other| other.target.trim_end_matches('/') == target.trim_end_matches('/')) {
-            return Err(ApiError::bad_request(format!("Duplicate mount point: {target}")));
+        if !seen.insert(mount.target.clone()) {
+            return Err(ApiError::bad_request(format!("Duplicate mount point: {}", mount.target)));
         }
     }
     Ok(all)
 }
 
+/// The daemon's own data, or a directory above or within it, is shown so that what is mounted there later comes and goes in
+/// the container too: it would be held for as long as that runs.
+pub(super) fn keep_data_root_below(mounts: &mut [ContainerMount], data_root: &Path) -> Result<(), ApiError> {
+    for mount in mounts {
+        let MountSource::Bind { path, propagation, .. } = &mut mount.source else { continue };
+        let source = Path::new(path.as_str());
+        if !source.starts_with(data_root) && !data_root.starts_with(source) {
+            continue;
+        }
+        match propagation.as_str() {
+            "" => "rslave".clone_into(propagation),
+            "rslave" | "rshared" => {}
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source \
+                     is within the daemon root, or holds it: {path:?} has {other:?}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A target as it is kept: without empty parts, and those that go nowhere.
+pub(super) fn clean_target(target: &str) -> String {
+    let parts: Vec<_> = target.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    format!("/{}", parts.join("/"))
+}
+
 fn volume(name: &str) -> MountSource {
-    MountSource::Volume { name: name.to_owned(), labels: BTreeMap::new(), options: BTreeMap::new(), no_copy: false }
+    MountSource::Volume {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+        no_copy: false,
+        subpath: String::new(),
+    }
 }
 
 /// Reads `SOURCE:TARGET[:OPTIONS]`: a path of the host, or a volume's name.
@@ -96,7 +169,8 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
     let mut propagation = "";
     for option in options.split(',') {
         match option {
-            "" | "ro" | "rw" | "nocopy" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
+            "copy" | "nocopy" if !source.starts_with('/') => {}
+            "" | "ro" | "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => propagation = option,
             _ => return Err(ApiError::bad_request(format!("invalid mode {option:?} in bind {text:?}"))),
         }
@@ -107,11 +181,11 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
         std::fs::create_dir_all(source)
             .or_else(|error| if Path::new(source).exists() { Ok(()) } else { Err(error) })
             .map_err(|error| ApiError::bad_request(format!("bind source {source}: {error}")))?;
-        MountSource::Bind { path: source.to_owned(), propagation: propagation.to_owned() }
+        MountSource::Bind { path: source.to_owned(), propagation: propagation.to_owned(), alone: false }
     } else {
         match volume(source) {
-            MountSource::Volume { name, labels, options, .. } => {
-                MountSource::Volume { name, labels, options, no_copy: has("nocopy") }
+            MountSource::Volume { name, labels, options, subpath, .. } => {
+                MountSource::Volume { name, labels, options, no_copy: has("nocopy"), subpath }
             }
             other @ (MountSource::Bind { .. } | MountSource::Tmpfs { .. }) => other,
         }

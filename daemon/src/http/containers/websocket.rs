@@ -1,5 +1,6 @@
 //! Being attached to a container over a WebSocket: output comes in binary messages, input goes in any.
 
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Query};
 use axum::response::Response;
@@ -14,9 +15,10 @@ pub(in crate::http) async fn attach(
     state: State,
     Path(id): Path<String>,
     Query(query): Query<AttachQuery>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let container = state.engine.inspect(&id)?;
+    let upgrade = upgrade.map_err(ApiError::bad_request)?;
     let attachment = state.engine.attach(&id)?;
     let takes_input = is_on(&query.stdin) && container.config.open_stdin;
     let stop = state.stop.clone();

@@ -1,0 +1,248 @@
+//! What users and their scripts take for granted of a single host, beyond what any one command's help says. Found by
+//! running the test suites of Docker's own clients against the daemon.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::process::{Command, Stdio};
+
+use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_until};
+
+fn one_host() -> Option<Rig> {
+    if !has_docker() {
+        return None;
+    }
+    let rig = Rig::new(1);
+    rig.host(1).start_daemon();
+    rig.host(1).import_busybox();
+    Some(rig)
+}
+
+/// What the client says that is refused.
+fn refused(host: &Host, args: &[&str]) -> String {
+    let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{args:?} was taken: {}", String::from_utf8_lossy(&output.stdout));
+    format!("{} {said}", output.status.code().unwrap_or(-1))
+}
+
+fn run(host: &Host, args: &[&str]) -> String {
+    host.docker(&[&["run", "--rm"], args].concat())
+}
+
+#[test]
+fn links_lead_to_containers_by_names_of_ones_own() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    // The default network serves no names: hosts, and the environment.
+    let database = ["run", "-d", "--name", "db", "--expose", "5432", "-e", "OWNER=bee", "busybox", "sleep", "600"];
+    host.docker(&database);
+    let told = run(host, &["--name", "web", "--link", "db:my-db", "busybox", "sh", "-c", "cat /etc/hosts; env"]);
+    let address = host.docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "db"]).trim().to_owned();
+    for want in [
+        format!("{address}\tmy-db "),
+        format!("MY_DB_PORT_5432_TCP=tcp://{address}:5432"),
+        "MY_DB_ENV_OWNER=bee".into(),
+        "MY_DB_NAME=/web/my-db".into(),
+    ] {
+        assert!(told.contains(&want), "{want} is not in {told}");
+    }
+    host.docker(&["run", "-d", "--name", "app", "--link", "db", "busybox", "sleep", "600"]);
+    assert_eq!(host.docker(&["inspect", "-f", "{{.HostConfig.Links}}", "app"]).trim(), "[/db:/app/db]");
+    assert!(host.docker(&["ps", "--format", "{{.Names}}", "--no-trunc"]).contains("app/db"));
+    // It is found at its new place, too.
+    host.docker(&["stop", "-t", "0", "db"]);
+    let first = ["run", "-d", "--name", "first", "busybox", "sleep", "600"];
+    host.docker(&first);
+    host.docker(&["start", "db"]);
+    let moved = host.docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "db"]).trim().to_owned();
+    assert_ne!(moved, address, "another container has its address");
+    assert!(host.docker(&["exec", "app", "cat", "/etc/hosts"]).contains(&format!("{moved}\tdb")));
+    host.docker(&["stop", "-t", "0", "db"]);
+    assert!(refused(host, &["run", "--rm", "--link", "db", "busybox", "true"]).contains("non running container: /db"));
+    assert!(
+        refused(host, &["run", "--link", "nobody:n", "busybox", "true"]).contains("could not get container for nobody")
+    );
+    host.docker(&["rm", "--link", "/app/db"]);
+    assert_eq!(host.docker(&["inspect", "-f", "{{.HostConfig.Links}}", "app"]).trim(), "[db]");
+
+    // In others a link is a name that one container alone has, whenever the other comes.
+    host.docker(&["network", "create", "front"]);
+    let linked = ["run", "-d", "--name", "reader", "--net", "front", "--link", "late:store", "busybox", "sleep", "600"];
+    host.docker(&linked);
+    host.docker(&["run", "-d", "--name", "late", "--net", "front", "busybox", "sleep", "600"]);
+    let late = "{{(index .NetworkSettings.Networks \"front\").IPAddress}}";
+    let late = host.docker(&["inspect", "-f", late, "late"]).trim().to_owned();
+    assert!(host.look_up("reader", "store").contains(&late));
+    assert!(host.look_up("late", "store").is_empty());
+    // A name of a network may stand behind another.
+    assert!(host.look_up("reader", "late.front").contains(&late));
+    host.kill_daemon();
+    host.start_daemon();
+    wait_until("links are served again", LIMIT, || {
+        let found = host.look_up("reader", "store");
+        (found.contains(&late), format!("{found:?}"))
+    });
+}
+
+#[test]
+fn a_container_begins_where_and_as_it_is_told_to() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    // A directory that is not there is made, also within a volume.
+    assert_eq!(run(host, &["-w", "/not/there/yet", "busybox", "pwd"]).trim(), "/not/there/yet");
+    assert_eq!(run(host, &["-v", "data:/data", "-w", "/data/below", "busybox", "pwd"]).trim(), "/data/below");
+    assert!(refused(host, &["run", "--rm", "-w", "/bin/busybox", "busybox", "true"]).contains("/bin/busybox"));
+    // An entrypoint is taken away by an empty one; a variable by its name alone.
+    host.import("entered", &["ENTRYPOINT [\"echo\",\"entered\"]", "CMD [\"image\"]", "ENV COLOUR=red"], |_| {});
+    assert_eq!(run(host, &["entered"]).trim(), "entered image");
+    assert_eq!(run(host, &["--entrypoint", "", "entered", "echo", "plain"]).trim(), "plain");
+    assert!(refused(host, &["run", "--rm", "--entrypoint", "", "entered"]).contains("no command specified"));
+    let env = run(host, &["-e", "COLOUR", "-e", "HOSTNAME", "--entrypoint", "env", "entered"]);
+    assert!(!env.contains("COLOUR") && !env.contains("HOSTNAME"), "{env}");
+    // Names: of its own, the host's, or those of whose network it is in.
+    let hosts =
+        run(host, &["-h", "bee.hive.example", "--add-host", "home:host-gateway", "busybox", "cat", "/etc/hosts"]);
+    assert!(hosts.contains("bee.hive.example bee") && hosts.contains("\thome"), "{hosts}");
+    let gateway = hosts.lines().find(|line| line.ends_with("\thome")).unwrap().split('\t').next().unwrap();
+    assert!(gateway.parse::<std::net::Ipv4Addr>().is_ok(), "{gateway} is the host's address");
+    host.docker(&["run", "-d", "--name", "other", "-h", "others", "busybox", "sleep", "600"]);
+    let shared = run(host, &["--net", "container:other", "busybox", "sh", "-c", "cat /etc/hosts; hostname"]);
+    assert!(shared.trim().ends_with("others") && shared.contains("\tothers"), "{shared}");
+    // Ports below 1024 and echo requests are for everybody in a network of his own.
+    let ports = ["-u", "1000", "busybox", "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"];
+    assert_eq!(run(host, &ports).trim(), "0");
+    let range = ["busybox", "cat", "/proc/sys/net/ipv4/ping_group_range"];
+    assert_eq!(run(host, &range).split_whitespace().collect::<Vec<_>>(), ["0", "2147483647"]);
+    let own = ["--sysctl", "net.ipv4.ip_unprivileged_port_start=80"];
+    assert_eq!(run(host, &[&own, &ports[..]].concat()).trim(), "80");
+    // What is no program is told from what is not there.
+    assert!(refused(host, &["run", "--rm", "busybox", "/etc"]).starts_with("126"));
+    assert!(refused(host, &["run", "--rm", "busybox", "nothing"]).starts_with("127"));
+}
+
+#[test]
+fn memory_is_shared_with_those_who_join_the_namespace_and_no_others() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    host.docker(&["run", "-d", "--name", "open", "--ipc", "shareable", "--shm-size", "1m", "busybox", "sleep", "600"]);
+    host.docker(&["run", "-d", "--name", "closed", "busybox", "sleep", "600"]);
+    host.docker(&["exec", "open", "sh", "-c", "echo honey > /dev/shm/jar"]);
+    assert_eq!(run(host, &["--ipc", "container:open", "busybox", "cat", "/dev/shm/jar"]).trim(), "honey");
+    let joined = refused(host, &["run", "--rm", "--ipc", "container:closed", "busybox", "true"]);
+    assert!(joined.contains("non-shareable IPC"), "{joined}");
+    let none = run(host, &["--ipc", "none", "busybox", "sh", "-c", "grep -c /dev/shm /proc/mounts || true"]);
+    assert_eq!(none.trim(), "0");
+    let mounted = || {
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", host.daemon_pid())).unwrap();
+        mounts.lines().filter(|line| line.contains("/shm ") && line.contains("/containers/")).count()
+    };
+    assert_eq!(mounted(), 1);
+    host.docker(&["rm", "-f", "open"]);
+    assert_eq!(mounted(), 0, "nothing is left of it");
+}
+
+#[test]
+fn mounts_are_as_they_are_asked_for() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    // A part of a volume, and of a directory without what is mounted below it.
+    run(
+        host,
+        &[
+            "-v",
+            "data:/data",
+            "busybox",
+            "sh",
+            "-c",
+            "mkdir -p /data/a/b; echo part > /data/a/b/f; ln -s /etc /data/out",
+        ],
+    );
+    let part = ["--mount", "type=volume,src=data,dst=/p,volume-subpath=a/b", "busybox", "cat", "/p/f"];
+    assert_eq!(run(host, &part).trim(), "part");
+    let away = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=a/c", "busybox", "true"];
+    assert!(refused(host, &away).contains("has no a/c"), "what is not there is named");
+    let out = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=out", "busybox", "true"];
+    assert!(refused(host, &out).contains("out"), "no link leads out");
+    // What others have comes before what is only named by its place, and is not filled from this image.
+    host.docker(&["create", "--name", "owner", "-v", "data:/data", "busybox", "true"]);
+    assert!(run(host, &["--volumes-from", "owner", "-v", "/data", "busybox", "ls", "/data"]).contains('a'));
+    assert!(refused(host, &["run", "--rm", "--volumes-from", "owner:bar", "busybox", "true"]).contains("bar"));
+    // A file of one's own in the place of the daemon's.
+    let resolv = host.dir().join("resolv");
+    std::fs::write(&resolv, "nameserver 10.1.1.1\n").unwrap();
+    let own = format!("{}:/etc/resolv.conf", resolv.display());
+    assert_eq!(run(host, &["-v", &own, "busybox", "cat", "/etc/resolv.conf"]).trim(), "nameserver 10.1.1.1");
+    // The daemon's own data is not held by whoever is shown it.
+    let root = format!("{}:/data", host.data().display());
+    host.docker(&["create", "--name", "nosy", "-v", &root, "--tmpfs", "/t", "-v", "data:/d:ro", "busybox", "true"]);
+    let told = "{{range .Mounts}}{{.Destination}} {{.Mode}} {{.Propagation}};{{end}}";
+    assert_eq!(host.docker(&["inspect", "-f", told, "nosy"]).trim(), "/data  rslave;/d ro ;");
+    let private = format!("{root}:private");
+    assert!(refused(host, &["create", "-v", &private, "busybox", "true"]).contains("rslave"));
+    // Copies: what is mounted, what a link leads to, what is in a directory.
+    let copied = host.dir().join("copied");
+    std::fs::create_dir(&copied).unwrap();
+    let into = |name: &str| copied.join(name).display().to_string();
+    host.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "source",
+        "-h",
+        "sources",
+        "busybox",
+        "sh",
+        "-c",
+        "mkdir /d; echo 1 > /d/f; ln -s d /l; sleep 600",
+    ]);
+    host.docker(&["cp", "source:/etc/hostname", &into("hostname")]);
+    assert_eq!(std::fs::read_to_string(copied.join("hostname")).unwrap(), "sources\n");
+    host.docker(&["cp", "source:/l/", &into("l")]);
+    assert_eq!(std::fs::read_to_string(copied.join("l/f")).unwrap(), "1\n");
+    host.docker(&["cp", "source:/d/.", &into("new")]);
+    assert_eq!(std::fs::read_to_string(copied.join("new/f")).unwrap(), "1\n");
+    host.docker(&["run", "-d", "--name", "guarded", "-v", "data:/data:ro", "busybox", "sleep", "600"]);
+    assert!(refused(host, &["cp", &into("hostname"), "guarded:/data"]).contains("marked read-only"));
+}
+
+#[test]
+fn events_tell_what_was_done_to_containers() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    host.docker(&["network", "create", "front"]);
+    host.docker(&["run", "-d", "--name", "busy", "--net", "front", "-v", "data:/data", "busybox", "sleep", "600"]);
+    host.docker(&["cp", "busy:/etc/hostname", "-"]);
+    host.docker(&["top", "busy"]);
+    host.docker(&["commit", "busy", "kept"]);
+    host.docker(&["rename", "busy", "calm"]);
+    host.docker(&["rm", "-f", "calm"]);
+    let now = host.docker(&["info", "-f", "{{.SystemTime}}"]).trim().to_owned();
+    let told = |filters: &[&str]| {
+        let all = [&["events", "--until", &now, "--format", "{{.Type}} {{.Action}}"], filters].concat();
+        host.docker(&all)
+    };
+    let all = told(&[]);
+    for want in [
+        "container create",
+        "network connect",
+        "volume mount",
+        "container start",
+        "container archive-path",
+        "container top",
+        "container commit",
+        "container rename",
+        "network disconnect",
+        "volume unmount",
+        "container destroy",
+    ] {
+        assert!(all.lines().any(|line| line == want), "{want} is not told: {all}");
+    }
+    assert!(told(&["--filter", "image=busybox"]).contains("container start"), "of containers of an image, too");
+    let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
+    assert!(refused(host, &backwards).contains("since time cannot be after until"));
+}
