@@ -183,6 +183,20 @@ fn mounts_are_as_they_are_asked_for() {
     assert_eq!(host.docker(&["inspect", "-f", told, "nosy"]).trim(), "/data  rslave;/d ro ;");
     let private = format!("{root}:private");
     assert!(refused(host, &["create", "-v", &private, "busybox", "true"]).contains("rslave"));
+    // What is mounted below a directory goes with it, as little to be written.
+    let outer = host.dir().join("outer");
+    std::fs::create_dir_all(outer.join("below")).unwrap();
+    let below = outer.join("below").display().to_string();
+    assert!(host.exec("mount", &["-t", "tmpfs", "tmpfs", &below]).success);
+    let write = ["busybox", "touch", "/o/below/file"];
+    let read_only = format!("{}:/o:ro", outer.display());
+    assert!(refused(host, &[&["run", "--rm", "-v", &read_only], &write[..]].concat()).contains("Read-only"));
+    let bind = |how: &str| format!("type=bind,src={},dst=/o,readonly{how}", outer.display());
+    run(host, &[&["--mount", &bind(",bind-recursive=writable")], &write[..]].concat());
+    assert!(std::fs::metadata(outer.join("below/file")).is_err(), "it is in the host's own mounts");
+    let alone = ["--mount", &bind(",bind-recursive=disabled"), "busybox", "ls", "/o/below"];
+    assert_eq!(run(host, &alone), "");
+    host.exec("umount", &[&below]);
     // Copies: what is mounted, what a link leads to, what is in a directory.
     let copied = host.dir().join("copied");
     std::fs::create_dir(&copied).unwrap();

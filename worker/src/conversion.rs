@@ -120,6 +120,7 @@ pub fn container_mount(mount: &Mount) -> ContainerMount {
             path: mount.source.clone(),
             propagation: mount.bind_options.clone().unwrap_or_default().propagation,
             alone: mount.bind_options.as_ref().is_some_and(|options| options.non_recursive),
+            writable_below: false,
         },
         MountKind::Volume => {
             let options = mount.volume_options.clone().unwrap_or_default();

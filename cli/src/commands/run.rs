@@ -77,6 +77,9 @@ pub(crate) struct CreateArgs {
     hostname: String,
     #[arg(long, default_value = "")]
     domainname: String,
+    /// CONTAINER[:ALIAS]: find another container by a name of its own (repeatable)
+    #[arg(long = "link", value_name = "CONTAINER[:ALIAS]")]
+    links: Vec<String>,
     /// NAME:IP for its /etc/hosts (repeatable)
     #[arg(long = "add-host", value_name = "NAME:IP")]
     hosts: Vec<String>,
@@ -309,7 +312,7 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         "VolumeDriver": args.volume_driver, "NetworkMode": args.network, "AutoRemove": args.rm,
         "RestartPolicy": restart_policy(&args.restart)?, "Init": args.init, "ReadonlyRootfs": args.read_only,
         "ShmSize": optional_size(args.shm_size.as_deref())?, "Privileged": args.privileged, "CapAdd": args.cap_add,
-        "CapDrop": args.cap_drop, "ExtraHosts": args.hosts,
+        "CapDrop": args.cap_drop, "ExtraHosts": args.hosts, "Links": args.links,
         "Dns": args.dns, "DnsOptions": args.dns_option, "DnsSearch": args.dns_search, "GroupAdd": args.group_add,
         "PidMode": args.pid, "IpcMode": args.ipc, "UTSMode": args.uts, "UsernsMode": args.userns,
         "CgroupnsMode": args.cgroupns, "CgroupParent": args.cgroup_parent, "Runtime": args.runtime,

@@ -331,6 +331,9 @@ pub enum MountSource {
         /// Without what is mounted below it.
         #[serde(default)]
         alone: bool,
+        /// Whether that can be written though the mount itself cannot.
+        #[serde(default)]
+        writable_below: bool,
     },
     /// An empty name stands for an anonymous volume until the container is created.
     Volume {

@@ -208,7 +208,11 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     for own in &own {
         let mut options = vec![if own.read_only { "ro".to_owned() } else { "rw".to_owned() }];
         let (kind, source) = match &own.source {
-            MountSource::Bind { path, propagation, alone } => {
+            MountSource::Bind { path, propagation, alone, writable_below } => {
+                // Others may be too old to know of it.
+                if own.read_only && !writable_below && config.runtime.is_none() {
+                    options.push("rro".into());
+                }
                 options.push(if *alone { "bind".into() } else { "rbind".into() });
                 options.push(if propagation.is_empty() { "rprivate".into() } else { propagation.clone() });
                 ("bind", path.clone())

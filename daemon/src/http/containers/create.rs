@@ -17,7 +17,7 @@ use skep_engine::{
 };
 use skep_worker::health_check;
 
-use super::mounts::{add_inherited, keep_data_root_below, mounts, volumes_from};
+use super::mounts::{add_inherited, keep_data_root_below, keep_writable_below, mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::http::json::read;
@@ -257,6 +257,7 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     let mut config = body.config(name, image.config.healthcheck.as_ref(), log)?;
     add_inherited(&mut config.mounts, from);
     keep_data_root_below(&mut config.mounts, engine.data_dir())?;
+    keep_writable_below(&mut config.mounts, &request);
     let driver = request.pointer("/HostConfig/VolumeDriver").and_then(Value::as_str).unwrap_or_default();
     let has_volume = config.mounts.iter().any(|mount| matches!(mount.source, MountSource::Volume { .. }));
     if has_volume && !matches!(driver, "" | "local") {

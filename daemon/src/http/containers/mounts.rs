@@ -117,6 +117,18 @@ pub(super) fn mounts(
     Ok(all)
 }
 
+/// Marks the binds whose own mounts stay writable although they are read-only, as the request says it.
+pub(super) fn keep_writable_below(mounts: &mut [ContainerMount], request: &Value) {
+    let asked = request.pointer("/HostConfig/Mounts").and_then(Value::as_array).into_iter().flatten();
+    let says = |mount: &&Value| mount.pointer("/BindOptions/ReadOnlyNonRecursive") == Some(&Value::Bool(true));
+    for target in asked.filter(says).filter_map(|mount| mount.get("Target")?.as_str()) {
+        let bind = mounts.iter_mut().find(|mount| mount.target == clean_target(target)).map(|mount| &mut mount.source);
+        if let Some(MountSource::Bind { writable_below, .. }) = bind {
+            *writable_below = true;
+        }
+    }
+}
+
 /// The daemon's own data, or a directory above or within it, is shown so that what is mounted there later comes and goes in
 /// the container too: it would be held for as long as that runs.
 pub(super) fn keep_data_root_below(mounts: &mut [ContainerMount], data_root: &Path) -> Result<(), ApiError> {
@@ -181,7 +193,12 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
         std::fs::create_dir_all(source)
             .or_else(|error| if Path::new(source).exists() { Ok(()) } else { Err(error) })
             .map_err(|error| ApiError::bad_request(format!("bind source {source}: {error}")))?;
-        MountSource::Bind { path: source.to_owned(), propagation: propagation.to_owned(), alone: false }
+        MountSource::Bind {
+            path: source.to_owned(),
+            propagation: propagation.to_owned(),
+            alone: false,
+            writable_below: false,
+        }
     } else {
         match volume(source) {
             MountSource::Volume { name, labels, options, subpath, .. } => {
