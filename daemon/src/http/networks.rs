@@ -1,36 +1,29 @@
 //! Networks: the swarm's, and those that every host has of its own.
 
+pub(super) mod create;
 pub(super) mod diagnose;
 pub(super) mod joining;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_api::container::Driver;
-use skep_api::network::Ipam;
 use skep_api::overlay::OverlayNetwork;
-use skep_api::{Network, NetworkId, NetworkSpec, Subnet, SubnetV6, Timestamp};
-use skep_engine::{
-    ContainerState, DEFAULT_NETWORK, Endpoint, Inspection, Ipv6Side, LocalNetwork, LocalNetworkSpec, NetworkMode,
-};
+use skep_api::{Network, NetworkId, Timestamp};
+use skep_engine::{ContainerState, DEFAULT_NETWORK, Endpoint, Inspection, LocalNetwork, NetworkMode};
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
-use super::services::created;
 use super::swarm::is_on;
-use super::{ApiError, State, json::parse};
+use super::{ApiError, State};
 use crate::filters::Filters;
 
-/// The driver whose networks stand on a link of the host's.
-const MACVLAN: &str = "macvlan";
 /// How long the removal of a network waits for tasks that are on their way out.
 const SETTLING_LIMIT: Duration = Duration::from_secs(20);
 const SETTLING_PAUSE: Duration = Duration::from_millis(100);
@@ -145,7 +138,16 @@ fn local_details(network: &LocalNetwork) -> Value {
     if !network.reserved.is_empty() {
         config["AuxiliaryAddresses"] = json!(network.reserved);
     }
-    let v6 = network.v6.as_ref().map(|v6| json!({"Subnet": v6.subnet, "Gateway": v6.gateway}));
+    let v6 = network.v6.as_ref().map(|v6| {
+        let mut config = json!({"Subnet": v6.subnet, "Gateway": v6.gateway});
+        if let Some(range) = v6.range {
+            config["IPRange"] = json!(range);
+        }
+        if !v6.reserved.is_empty() {
+            config["AuxiliaryAddresses"] = json!(v6.reserved);
+        }
+        config
+    });
     let configs: Vec<Value> = std::iter::once(config).chain(v6).collect();
     json!({"Created": network.created, "Internal": network.internal, "Options": network.options,
         "EnableIPv6": network.v6.is_some(), "IPAM": {"Driver": "default", "Options": null, "Config": configs}})
@@ -359,159 +361,6 @@ fn services(tables: &Tables, network: NetworkId) -> Value {
         }
     }
     Value::Object(found)
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct CreateBody {
-    name: String,
-    driver: String,
-    scope: String,
-    internal: bool,
-    attachable: bool,
-    ingress: bool,
-    config_only: bool,
-    config_from: Option<Value>,
-    #[serde(rename = "IPAM")]
-    ipam: IpamBody,
-    #[serde(rename = "EnableIPv6")]
-    enable_ipv6: bool,
-    options: BTreeMap<String, String>,
-    labels: BTreeMap<String, String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct IpamBody {
-    driver: String,
-    options: BTreeMap<String, String>,
-    config: Vec<IpamConfigBody>,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct IpamConfigBody {
-    subnet: String,
-    #[serde(rename = "IPRange")]
-    ip_range: String,
-    gateway: String,
-    auxiliary_addresses: BTreeMap<String, Ipv4Addr>,
-    #[serde(rename = "AuxAddress")]
-    aux_address: BTreeMap<String, Ipv4Addr>,
-}
-
-impl CreateBody {
-    fn spec(mut self) -> Result<NetworkSpec, ApiError> {
-        if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
-            return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
-        }
-        let (subnet_v6, gateway_v6) = self.take_ipv6()?;
-        let mut configs = self.ipam.config.into_iter();
-        let config = configs.next().unwrap_or_default();
-        if configs.next().is_some() {
-            return Err(ApiError::unsupported("more than one subnet for a network is not supported yet: name one"));
-        }
-        Ok(NetworkSpec {
-            name: self.name,
-            labels: self.labels,
-            driver: Driver { name: self.driver, options: self.options },
-            ipam: Ipam {
-                driver: self.ipam.driver,
-                options: self.ipam.options,
-                subnet: read::<Subnet>(&config.subnet)?,
-                range: read::<Subnet>(&config.ip_range)?,
-                gateway: match config.gateway.as_str() {
-                    "" => None,
-                    text => Some(
-                        text.parse()
-                            .map_err(|_| ApiError::bad_request(format!("gateway {text:?} is no IPv4 address")))?,
-                    ),
-                },
-                reserved: config.auxiliary_addresses.into_iter().chain(config.aux_address).collect(),
-                subnet_v6,
-                gateway_v6,
-            },
-            ipv6: self.enable_ipv6,
-            internal: self.internal,
-            attachable: self.attachable,
-            ingress: self.ingress,
-        })
-    }
-}
-
-impl CreateBody {
-    fn local_spec(self) -> Result<LocalNetworkSpec, ApiError> {
-        let on_parent = self.driver == MACVLAN;
-        let spec = self.spec()?;
-        let subnet_v6 = || spec.ipam.subnet_v6.unwrap_or_else(SubnetV6::unique_local);
-        let v6 = spec.ipv6.then(|| Ipv6Side::new(subnet_v6(), spec.ipam.gateway_v6));
-        Ok(LocalNetworkSpec {
-            on_parent,
-            name: spec.name,
-            labels: spec.labels,
-            options: spec.driver.options,
-            subnet: spec.ipam.subnet,
-            range: spec.ipam.range,
-            gateway: spec.ipam.gateway,
-            reserved: spec.ipam.reserved,
-            internal: spec.internal,
-            v6,
-        })
-    }
-
-    /// Takes out what is said of IPv6: its subnet and gateway.
-    fn take_ipv6(&mut self) -> Result<(Option<SubnetV6>, Option<Ipv6Addr>), ApiError> {
-        let is_v6 = |config: &mut IpamConfigBody| config.subnet.contains(':') || config.gateway.contains(':');
-        let mut configs = self.ipam.config.extract_if(.., is_v6);
-        let (first, second) = (configs.next(), configs.next());
-        drop(configs);
-        let Some(config) = first else { return Ok((None, None)) };
-        if !self.enable_ipv6 {
-            let subnet = config.subnet;
-            return Err(ApiError::bad_request(format!(
-                "subnet {subnet} is of IPv6: ask for that by EnableIPv6 (--ipv6)"
-            )));
-        }
-        if second.is_some() {
-            return Err(ApiError::unsupported(
-                "more than one IPv6 subnet for a network is not supported yet: name one",
-            ));
-        }
-        if !config.ip_range.is_empty() || !config.auxiliary_addresses.is_empty() {
-            return Err(ApiError::unsupported(
-                "ranges and reserved addresses of IPv6 are not supported yet: leave them out",
-            ));
-        }
-        Ok((read(&config.subnet)?, read(&config.gateway)?))
-    }
-}
-
-fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, ApiError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(ApiError::bad_request)
-}
-
-pub(super) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let body: CreateBody = parse(&body)?;
-    if body.name.is_empty() {
-        return Err(ApiError::bad_request("a network needs a name: give one in Name"));
-    }
-    if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
-        if !matches!(body.driver.as_str(), "" | "bridge" | "default" | MACVLAN) {
-            return Err(ApiError::not_found(format!(
-                "could not resolve driver {} in registry: use bridge or macvlan, or overlay in a swarm; others are not \
-                 supported yet",
-                body.driver
-            )));
-        }
-        let id = state.engine.create_network(body.local_spec()?)?;
-        return Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": ""}))));
-    }
-    let spec = body.spec()?;
-    let outcome = state.swarm.manager().await?.execute(Command::CreateNetwork { spec }).await?;
-    Ok((StatusCode::CREATED, Json(json!({"Id": created(outcome), "Warning": ""}))))
 }
 
 pub(super) async fn remove(state: State, Path(name): Path<String>) -> Result<StatusCode, ApiError> {

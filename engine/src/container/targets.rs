@@ -74,11 +74,14 @@ fn plain(path: &Path) -> PathBuf {
 /// Where a path leads inside `rootfs`, as far as it is there; the rest as it stands.
 pub(crate) fn resolved(rootfs: &Path, path: &Path) -> PathBuf {
     let wanted = plain(path);
+    // By the name that the kernel has for it.
+    let real = fs::File::open(rootfs).and_then(|root| fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())));
+    let real = real.unwrap_or_else(|_| rootfs.to_owned());
     for there in wanted.ancestors() {
         let inside = there.strip_prefix("/").unwrap_or(there);
         let Ok(found) = sys::open_in_root(rootfs, inside) else { continue };
         let Ok(found) = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())) else { continue };
-        let found = found.strip_prefix(rootfs).unwrap_or(&found).to_owned();
+        let found = found.strip_prefix(&real).unwrap_or(&found).to_owned();
         return Path::new("/").join(found).join(wanted.strip_prefix(there).unwrap_or_else(|_| Path::new("")));
     }
     wanted

@@ -47,6 +47,8 @@ pub(crate) struct Container {
     pub(super) waiting: Mutex<Vec<oneshot::Sender<Attachment>>>,
     /// Whether a user ended it: what is stopped by hand is not started again.
     pub(super) stopped_by_hand: AtomicBool,
+    /// Whether its process is gone, and what it had is being taken down.
+    pub(super) ended: AtomicBool,
     /// Whether it is ended only to be started again at once.
     pub(super) restarting_by_hand: AtomicBool,
     pub(super) backoff: Mutex<RestartBackoff>,
@@ -80,6 +82,7 @@ impl Container {
             readers: Arc::default(),
             waiting: Mutex::default(),
             stopped_by_hand: record.stopped_by_hand.into(),
+            ended: false.into(),
             restarting_by_hand: false.into(),
             backoff: Mutex::default(),
             restarts: record.restarts.into(),

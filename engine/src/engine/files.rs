@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use skep_api::Timestamp;
 use tokio::io::AsyncReadExt as _;
@@ -18,6 +19,7 @@ use crate::build::instruction;
 use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
 use crate::container::config::MountSource;
 use crate::container::id_map::Shift;
+use crate::container::state::ContainerState;
 use crate::container::targets;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
 use crate::image::{layer, normalize};
@@ -75,6 +77,22 @@ impl Drop for Mounted {
     }
 }
 
+/// A container's files, for as long as this is there.
+struct Files {
+    container: Arc<Container>,
+    root: fs::File,
+    // Taken down before another may mount it.
+    _mounted: Mounted,
+    _one: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Files {
+    /// The container's root, for this process and its helpers, wherever it is mounted by now.
+    fn root(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.root.as_raw_fd()).into()
+    }
+}
+
 /// Where a path of a container lies on this host.
 struct Place {
     root: PathBuf,
@@ -86,8 +104,7 @@ struct Place {
 /// A helper that reads or writes an archive, with what it needs as long as it runs.
 pub struct Archiving {
     pub child: Child,
-    _mounted: Mounted,
-    _one: Option<tokio::sync::OwnedMutexGuard<()>>,
+    _files: Files,
     path: String,
 }
 
@@ -132,11 +149,12 @@ impl Engine {
     }
 
     /// Where `path` lies: what is mounted is a root of its own.
-    fn place(&self, container: &Container, path: &str) -> Place {
+    fn place(&self, files: &Files, path: &str) -> Place {
+        let container = &files.container;
         let mut whole = Path::new("/").join(crate::build::clean(path));
         if path.ends_with('/') || path.ends_with("/.") {
             // What is in a directory is meant, also of one that a link leads to.
-            whole = targets::resolved(&container.dirs.rootfs(), &whole);
+            whole = targets::resolved(&files.root(), &whole);
         }
         let config = container.config();
         let etc = container.dirs.shown_etc(false).into_iter().find(|file| Path::new(&file.target) == whole);
@@ -144,7 +162,7 @@ impl Engine {
             let inside = Path::new("/").join(file.source.file_name().unwrap_or_default());
             return Place { root: container.dirs.data.clone(), inside, read_only: config.read_only, is_rootfs: false };
         }
-        let (rootfs, inside) = (container.dirs.rootfs(), whole.clone());
+        let (rootfs, inside) = (files.root(), whole.clone());
         let mut best = (0, Place { root: rootfs, inside, read_only: config.read_only, is_rootfs: true });
         for mount in &config.mounts {
             let (source, below) = match &mount.source {
@@ -168,52 +186,64 @@ impl Engine {
         best.1
     }
 
-    async fn archiving(
-        &self,
-        name: &str,
-        path: &str,
-    ) -> Result<(Arc<Container>, Mounted, Option<tokio::sync::OwnedMutexGuard<()>>), EngineError> {
+    /// Has a container's files where they can be read and written, also if it starts or ends meanwhile.
+    async fn archiving(&self, name: &str, path: &str) -> Result<Files, EngineError> {
         let container = self.find(name)?;
         if path.is_empty() {
             return Err(EngineError::Invalid("no path is given: name one in the container".into()));
         }
-        let running = container.require_running().is_ok();
+        let open = || {
+            let doing = format!("opening the files of container {}", container.id);
+            fs::File::open(container.dirs.rootfs()).map_err(disk_error(doing))
+        };
+        if container.require_running().is_ok() {
+            let root = open();
+            // What is open stays, also when the container's end takes the mount down.
+            if !container.ended.load(Ordering::SeqCst) {
+                let mounted = Mounted { container: container.clone(), ours: false };
+                return Ok(Files { container, root: root?, _mounted: mounted, _one: None });
+            }
+            let mut state = container.state.subscribe();
+            // It is dropped with the container, which is held here.
+            drop(state.wait_for(|state| !matches!(state, ContainerState::Running(_))).await);
+        }
         // One that does not run must not start while its files are mounted for this.
-        let one = if running { None } else { Some(container.operation.clone().lock_owned().await) };
+        let one = container.operation.clone().lock_owned().await;
         let mounted = self.mounted(&container)?;
-        Ok((container, mounted, one))
+        let root = open()?;
+        Ok(Files { container, root, _mounted: mounted, _one: Some(one) })
     }
 
     /// What is at a path of a container.
     pub async fn stat_path(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
-        let (container, _mounted, _one) = self.archiving(name, path).await?;
-        let Place { root, inside, .. } = self.place(&container, path);
+        let files = self.archiving(name, path).await?;
+        let Place { root, inside, .. } = self.place(&files, path);
         stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))
     }
 
     /// Reads what is at a path of a container as an archive: the helper's output.
     pub async fn read_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
-        let (container, mounted, one) = self.archiving(name, path).await?;
-        let Place { root, inside, .. } = self.place(&container, path);
+        let files = self.archiving(name, path).await?;
+        let Place { root, inside, .. } = self.place(&files, path);
         stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))?;
         let last =
             if path.ends_with("/.") { "." } else { path.trim_end_matches('/').rsplit('/').next().unwrap_or("/") };
         let last = if last.is_empty() { "." } else { last };
         let child = self
-            .archiver("archive-out", &container, &root, &inside)
+            .archiver("archive-out", &files.container, &root, &inside)
             .arg(last)
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
-        self.tell_container(&container, "archive-path", &[("path", path.to_owned())]);
-        Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
+        self.tell_container(&files.container, "archive-path", &[("path", path.to_owned())]);
+        Ok(Archiving { child, _files: files, path: path.to_owned() })
     }
 
     /// Unpacks an archive into a directory of a container: the helper's input.
     pub async fn write_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
-        let (container, mounted, one) = self.archiving(name, path).await?;
-        let Place { root, inside, read_only, is_rootfs } = self.place(&container, path);
+        let files = self.archiving(name, path).await?;
+        let Place { root, inside, read_only, is_rootfs } = self.place(&files, path);
         if read_only {
             return Err(EngineError::Forbidden(if is_rootfs {
                 "container rootfs is marked read-only: copy to a volume".into()
@@ -221,26 +251,29 @@ impl Engine {
                 format!("mounted volume is marked read-only: copy to another place than {path}")
             }));
         }
-        let child =
-            self.archiver("archive-in", &container, &root, &inside).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let child = self
+            .archiver("archive-in", &files.container, &root, &inside)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
-        self.tell_container(&container, "extract-to-dir", &[("path", path.to_owned())]);
-        Ok(Archiving { child, _mounted: mounted, _one: one, path: path.to_owned() })
+        self.tell_container(&files.container, "extract-to-dir", &[("path", path.to_owned())]);
+        Ok(Archiving { child, _files: files, path: path.to_owned() })
     }
 
     /// Reads all of a container's file system as an archive: the helper's output.
     pub async fn export(&self, name: &str) -> Result<Archiving, EngineError> {
-        let (container, mounted, one) = self.archiving(name, "/").await?;
-        let root = container.dirs.rootfs();
+        let files = self.archiving(name, "/").await?;
+        let root = files.root();
         let child = self
-            .archiver("archive-out", &container, &root, Path::new("/"))
+            .archiver("archive-out", &files.container, &root, Path::new("/"))
             .arg("")
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
-        self.tell_container(&container, "export", &[]);
-        Ok(Archiving { child, _mounted: mounted, _one: one, path: "/".into() })
+        self.tell_container(&files.container, "export", &[]);
+        Ok(Archiving { child, _files: files, path: "/".into() })
     }
 
     fn archiver(&self, command: &str, container: &Container, root: &Path, inside: &Path) -> Command {

@@ -30,6 +30,8 @@ const READERS_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_OUTPUT_MAX: usize = 4096;
 /// The exit code when it was lost: the host was cut off.
 const CODE_LOST: i32 = 255;
+/// How often a container is ended that is started again and again while it is to be removed.
+const REMOVE_TRIES: u32 = 5;
 /// The code of what SIGKILL has ended.
 const KILLED: i32 = 137;
 
@@ -76,6 +78,7 @@ impl Engine {
         }
         match self.launch(container).await {
             Ok(running) => {
+                container.ended.store(false, Ordering::SeqCst);
                 container.state.send_replace(ContainerState::Running(running));
                 self.supervise(container.clone());
                 self.refresh_links(container);
@@ -124,6 +127,7 @@ impl Engine {
                 () = probes => unreachable!("probing goes on until the end"),
             }
             let exit = read_exit(&container.dirs, running.started_at);
+            container.ended.store(true, Ordering::SeqCst);
             engine.clean_up(&container).await;
             engine.tell_places("disconnect", &container);
             engine.tell_volumes("unmount", &container);
@@ -368,18 +372,26 @@ impl Engine {
     /// Removes a container.
     pub async fn remove(&self, name: &str, options: RemoveOptions) -> Result<(), EngineError> {
         let container = self.find(name)?;
-        if !matches!(*container.state.borrow(), ContainerState::Created | ContainerState::Exited(_)) {
-            if !options.force {
-                let found = container.state.borrow().as_str();
-                return Err(EngineError::Conflict(format!(
-                    "cannot remove container {:?}: container is {found}: stop the container before removing or force \
-                     remove",
-                    container.name()
-                )));
+        let at_rest = || matches!(*container.state.borrow(), ContainerState::Created | ContainerState::Exited(_));
+        let mut tries = 0..REMOVE_TRIES;
+        let _one = loop {
+            if !at_rest() {
+                if !options.force || tries.next().is_none() {
+                    let found = container.state.borrow().as_str();
+                    return Err(EngineError::Conflict(format!(
+                        "cannot remove container {:?}: container is {found}: stop the container before removing or \
+                         force remove",
+                        container.name()
+                    )));
+                }
+                drop(self.stop_with(&container.id, Some("SIGKILL"), Some(KILL_LIMIT)).await);
             }
-            drop(self.stop_with(&container.id, Some("SIGKILL"), Some(KILL_LIMIT)).await);
-        }
-        let _one = container.operation.lock().await;
+            let one = container.operation.lock().await;
+            // It may have been about to be started once more.
+            if at_rest() {
+                break one;
+            }
+        };
         self.clean_up(&container).await;
         let dirs = container.dirs.clone();
         tokio::task::spawn_blocking(move || dirs.remove())

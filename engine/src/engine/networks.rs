@@ -413,6 +413,16 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
     if let Some(v6) = spec.v6.as_ref().filter(|v6| !v6.subnet.contains(v6.gateway)) {
         return invalid(format!("no matching subnet for gateway {}: it is not in {}", v6.gateway, v6.subnet));
     }
+    if let Some(v6) = &spec.v6 {
+        if let Some(range) =
+            v6.range.filter(|range| !v6.subnet.contains(range.base()) || range.prefix_len() < v6.subnet.prefix_len())
+        {
+            return invalid(format!("no matching subnet for range {range}: it is not in {}", v6.subnet));
+        }
+        if let Some(outside) = v6.reserved.values().find(|address| !v6.subnet.contains(**address)) {
+            return invalid(format!("no matching subnet for aux-address {outside}: it is not in {}", v6.subnet));
+        }
+    }
     if let Some(v6) = spec.v6.as_ref().filter(|v6| v6.subnet.prefix_len() > V6_LEN_MAX) {
         return invalid(format!("subnet {} has no room for containers: use /{V6_LEN_MAX} or larger", v6.subnet));
     }

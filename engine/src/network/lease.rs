@@ -95,13 +95,16 @@ pub(crate) fn pick_address_v6(
         };
     };
     let places = leases.values().flat_map(|lease| &lease.places).filter(|place| place.network == network.id);
-    let taken: BTreeSet<Ipv6Addr> = places.filter_map(|place| place.address_v6).chain([v6.gateway]).collect();
+    let others = v6.reserved.values().copied().chain([v6.gateway]);
+    let taken: BTreeSet<Ipv6Addr> = places.filter_map(|place| place.address_v6).chain(others).collect();
     if let Some(address) = wanted {
         check_wanted(name, address, v6.subnet, v6.subnet.contains(address), taken.contains(&address))?;
         return Ok(Some(address));
     }
     // The first address of a subnet is its routers'.
-    let free = (1..).map_while(|offset| v6.subnet.nth(offset)).find(|address| !taken.contains(address));
+    let range = v6.range.unwrap_or(v6.subnet);
+    let mut candidates = (0..).map_while(|offset| range.nth(offset)).filter(|&address| address != v6.subnet.base());
+    let free = candidates.find(|address| !taken.contains(address));
     free.map(Some)
         .ok_or_else(|| io::Error::other(format!("network {name} has no IPv6 address left: remove containers")))
 }
@@ -195,7 +198,7 @@ mod tests {
         let wanted: Ipv6Addr = "fd00::9".parse().unwrap();
         assert_eq!(pick_address_v6(&network, &BTreeMap::new(), None).unwrap(), None);
         assert!(pick_address_v6(&network, &BTreeMap::new(), Some(wanted)).is_err());
-        network.v6 = Some(Ipv6Side { subnet: "fd00::/64".parse().unwrap(), gateway: "fd00::1".parse().unwrap() });
+        network.v6 = Some(Ipv6Side::new("fd00::/64".parse().unwrap(), None));
         let mut leases = BTreeMap::new();
         for last in 2..5 {
             let picked = pick_address_v6(&network, &leases, None).unwrap();

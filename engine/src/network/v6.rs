@@ -21,13 +21,20 @@ const IPV6: Family = Family { table: TABLE, name: "ip6", loopback: None, unpubli
 pub struct Ipv6Side {
     pub subnet: SubnetV6,
     pub gateway: Ipv6Addr,
+    /// Whence containers get theirs; none: from anywhere in it.
+    #[serde(default)]
+    pub range: Option<SubnetV6>,
+    /// Those that no container gets, by what they are for.
+    #[serde(default)]
+    pub reserved: BTreeMap<String, Ipv6Addr>,
 }
 
 impl Ipv6Side {
     /// On a subnet, with its first address after the routers' for the gateway if none is asked for.
     #[must_use]
     pub fn new(subnet: SubnetV6, gateway: Option<Ipv6Addr>) -> Self {
-        Self { subnet, gateway: gateway.or_else(|| subnet.nth(1)).unwrap_or_else(|| subnet.base()) }
+        let gateway = gateway.or_else(|| subnet.nth(1)).unwrap_or_else(|| subnet.base());
+        Self { subnet, gateway, range: None, reserved: BTreeMap::new() }
     }
 }
 

@@ -43,7 +43,7 @@ struct EndpointIpamBody {
 
 /// A network that a single container may join.
 pub(in crate::http) enum Joinable {
-    Local(LocalNetwork),
+    Local(Box<LocalNetwork>),
     /// The swarm's; whether it is there and attachable, a manager says where it is not known here.
     Swarm(NetworkRef),
 }
@@ -140,8 +140,8 @@ fn link_local(text: &str) -> Result<Ipv4Addr, ApiError> {
 pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joinable, ApiError> {
     let of_swarm = |id: String, name: &str| Joinable::Swarm(NetworkRef { id, name: name.to_owned(), kind: "overlay" });
     match find(state, name).await {
-        Ok(Known::Local(network)) => Ok(Joinable::Local(network)),
-        Ok(Known::Predefined(0)) => Ok(Joinable::Local(state.engine.network(DEFAULT_NETWORK)?)),
+        Ok(Known::Local(network)) => Ok(Joinable::Local(network.into())),
+        Ok(Known::Predefined(0)) => Ok(Joinable::Local(state.engine.network(DEFAULT_NETWORK)?.into())),
         Ok(Known::Predefined(_)) => Err(ApiError::forbidden(format!(
             "container cannot be connected to network {name}: it is had from the start or not at all"
         ))),
