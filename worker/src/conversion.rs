@@ -94,6 +94,7 @@ fn port(port: &skep_api::service::PortConfig) -> PublishedPort {
         container_port: port.target_port,
         host_ip: Ipv4Addr::UNSPECIFIED,
         host_port: port.published_port,
+        host_port_last: 0,
     }
 }
 

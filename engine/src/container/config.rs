@@ -444,6 +444,16 @@ pub struct PublishedPort {
     pub host_ip: Ipv4Addr,
     /// Zero: one that is free is taken at start.
     pub host_port: u16,
+    /// The last of several from `host_port` on, any of which will do; zero: that one is meant.
+    #[serde(default)]
+    pub host_port_last: u16,
+}
+
+impl PublishedPort {
+    /// Whether it is left open which of the host's ports it is.
+    pub(crate) fn is_open(&self) -> bool {
+        self.host_port == 0 || self.host_port_last > self.host_port
+    }
 }
 
 fn any_address() -> Ipv4Addr {

@@ -133,7 +133,7 @@ fn check_wanted(
 /// The host's ports that are asked for, and free ones where any will do.
 pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
     let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
-    for port in ports.iter().filter(|port| port.host_port != 0) {
+    for port in ports.iter().filter(|port| !port.is_open()) {
         if taken.iter().any(|other| collides(other, port)) {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
@@ -147,13 +147,16 @@ pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPor
         taken.push(port.clone());
     }
     let mut pick = |port: &PublishedPort| {
-        let mut candidates = PICKED_PORTS.map(|number| PublishedPort { host_port: number, ..port.clone() });
+        let range = if port.host_port == 0 { PICKED_PORTS } else { port.host_port..=port.host_port_last };
+        let why = || format!("no port is left to publish from {} to {}", range.start(), range.end());
+        let mut candidates =
+            range.clone().map(|number| PublishedPort { host_port: number, host_port_last: 0, ..port.clone() });
         let free = candidates.find(|candidate| !taken.iter().any(|other| collides(other, candidate)));
-        let free = free.ok_or_else(|| io::Error::other("no port is left to publish"))?;
+        let free = free.ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, why()))?;
         taken.push(free.clone());
         Ok(free)
     };
-    ports.iter().map(|port| if port.host_port == 0 { pick(port) } else { Ok(port.clone()) }).collect()
+    ports.iter().map(|port| if port.is_open() { pick(port) } else { Ok(port.clone()) }).collect()
 }
 
 /// Whether two want the same port of the same address.
@@ -170,7 +173,8 @@ mod tests {
     use crate::network::Ipv6Side;
 
     fn port(host_port: u16) -> PublishedPort {
-        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: Ipv4Addr::UNSPECIFIED, host_port }
+        let host_ip = Ipv4Addr::UNSPECIFIED;
+        PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip, host_port, host_port_last: 0 }
     }
 
     #[test]
@@ -220,6 +224,12 @@ mod tests {
         assert!(pick_ports(&leases, &[port(8080)]).unwrap_err().to_string().contains("8080/tcp"));
         let at = |last: u8| PublishedPort { host_ip: Ipv4Addr::new(127, 0, 0, last), ..port(9090) };
         leases.insert("b".to_owned(), Lease { ports: vec![at(1)], ..Lease::default() });
+        let range = PublishedPort { host_port_last: 9092, ..port(9090) };
+        let picked = pick_ports(&leases, &[range.clone(), port(9091)]).unwrap();
+        assert_eq!(picked.iter().map(|port| port.host_port).collect::<Vec<_>>(), [9092, 9091], "what is fixed first");
+        assert!(
+            pick_ports(&leases, &[range, port(9091), port(9092)]).unwrap_err().to_string().contains("9090 to 9092")
+        );
         assert!(pick_ports(&leases, &[at(1)]).is_err() && pick_ports(&leases, &[port(9090)]).is_err());
         assert_eq!(pick_ports(&leases, &[at(2)]).unwrap(), [at(2)]);
         let picked = pick_ports(&leases, &[port(0), port(0)]).unwrap();

@@ -123,6 +123,7 @@ mod tests {
             container_port: 80,
             host_ip: Ipv4Addr::LOCALHOST,
             host_port: 8080,
+            host_port_last: 0,
         };
         let place = Held {
             network: "one".into(),

@@ -81,7 +81,13 @@ mod tests {
         let side = Ipv6Side::new("fd00:1::/64".parse().unwrap(), None);
         assert_eq!(side.gateway.to_string(), "fd00:1::1");
         networks.get_mut("one").unwrap().v6 = Some(side);
-        let at = |host_ip| PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip, host_port: 8080 };
+        let at = |host_ip| PublishedPort {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_ip,
+            host_port: 8080,
+            host_port_last: 0,
+        };
         let place = Held {
             network: "one".into(),
             address: Ipv4Addr::new(10, 1, 0, 2),

@@ -45,25 +45,28 @@ pub(super) fn published(bindings: &BTreeMap<String, Vec<PortBinding>>) -> Result
                     ))
                 })?,
             };
-            for host_port in host_ports(host_port)? {
-                let port = PublishedPort { protocol, container_port, host_ip, host_port };
-                if !ports.contains(&port) || host_port == 0 {
-                    ports.push(port);
-                }
+            let (host_port, host_port_last) = host_ports(host_port)?;
+            let port = PublishedPort { protocol, container_port, host_ip, host_port, host_port_last };
+            if !ports.contains(&port) || host_port == 0 {
+                ports.push(port);
             }
         }
     }
     Ok(ports)
 }
 
-/// One port, or none for any; of a range the first, as a request gives one range for one port.
-fn host_ports(text: &str) -> Result<Vec<u16>, ApiError> {
-    let wrong = || ApiError::bad_request(format!("host port {text:?} is no port: use 1 to 65535"));
+/// One port, or none for any; or a range, any of which will do: its first and its last.
+fn host_ports(text: &str) -> Result<(u16, u16), ApiError> {
+    let wrong = || ApiError::bad_request(format!("invalid port specification: {text:?}: use 1 to 65535"));
     if text.is_empty() {
-        return Ok(vec![0]);
+        return Ok((0, 0));
     }
-    let first = text.split_once('-').map_or(text, |(first, _)| first);
-    Ok(vec![first.parse().map_err(|_| wrong())?])
+    let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
+    match text.split_once('-') {
+        None => Ok((number(text)?, 0)),
+        Some((first, last)) if number(first)? <= number(last)? => Ok((number(first)?, number(last)?)),
+        Some(_) => Err(wrong()),
+    }
 }
 
 /// Any port of the host's for each that is exposed and not published yet.
@@ -78,7 +81,13 @@ pub(super) fn exposed<'a>(
             ports.iter().any(|port| port.container_port == container_port && port.protocol == protocol)
         };
         if !has(published) && !has(&more) {
-            more.push(PublishedPort { protocol, container_port, host_ip: Ipv4Addr::UNSPECIFIED, host_port: 0 });
+            more.push(PublishedPort {
+                protocol,
+                container_port,
+                host_ip: Ipv4Addr::UNSPECIFIED,
+                host_port: 0,
+                host_port_last: 0,
+            });
         }
     }
     Ok(more)
@@ -93,7 +102,8 @@ mod tests {
         let got = match published(&serde_json::from_str(json).unwrap()) {
             Ok(ports) => {
                 let text = |p: &PublishedPort| {
-                    format!("{}:{}:{}/{}", p.host_ip, p.host_port, p.container_port, p.protocol.as_str())
+                    let last = if p.host_port_last == 0 { String::new() } else { format!("-{}", p.host_port_last) };
+                    format!("{}:{}{last}:{}/{}", p.host_ip, p.host_port, p.container_port, p.protocol.as_str())
                 };
                 ports.iter().map(text).collect::<Vec<_>>().join(" ")
             }
@@ -109,6 +119,8 @@ mod tests {
         check(r#"{"53/udp":[{}]}"#, "0.0.0.0:0:53/udp");
         check(r#"{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"1"},{"HostIp":"::","HostPort":"1"}]}"#, "0.0.0.0:1:80/tcp");
         check(r#"{"80/tcp":[{"HostPort":"many"}]}"#, "many");
+        check(r#"{"80/tcp":[{"HostPort":"8000-8010"}]}"#, "0.0.0.0:8000-8010:80/tcp");
+        check(r#"{"80/tcp":[{"HostPort":"8010-8000"}]}"#, "invalid port");
         check(r#"{"80/icmp":[]}"#, "80/icmp");
         check(r#"{"80/tcp":[{"HostIp":"::1"}]}"#, "::1");
     }
