@@ -308,6 +308,16 @@ fn events_tell_what_was_done_to_containers() {
         assert!(all.lines().any(|line| line == want), "{want} is not told: {all}");
     }
     assert!(told(&["--filter", "image=busybox"]).contains("container start"), "of containers of an image, too");
+    // Of the swarm, too, in the order of time.
+    host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
+    host.docker(&["network", "create", "-d", "overlay", "tide"]);
+    host.docker(&["run", "--rm", "--name", "late", "busybox", "true"]);
+    let now = host.docker(&["info", "-f", "{{.SystemTime}}"]).trim().to_owned();
+    let all = host.docker(&["events", "--until", &now, "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"]);
+    let at =
+        |want: &str| all.lines().position(|line| line == want).unwrap_or_else(|| panic!("{want} is not told: {all}"));
+    assert!(at("container create busy") < at("network create tide"));
+    assert!(at("network create tide") < at("container create late"), "{all}");
     let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
     assert!(refused(host, &backwards).contains("since time cannot be after until"));
 }

@@ -3,6 +3,7 @@
 mod active;
 mod address;
 mod admission;
+pub(crate) mod events;
 mod state;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio::sync::RwLock;
 
 pub(crate) use active::ActiveNode;
 use address::{advertise_addr, in_family_of, listen_addr};
+use events::EventLog;
 use state::NodeStateFile;
 
 /// Control traffic, TCP.
@@ -109,6 +111,7 @@ pub(crate) struct Swarm {
     config: SwarmConfig,
     engine: Arc<Engine>,
     active: RwLock<Option<Arc<ActiveNode>>>,
+    events: EventLog,
     /// One change at a time.
     change: tokio::sync::Mutex<()>,
 }
@@ -116,7 +119,8 @@ pub(crate) struct Swarm {
 impl Swarm {
     /// Takes the node's place up again, if it has one.
     pub(crate) async fn resume(config: SwarmConfig, engine: Arc<Engine>) -> anyhow::Result<Arc<Self>> {
-        let swarm = Self { config, engine, active: RwLock::default(), change: tokio::sync::Mutex::default() };
+        let (active, events, change) = (RwLock::default(), EventLog::default(), tokio::sync::Mutex::default());
+        let swarm = Self { config, engine, active, events, change };
         if let Some(state) = NodeStateFile::load(&swarm.config.dir)? {
             let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
                 anyhow::anyhow!(
@@ -155,6 +159,11 @@ impl Swarm {
 
     pub(crate) async fn active(&self) -> Option<Arc<ActiveNode>> {
         self.active.read().await.clone()
+    }
+
+    /// What has happened in the swarm, as far as this node was a manager then.
+    pub(crate) const fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// The manager on this node; an error if it is none.

@@ -1,20 +1,24 @@
 //! What happens, as it happens: on this host, and in the swarm if this node is a manager.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::Query;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skep_api::Timestamp;
 use skep_api::units::parse_duration;
-use skep_api::{Object, Timestamp};
 use skep_engine::EngineEvent;
-use skep_raft_store::{Change, Commit};
+use skep_raft_store::Commit;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{ApiError, State};
 use crate::filters::Filters;
+use crate::swarm::events::SwarmEvent;
 
 const EVENTS_AHEAD: usize = 256;
 
@@ -63,53 +67,86 @@ pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Re
     }
     // Who only says until when wants what was before.
     let since = since.or_else(|| until.map(|_| Timestamp::from_nanos(0)));
-    let (past, mut local) = state.engine.events(since);
-    let mut commits = match state.swarm.manager().await {
-        Ok(manager) => Some(manager.store().watch()),
-        Err(_) => None,
-    };
+    let (past, local) = state.engine.events(since);
+    let mut past: Vec<_> = past.iter().map(|event| (event.at, local_event(event))).collect();
+    let mut commits = None;
+    let mut told = Timestamp::from_nanos(0);
+    if let Ok(manager) = state.swarm.manager().await {
+        commits = Some(manager.store().watch());
+        let before = since.map(|since| state.swarm.events().since(since)).unwrap_or_default();
+        told = before.iter().map(|event| event.at).max().unwrap_or(told);
+        past.extend(before.iter().map(|event| (event.at, swarm_event(event))));
+        past.sort_by_key(|(at, _)| *at);
+    }
     let (lines, stream) = mpsc::channel::<Value>(EVENTS_AHEAD);
-    let stop = state.stop.clone();
-    tokio::spawn(async move {
-        let left = until.map(|until| until.since(Timestamp::from_system(std::time::SystemTime::now())));
+    let telling = Telling { past, local, commits, told, until, filters, stop: state.stop.clone() };
+    tokio::spawn(telling.run(lines));
+    let body = ReceiverStream::new(stream).map(|value| Ok::<_, std::convert::Infallible>(format!("{value}\n")));
+    Ok(([("content-type", "application/json")], Body::from_stream(body)).into_response())
+}
+
+/// What one client is told.
+struct Telling {
+    past: Vec<(Timestamp, Value)>,
+    local: broadcast::Receiver<EngineEvent>,
+    /// None: this node is no manager.
+    commits: Option<broadcast::Receiver<Arc<Commit>>>,
+    /// What of the swarm is past does not come once more.
+    told: Timestamp,
+    until: Option<Timestamp>,
+    filters: Filters,
+    stop: CancellationToken,
+}
+
+impl Telling {
+    async fn run(mut self, lines: mpsc::Sender<Value>) {
+        let until = self.until;
         let over = async {
-            match left {
+            match until.map(|until| until.since(Timestamp::from_system(std::time::SystemTime::now()))) {
                 Some(left) => tokio::time::sleep(left).await,
                 None => std::future::pending().await,
             }
         };
         tokio::pin!(over);
-        let past = past.iter().filter(|event| until.is_none_or(|until| event.at <= until)).map(local_event);
-        for event in past.filter(|event| passes(event, &filters)).collect::<Vec<_>>() {
-            if lines.send(event).await.is_err() {
-                return;
-            }
+        let past = std::mem::take(&mut self.past).into_iter();
+        let past = past.filter(|(at, _)| until.is_none_or(|until| *at <= until)).map(|(_, event)| event).collect();
+        if !self.tell(&lines, past).await {
+            return;
         }
         loop {
             let events = tokio::select! {
-                () = stop.cancelled() => return,
+                () = self.stop.cancelled() => return,
                 () = lines.closed() => return,
                 () = &mut over => return,
-                event = local.recv() => match event {
+                event = self.local.recv() => match event {
                     Ok(event) => vec![local_event(&event)],
                     Err(broadcast::error::RecvError::Lagged(_)) => vec![],
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                commit = next(&mut commits) => commit.map(|commit| swarm_events(&commit)).unwrap_or_default(),
-            };
-            for event in events.into_iter().filter(|event| passes(event, &filters)) {
-                if lines.send(event).await.is_err() {
-                    return;
+                commit = next(&mut self.commits) => {
+                    let events = commit.map(|commit| SwarmEvent::of(&commit)).unwrap_or_default();
+                    events.iter().filter(|event| event.at > self.told).map(swarm_event).collect()
                 }
+            };
+            if !self.tell(&lines, events).await {
+                return;
             }
         }
-    });
-    let body = ReceiverStream::new(stream).map(|value| Ok::<_, std::convert::Infallible>(format!("{value}\n")));
-    Ok(([("content-type", "application/json")], Body::from_stream(body)).into_response())
+    }
+
+    /// Whether the client is still there.
+    async fn tell(&self, lines: &mpsc::Sender<Value>, events: Vec<Value>) -> bool {
+        for event in events.into_iter().filter(|event| passes(event, &self.filters)) {
+            if lines.send(event).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// The next commit; never comes if this node is no manager (any more).
-async fn next(commits: &mut Option<broadcast::Receiver<std::sync::Arc<Commit>>>) -> Option<std::sync::Arc<Commit>> {
+async fn next(commits: &mut Option<broadcast::Receiver<Arc<Commit>>>) -> Option<Arc<Commit>> {
     match commits {
         Some(receiver) => match receiver.recv().await {
             Ok(commit) => Some(commit),
@@ -135,36 +172,8 @@ fn local_event(e: &EngineEvent) -> Value {
     event(e.kind, &e.action, "local", &e.id, json!(e.attributes), e.at)
 }
 
-fn swarm_events(commit: &Commit) -> Vec<Value> {
-    commit.changes.iter().filter_map(|change| swarm_event(change, commit.at)).collect()
-}
-
-fn swarm_event(change: &Change, at: Timestamp) -> Option<Value> {
-    let gone = |object: &Object| matches!(object, Object::Service(service) if service.removed);
-    let action = match (&change.before, &change.after) {
-        (None, Some(_)) => "create",
-        (Some(before), Some(after)) if gone(after) && !gone(before) => "remove",
-        (Some(before), _) if gone(before) => return None,
-        (Some(_), Some(_)) => "update",
-        (Some(_), None) => "remove",
-        (None, None) => return None,
-    };
-    let object = change.after.as_ref().or(change.before.as_ref())?;
-    let (kind, id, name) = match object {
-        Object::Service(service) => ("service", service.id.to_string(), service.spec.name.clone()),
-        Object::Node(node) => ("node", node.id.to_string(), node.description.hostname.clone()),
-        Object::Secret(secret) => ("secret", secret.id.to_string(), secret.spec.name.clone()),
-        Object::Config(config) => ("config", config.id.to_string(), config.spec.name.clone()),
-        Object::Network(network) => {
-            // Its hints change; the network does not.
-            if action == "update" {
-                return None;
-            }
-            ("network", network.id.to_string(), network.spec.name.clone())
-        }
-        Object::Cluster(_) | Object::Task(_) | Object::NetworkAttachment(_) => return None,
-    };
-    Some(event(kind, action, "swarm", &id, json!({"name": name}), at))
+fn swarm_event(e: &SwarmEvent) -> Value {
+    event(e.kind, e.action, "swarm", &e.id, json!({"name": e.name}), e.at)
 }
 
 fn without_tag(name: &str) -> &str {

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::admission;
+use super::events::EventLog;
 use super::state::NodeStateFile;
 use super::{BULK_PORT, Swarm};
 use crate::bulk::Bulk;
@@ -49,6 +50,7 @@ pub(crate) struct ActiveNode {
     bulk: Bulk,
     /// Of its manager, if it is one.
     heartbeat: Duration,
+    events: EventLog,
     overlay: Arc<Overlay>,
     refused: Mutex<Option<String>>,
     /// Held while the role changes; no new one is taken once the node stops.
@@ -91,6 +93,7 @@ impl ActiveNode {
         Ok(Arc::new(Self {
             dir: swarm.config.dir.clone(),
             heartbeat: swarm.config.heartbeat,
+            events: swarm.events.clone(),
             certificates: swarm.certificates(),
             channels: Channels::new(tls.clone()),
             tls,
@@ -169,6 +172,7 @@ impl ActiveNode {
         })
         .await?;
         self.bulk.serve_store(Some(manager.store().clone()));
+        tokio::spawn(self.events.clone().follow(manager.store().watch()));
         self.manager.send_replace(Some(manager.clone()));
         self.set_failure(None);
         self.change_state(|state| state.in_raft = true);
