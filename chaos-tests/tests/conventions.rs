@@ -321,3 +321,46 @@ fn events_tell_what_was_done_to_containers() {
     let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
     assert!(refused(host, &backwards).contains("since time cannot be after until"));
 }
+
+#[test]
+fn output_of_services_is_told_as_that_of_containers() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
+    let create = ["service", "create", "-d", "--no-resolve-image"];
+    let both = "echo out; echo err >&2; sleep 600";
+    host.docker(&[&create[..], &["--name", "shown", "-t", "busybox", "sh", "-c", both]].concat());
+    let told = [
+        "--log-driver",
+        "json-file",
+        "--log-opt",
+        "env=HIVE",
+        "-e",
+        "HIVE=one",
+        "--mount",
+        "type=tmpfs,dst=/t",
+        "--host",
+        "db:10.9.9.9",
+    ];
+    host.docker(
+        &[&create[..], &["--name", "told"], &told, &["busybox", "sh", "-c", "cat /etc/hosts; sleep 600"]].concat(),
+    );
+    // A terminal has one stream, as it is.
+    wait_until("the terminal's output is there", LIMIT, || {
+        let output = host.docker(&["service", "logs", "--raw", "shown"]);
+        (output == "out\r\nerr\r\n", format!("{output:?}"))
+    });
+    assert!(host.ok(&["service", "logs", "shown"]).lines().all(|line| line.starts_with("shown.1.")));
+    wait_until("what options name stands before each line", LIMIT, || {
+        let output = host.docker(&["service", "logs", "--raw", "--details", "told"]);
+        let named = output.contains("HIVE=one,com.docker.swarm.node.id=") && output.contains(" 10.9.9.9\tdb");
+        (named, output)
+    });
+    let container = host.docker(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=told"]);
+    let mounts = host.docker(&["inspect", "-f", "{{json .HostConfig.Mounts}}", container.trim()]);
+    assert!(
+        mounts.contains(r#""Target":"/t","Type":"tmpfs""#) || mounts.contains(r#""Type":"tmpfs","Target":"/t""#),
+        "{mounts}"
+    );
+}

@@ -9,7 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use serde::Deserialize;
 use skep_api::{ServiceId, Task, TaskId, TaskState, Timestamp};
-use skep_engine::{LogLine, LogSource, LogStream};
+use skep_engine::{LogLine, LogSource, LogStream, log_attributes};
 use skep_manager::Manager;
 use skep_raft_store::Tables;
 use tokio::sync::mpsc;
@@ -115,14 +115,10 @@ pub(crate) fn container_logs(mut lines: LogStream, params: LogParams, details: S
             }
         }
     });
-    response_of(stream, raw)
+    response(stream, raw)
 }
 
-fn response(frames: mpsc::Receiver<Bytes>) -> Response {
-    response_of(frames, false)
-}
-
-fn response_of(frames: mpsc::Receiver<Bytes>, raw: bool) -> Response {
+fn response(frames: mpsc::Receiver<Bytes>, raw: bool) -> Response {
     let body = ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(body));
     let kind = axum::http::HeaderValue::from_static(if raw {
@@ -145,7 +141,9 @@ pub(crate) async fn task_logs(
 ) -> Result<Response, ApiError> {
     let query = params.query()?;
     let node = daemon.swarm.node().await?;
-    let relay = Relay { daemon: daemon.clone(), params: params.clone(), query, own: node.id() };
+    // Of terminals alone there is one stream.
+    let raw = !tasks.is_empty() && tasks.iter().all(|task| task.spec.container.tty);
+    let relay = Relay { daemon: daemon.clone(), params: params.clone().raw(raw), query, own: node.id() };
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
     let mut known = BTreeSet::new();
     for task in tasks {
@@ -155,7 +153,7 @@ pub(crate) async fn task_logs(
     if let Some((manager, service)) = more {
         tokio::spawn(relay.follow_service(manager, service, known, frames));
     }
-    Ok(response(stream))
+    Ok(response(stream, raw))
 }
 
 /// Brings the output of tasks to one client.
@@ -170,10 +168,13 @@ struct Relay {
 impl Relay {
     async fn one(self, tables: Tables, task: Arc<Task>, frames: mpsc::Sender<Bytes>) {
         let Some(node_id) = task.node_id.filter(|_| task.status.state >= TaskState::Preparing) else { return };
-        let details = format!(
-            "com.docker.swarm.node.id={node_id},com.docker.swarm.service.id={},com.docker.swarm.task.id={}",
-            task.service_id, task.id
-        );
+        let options = task.spec.log_driver.as_ref().map(|driver| &driver.options).cloned().unwrap_or_default();
+        let mut details = log_attributes(&options, &task.spec.container.labels, &task.spec.container.env);
+        details.insert("com.docker.swarm.node.id".into(), node_id.to_string());
+        details.insert("com.docker.swarm.service.id".into(), task.service_id.to_string());
+        details.insert("com.docker.swarm.task.id".into(), task.id.to_string());
+        let details: Vec<_> = details.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let details = details.join(",");
         let mut lines = match self.open(&tables, &task, node_id).await {
             Ok(lines) => lines,
             Err(error) => {

@@ -21,7 +21,7 @@ pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{
     BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, Link, MountSource,
-    NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, SharedMemory,
+    NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, SharedMemory, log_attributes,
 };
 pub use container::devices::{block_device, holds_device, is_device_rule};
 pub use container::health::HealthStatus;

@@ -245,7 +245,8 @@ async fn logs(client: &Client, options: &LogOptions, name: &str) -> anyhow::Resu
         .collect();
     let prefix = |text: &str| {
         // In front stand the details, and before them the time if it was asked for.
-        let start = text.find("com.docker.swarm.node.id=")?;
+        let known = text.find("com.docker.swarm.node.id=")?;
+        let start = text[..known].rfind(' ').map_or(0, |space| space + 1);
         let (details, rest) = text[start..].split_once(' ')?;
         let task = details.split(',').find_map(|pair| pair.strip_prefix("com.docker.swarm.task.id="))?;
         let slot = slots.get(task).map_or("", String::as_str);

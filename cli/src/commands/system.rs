@@ -133,19 +133,17 @@ pub(crate) async fn print_frames(
     path: &str,
     prefix: impl Fn(&str) -> Option<(String, String)>,
 ) -> anyhow::Result<()> {
-    let mut body = client.send(Method::GET, path, None).await?.into_body();
+    let response = client.send(Method::GET, path, None).await?;
+    let raw = response.headers().get("content-type").is_some_and(|kind| kind == "application/vnd.docker.raw-stream");
+    let mut body = response.into_body();
     let mut buffer: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         buffer.extend_from_slice(&data);
-        while buffer.len() >= 8 {
-            let len = usize::try_from(u32::from_be_bytes([buffer[4], buffer[5], buffer[6], buffer[7]]))?;
-            if buffer.len() < 8 + len {
-                break;
-            }
-            let text = String::from_utf8_lossy(&buffer[8..8 + len]).into_owned();
+        while let Some(piece) = if raw { first_line(&buffer) } else { first_frame(&buffer) } {
+            let text = String::from_utf8_lossy(&buffer[piece.clone()]).into_owned();
             let text = prefix(&text).map_or(text, |(front, rest)| format!("{front}{rest}"));
-            let written = if buffer[0] == 2 {
+            let written = if !raw && buffer[0] == 2 {
                 std::io::stderr().write_all(text.as_bytes())
             } else {
                 std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush())
@@ -153,10 +151,23 @@ pub(crate) async fn print_frames(
             if written.is_err() {
                 return Ok(());
             }
-            buffer.drain(..8 + len);
+            buffer.drain(..piece.end);
         }
     }
     Ok(())
+}
+
+/// Where the text of the first whole frame lies.
+fn first_frame(buffer: &[u8]) -> Option<std::ops::Range<usize>> {
+    let (header, rest) = buffer.split_first_chunk::<8>()?;
+    let [.., a, b, c, d] = *header;
+    let len = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+    (rest.len() >= len).then_some(8..8 + len)
+}
+
+/// The first whole line of what a terminal showed.
+fn first_line(buffer: &[u8]) -> Option<std::ops::Range<usize>> {
+    Some(0..buffer.iter().position(|&byte| byte == b'\n')? + 1)
 }
 
 pub(crate) async fn logs(client: &Client, args: LogsArgs) -> anyhow::Result<()> {

@@ -70,9 +70,6 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
     let bytes = axum::body::to_bytes(body, START_LEN_MAX).await;
     let body: StartBody = parse(&bytes.map_err(ApiError::bad_request)?)?;
     let exec = state.engine.exec(&id)?;
-    if exec.spec.tty != body.tty && body.tty {
-        return Err(ApiError::bad_request(format!("exec {id} was created without a terminal")));
-    }
     if body.detach {
         state.engine.start_exec(&id).await?;
         return Ok(StatusCode::OK.into_response());
@@ -80,7 +77,7 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
     // What is wrong with the request is told as an error; what is wrong with the program, where its
     // output would be.
     state.engine.require_startable(&exec)?;
-    // A client that did not say that it has a terminal wants frames.
+    // A client that did not say that it has a terminal wants frames, whatever the process has.
     let tty = body.tty;
     let streams = Streams {
         tty,

@@ -161,7 +161,9 @@ fn ipam_json(network: &Network) -> Value {
     if !network.spec.ipam.reserved.is_empty() {
         config["AuxiliaryAddresses"] = json!(network.spec.ipam.reserved);
     }
-    json!({"Driver": "default", "Options": null, "Config": with_ipv6(config, network.v6)})
+    let options = &network.spec.ipam.options;
+    let options = if options.is_empty() { Value::Null } else { json!(options) };
+    json!({"Driver": "default", "Options": options, "Config": with_ipv6(config, network.v6)})
 }
 
 pub(super) fn with_ipv6(v4: Value, side: Option<skep_api::Ipv6Side>) -> Vec<Value> {

@@ -256,6 +256,20 @@ fn thermal_throttle_paths() -> impl Iterator<Item = String> {
     (0..cpus).map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
 }
 
+/// What is told beside each line of output: the labels and variables that a log driver's options name.
+#[must_use]
+pub fn log_attributes(
+    options: &BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
+    env: &[String],
+) -> BTreeMap<String, String> {
+    let names = |option: &str| options.get(option).map_or("", String::as_str).split(',');
+    let variable = |name: &str| env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
+    let labels = names("labels").filter_map(|name| Some((name, labels.get(name)?.as_str())));
+    let variables = names("env").filter_map(|name| Some((name, variable(name)?)));
+    labels.chain(variables).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// Of /dev/shm, unless said otherwise.
 const SHM_SIZE_BYTES: i64 = 64 << 20;
 
@@ -283,11 +297,7 @@ impl ContainerConfig {
     /// The labels and variables that the log's options `labels` and `env` ask to be told with each line.
     #[must_use]
     pub fn log_attributes(&self) -> BTreeMap<String, String> {
-        let names = |option: &str| self.log.options.get(option).map_or("", String::as_str).split(',');
-        let variable = |name: &str| self.env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
-        let labels = names("labels").filter_map(|name| Some((name, self.labels.get(name)?.as_str())));
-        let variables = names("env").filter_map(|name| Some((name, variable(name)?)));
-        labels.chain(variables).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        log_attributes(&self.log.options, &self.labels, &self.env)
     }
 
     /// The command line: entrypoint, then arguments.

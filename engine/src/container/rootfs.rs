@@ -159,6 +159,8 @@ impl ContainerDirs {
                 Some(names) => format!("{host}{names}"),
                 None => line.clone(),
             };
+            // As docker writes it, and scripts read it.
+            let line = if line.contains('\t') { line } else { line.replacen(' ', "\t", 1) };
             hosts += &format!("{line}\n");
         }
         let whole = match config.domainname.as_str() {

@@ -267,11 +267,40 @@ fn host_config(container: &Inspection) -> Value {
         all.extend(in_force);
         if config.request.is_null() {
             all.extend([
+                ("Mounts".to_owned(), config.mounts.iter().map(mount_of_task).collect()),
                 ("CapAdd".to_owned(), json!(config.cap_add)),
                 ("CapDrop".to_owned(), json!(config.cap_drop)),
                 ("Sysctls".to_owned(), json!(config.sysctls)),
                 ("Ulimits".to_owned(), json!(config.ulimits)),
             ]);
+        }
+    }
+    value
+}
+
+/// A mount as the service asks for it.
+fn mount_of_task(mount: &ContainerMount) -> Value {
+    let mut value = json!({"Target": mount.target});
+    if mount.read_only {
+        value["ReadOnly"] = json!(true);
+    }
+    match &mount.source {
+        MountSource::Bind { path, propagation, .. } => {
+            value["Type"] = json!("bind");
+            value["Source"] = json!(path);
+            if !propagation.is_empty() {
+                value["BindOptions"] = json!({"Propagation": propagation});
+            }
+        }
+        MountSource::Volume { name, .. } => {
+            value["Type"] = json!("volume");
+            value["Source"] = json!(name);
+        }
+        MountSource::Tmpfs { size_bytes, mode, .. } => {
+            value["Type"] = json!("tmpfs");
+            if size_bytes.is_some() || mode.is_some() {
+                value["TmpfsOptions"] = json!({"SizeBytes": size_bytes.unwrap_or(0), "Mode": mode.unwrap_or(0)});
+            }
         }
     }
     value
