@@ -215,6 +215,9 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// As long as other engines take from a container's start to their answer.
+const FIRST_WORDS_LIMIT: Duration = Duration::from_millis(100);
+
 /// Events a slow listener may fall behind before it misses some; as many are remembered.
 const EVENTS_KEPT: usize = 1024;
 
@@ -381,6 +384,20 @@ impl Engine {
                 return Err(EngineError::NoContainer(name.to_owned()));
             }
         }
+    }
+
+    /// Gives a container that has just been started the time for its first words: scripts that start one and ask what it
+    /// has said expect them.
+    pub async fn await_first_words(&self, name: &str) {
+        let Ok(container) = self.find(name) else { return };
+        let mut state = container.state.subscribe();
+        let since = match &*state.borrow() {
+            ContainerState::Running(running) => now().since(running.started_at),
+            ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => return,
+        };
+        let ended = state.wait_for(|state| !matches!(state, ContainerState::Running(_)));
+        // Whichever comes first.
+        drop(tokio::time::timeout(FIRST_WORDS_LIMIT.saturating_sub(since), ended).await);
     }
 
     /// Reads a container's output.

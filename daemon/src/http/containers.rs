@@ -218,6 +218,9 @@ pub(super) async fn logs(
 ) -> Result<Response, ApiError> {
     let query = params.query()?;
     let config = state.engine.inspect(&id)?.config;
+    if !params.follows() {
+        state.engine.await_first_words(&id).await;
+    }
     let details = config.log_attributes().iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
     let lines = state.engine.logs(&id, query.options())?;
     Ok(logs::container_logs(lines, params.raw(config.tty), details.join(",")))
