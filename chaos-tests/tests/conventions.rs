@@ -245,6 +245,17 @@ fn files_are_whole_though_their_container_ends_meanwhile() {
         let listed = Command::new("tar").args(["-tf", &archive]).output().unwrap().stdout;
         assert!(String::from_utf8_lossy(&listed).contains("bin/busybox"), "export {number} is empty");
     }
+    // A client that goes leaves nothing half done.
+    host.docker(&["run", "-d", "--name", "deaf", "busybox", "sh", "-c", "trap : TERM; while :; do sleep 1; done"]);
+    let mut client =
+        Command::new("docker").arg("-H").arg(host.socket()).args(["stop", "-t", "2", "deaf"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_until("it is stopped all the same", LIMIT, || {
+        let state = host.docker(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "deaf"]);
+        (state.trim() == "exited 137", state)
+    });
     // One that is started again and again goes when it is to; one that goes at its end is restarted all the same.
     host.docker(&["run", "-d", "--name", "busy", "--restart", "always", "busybox", "false"]);
     host.docker(&["rm", "-f", "busy"]);
@@ -318,6 +329,7 @@ fn events_tell_what_was_done_to_containers() {
         |want: &str| all.lines().position(|line| line == want).unwrap_or_else(|| panic!("{want} is not told: {all}"));
     assert!(at("container create busy") < at("network create tide"));
     assert!(at("network create tide") < at("container create late"), "{all}");
+    assert!(!all.contains("container stop"), "what is removed by force is not stopped first: {all}");
     let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
     assert!(refused(host, &backwards).contains("since time cannot be after until"));
 }

@@ -23,7 +23,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::Uri;
+use axum::http::{Method, Uri};
+use axum::middleware::{Next, from_fn, map_response};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, delete, get, head, post};
 use tower::Layer as _;
 use tower::util::{MapRequest, MapRequestLayer};
@@ -60,7 +62,8 @@ type Rewritten = MapRequest<Router, fn(Request) -> Request>;
 pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rewritten> {
     let router = router()
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX))
-        .layer(axum::middleware::map_response(system::introduce))
+        .layer(map_response(system::introduce))
+        .layer(from_fn(finish))
         .with_state(daemon);
     let rewrite: fn(Request) -> Request = strip_version;
     axum::ServiceExt::<Request>::into_make_service(MapRequestLayer::new(rewrite).layer(router))
@@ -180,6 +183,21 @@ fn networks_router() -> Router<Arc<Daemon>> {
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .route("/networks/{id}/connect", post(networks::joining::connect))
         .route("/networks/{id}/disconnect", post(networks::joining::disconnect))
+}
+
+/// Finishes what a request has begun though its client goes: a container that was to be stopped is stopped.
+async fn finish(request: Request, next: Next) -> Response {
+    let only_looks = matches!(*request.method(), Method::GET | Method::HEAD) || request.uri().path().ends_with("/wait");
+    if only_looks {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => ApiError::internal("the daemon is on its way down: try again when it is back").into_response(),
+        },
+    }
 }
 
 /// What the Engine API has beside the paths that are served.

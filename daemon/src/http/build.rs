@@ -34,6 +34,7 @@ pub(super) struct BuildQuery {
     labels: String,
     target: String,
     networkmode: String,
+    platform: String,
     cachefrom: String,
     memory: i64,
     memswap: i64,
@@ -54,6 +55,7 @@ impl BuildQuery {
                 "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
             ));
         }
+        super::images::check_platform(&self.platform)?;
         for (what, asks) in [("squash", is_on(&self.squash)), ("outputs", !self.outputs.is_empty())] {
             if asks {
                 return Err(ApiError::unsupported(format!("{what} is not supported yet for builds")));
@@ -248,5 +250,5 @@ fn failure(error: &BuildError) -> Value {
 /// Removes what builds left that no image has.
 pub(super) async fn prune(state: State) -> Result<Json<Value>, ApiError> {
     let bytes = state.engine.prune_layers()?;
-    Ok(Json(json!({"CachesDeleted": [], "SpaceReclaimed": bytes})))
+    Ok(Json(json!({"CachesDeleted": null, "SpaceReclaimed": bytes})))
 }

@@ -14,7 +14,7 @@ use skep_api::{SecretBytes, Timestamp, with_causes};
 use skep_engine::{Credentials, EngineError, Image, PullProgress, familiar};
 use tokio::sync::mpsc;
 
-use super::json::parse;
+use super::json::{or_null, parse};
 use super::stream::{json_error, json_lines, read_body, written};
 use super::{ApiError, ForceQuery, State};
 use crate::filters::Filters;
@@ -136,7 +136,7 @@ fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
     }
     let (author, comment) = state.engine.image_notes(&image);
     Ok(json!({
-        "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": "", "Comment": comment,
+        "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": state.engine.image_below(&image).unwrap_or_default(), "Comment": comment,
         "Created": image.created, "Author": author, "Architecture": image.architecture, "Os": image.os,
         "Size": image.size_bytes, "VirtualSize": image.size_bytes, "DockerVersion": "",
         "Config": config, "RootFS": {"Type": "layers", "Layers": image.layers},
@@ -287,7 +287,35 @@ pub(super) fn registry_auth(headers: &HeaderMap) -> Result<SecretBytes, ApiError
 }
 
 fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
-    Credentials::from_header(registry_auth(headers)?.expose()).map_err(ApiError::bad_request)
+    // Clients that have none put a word in its place, which means nothing; the registry will say if it wants some.
+    Ok(Credentials::from_header(registry_auth(headers)?.expose()).unwrap_or_default())
+}
+
+/// What platforms are called, whether or not there is something for them.
+const SYSTEMS: [&str; 7] = ["linux", "windows", "darwin", "freebsd", "openbsd", "netbsd", "solaris"];
+const ARCHITECTURES: [&str; 9] = ["amd64", "arm64", "arm", "386", "ppc64le", "s390x", "riscv64", "mips64le", "loong64"];
+
+/// Says why there are no images for a platform here: `OS[/ARCHITECTURE[/VARIANT]]`, or the second alone.
+pub(super) fn check_platform(platform: &str) -> Result<(), ApiError> {
+    let own = skep_engine::architecture();
+    let (first, rest) = platform.split_once('/').unwrap_or((platform, ""));
+    if !platform.is_empty() && !SYSTEMS.contains(&first) && (!rest.is_empty() || !ARCHITECTURES.contains(&first)) {
+        return Err(ApiError::bad_request(format!(
+            "{platform:?}: unknown operating system or architecture: invalid argument; write linux/{own}"
+        )));
+    }
+    let is_own = match (first, rest.split('/').next().unwrap_or_default()) {
+        ("" | "linux", "") => true,
+        ("linux", architecture) => architecture == own,
+        (architecture, "") => architecture == own,
+        _ => false,
+    };
+    if is_own {
+        return Ok(());
+    }
+    Err(ApiError::unsupported(format!(
+        "platform {platform} is not this host's, which is linux/{own}: others are not supported yet"
+    )))
 }
 
 /// Pulls an image, or imports one.
@@ -310,14 +338,7 @@ pub(super) async fn create(state: State, request: Request) -> Result<Response, A
     if skep_engine::normalize(&name).is_none() {
         return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
     }
-    if let Some(platform) = query.platform.filter(|platform| !platform.is_empty()) {
-        let own = format!("linux/{}", skep_engine::architecture());
-        if !platform.starts_with(&own) {
-            return Err(ApiError::unsupported(format!(
-                "platform {platform} is not this host's, which is {own}: others are not supported yet"
-            )));
-        }
-    }
+    check_platform(query.platform.as_deref().unwrap_or_default())?;
     pull(&state, name, credentials(request.headers())?)
 }
 
@@ -426,7 +447,7 @@ pub(super) async fn prune(state: State, Query(query): Query<PruneQuery>) -> Resu
             && until.is_none_or(|at| image.created < at)
     };
     let removal = state.engine.prune_images(wanted);
-    Ok(Json(json!({"ImagesDeleted": removal_json(&removal), "SpaceReclaimed": removal.bytes})))
+    Ok(Json(json!({"ImagesDeleted": or_null(removal_json(&removal)), "SpaceReclaimed": removal.bytes})))
 }
 
 #[derive(Deserialize, Default)]

@@ -83,6 +83,11 @@ fn settle_networks(spec: &mut Value) {
     }
 }
 
+/// As Go writes a list that nothing was put into.
+pub(super) fn or_null<T: serde::Serialize>(list: Vec<T>) -> Value {
+    if list.is_empty() { Value::Null } else { serde_json::json!(list) }
+}
+
 /// A body as JSON, without members that are null.
 pub(super) fn read(body: &Bytes) -> Result<Value, ApiError> {
     if body.is_empty() {

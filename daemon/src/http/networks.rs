@@ -20,6 +20,7 @@ use skep_engine::{ContainerState, DEFAULT_NETWORK, Endpoint, Inspection, LocalNe
 use skep_manager::control::{Command, Reason};
 use skep_raft_store::Tables;
 
+use super::json::or_null;
 use super::swarm::is_on;
 use super::{ApiError, State};
 use crate::filters::Filters;
@@ -418,5 +419,5 @@ pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Resul
             }
         }
     }
-    Ok(Json(json!({"NetworksDeleted": deleted})))
+    Ok(Json(json!({"NetworksDeleted": or_null(deleted)})))
 }

@@ -219,6 +219,14 @@ impl Engine {
         image.id == below.id || (image.layers.starts_with(&below.layers) && done(image).starts_with(&done(below)))
     }
 
+    /// The image that one was made from, if that is here.
+    #[must_use]
+    pub fn image_below(&self, image: &Image) -> Option<String> {
+        let others =
+            self.images.list().into_iter().filter(|other| other.id != image.id && self.stands_on(image, other));
+        others.max_by_key(|other| (other.layers.len(), other.created)).map(|other| other.id)
+    }
+
     /// Who made an image, and what they said of it.
     #[must_use]
     pub fn image_notes(&self, image: &Image) -> (String, String) {

@@ -284,25 +284,33 @@ impl Engine {
         grace: Option<Duration>,
     ) -> Result<Exit, EngineError> {
         let container = self.find(name)?;
-        let config = container.config();
-        let own = if config.stop_signal.is_empty() { "SIGTERM" } else { &config.stop_signal };
         container.give_up_restart();
         if let ContainerState::Exited(exit) = &*container.state.borrow() {
             return Ok(exit.clone());
         }
-        self.kill(name, signal.unwrap_or(own))?;
-        let grace = grace.or(config.stop_timeout).unwrap_or(STOP_GRACE);
-        let exit = match tokio::time::timeout(grace, self.wait(&container.id)).await {
-            Ok(exit) => exit,
-            Err(_) => {
-                self.kill(name, "SIGKILL")?;
-                tokio::time::timeout(KILL_LIMIT, self.wait(&container.id)).await.unwrap_or_else(|_| {
-                    Err(EngineError::WrongState { id: container.id.clone(), found: "running", wanted: "killed" })
-                })
-            }
-        };
+        let exit = self.end(&container, signal, grace).await?;
         self.tell_container(&container, "stop", &[]);
-        exit
+        Ok(exit)
+    }
+
+    /// Ends a container's process, by SIGKILL if it does not hear another signal.
+    async fn end(
+        &self,
+        container: &Container,
+        signal: Option<&str>,
+        grace: Option<Duration>,
+    ) -> Result<Exit, EngineError> {
+        let config = container.config();
+        let own = if config.stop_signal.is_empty() { "SIGTERM" } else { &config.stop_signal };
+        self.kill(&container.id, signal.unwrap_or(own))?;
+        let grace = grace.or(config.stop_timeout).unwrap_or(STOP_GRACE);
+        if let Ok(exit) = tokio::time::timeout(grace, self.wait(&container.id)).await {
+            return exit;
+        }
+        self.kill(&container.id, "SIGKILL")?;
+        tokio::time::timeout(KILL_LIMIT, self.wait(&container.id)).await.unwrap_or_else(|_| {
+            Err(EngineError::WrongState { id: container.id.clone(), found: "running", wanted: "killed" })
+        })
     }
 
     /// Sends a signal, by name or number, to a container's first process.
@@ -384,7 +392,8 @@ impl Engine {
                         container.name()
                     )));
                 }
-                drop(self.stop_with(&container.id, Some("SIGKILL"), Some(KILL_LIMIT)).await);
+                container.give_up_restart();
+                drop(self.end(&container, Some("SIGKILL"), Some(KILL_LIMIT)).await);
             }
             let one = container.operation.lock().await;
             // It may have been about to be started once more.

@@ -12,7 +12,7 @@ use skep_engine::{ContainerState, RemoveOptions};
 
 use super::create::{Resources, RestartPolicyBody, restart_policy};
 use crate::filters::Filters;
-use crate::http::json::{from_value, read};
+use crate::http::json::{from_value, or_null, read};
 use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 
@@ -202,5 +202,5 @@ pub(in crate::http) async fn prune(state: State, Query(query): Query<PruneQuery>
             bytes += size;
         }
     }
-    Ok(Json(json!({"ContainersDeleted": deleted, "SpaceReclaimed": bytes})))
+    Ok(Json(json!({"ContainersDeleted": or_null(deleted), "SpaceReclaimed": bytes})))
 }
