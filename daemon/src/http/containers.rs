@@ -94,7 +94,8 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
         .collect();
     containers.sort_by_key(|container| std::cmp::Reverse(container.created));
     containers.truncate(limit.unwrap_or(usize::MAX));
-    let mut rows: Vec<_> = containers.iter().map(|container| summary(&state.engine, container)).collect();
+    let linked = state.engine.link_names();
+    let mut rows: Vec<_> = containers.iter().map(|container| summary(&state.engine, container, &linked)).collect();
     if is_on(&query.size) {
         for (row, container) in rows.iter_mut().zip(&containers) {
             let own = state.engine.container_size(&container.id);

@@ -153,11 +153,12 @@ pub(super) async fn disk_usage(state: State) -> Json<Value> {
                 })
             })
             .collect();
+        let linked = engine.link_names();
         let containers: Vec<_> = engine
             .list()
             .iter()
             .map(|container| {
-                let mut row = super::containers::summary(engine, container);
+                let mut row = super::containers::summary(engine, container, &linked);
                 row["SizeRw"] = json!(engine.container_size(&container.id));
                 row
             })

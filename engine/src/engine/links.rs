@@ -1,6 +1,7 @@
 //! Links of the default network: a container finds others there by its own /etc/hosts and environment, as that
 //! network serves no names.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -139,16 +140,17 @@ impl Engine {
         }
     }
 
-    /// What a container is called by those that are linked to it: `OWNER/ALIAS`.
+    /// What containers are called by those that are linked to them, by their ids: `OWNER/ALIAS`.
     #[must_use]
-    pub fn link_names(&self, id: &str) -> Vec<String> {
-        let containers = self.lock();
-        let named = containers.values().flat_map(|other| {
-            let config = other.config();
-            let links = config.links.iter().filter(|link| link.container == id);
-            links.map(|link| format!("{}/{}", config.name, link.alias)).collect::<Vec<_>>()
-        });
-        named.collect()
+    pub fn link_names(&self) -> BTreeMap<String, Vec<String>> {
+        let mut names = BTreeMap::<_, Vec<_>>::new();
+        for owner in self.lock().values() {
+            let config = owner.config();
+            for link in &config.links {
+                names.entry(link.container.clone()).or_default().push(format!("{}/{}", config.name, link.alias));
+            }
+        }
+        names
     }
 
     /// Takes a link away: `OWNER/ALIAS`. What runs keeps what it knows.

@@ -1,5 +1,6 @@
 //! Containers as the Engine API tells of them.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -29,8 +30,12 @@ fn ports(state: &ContainerState) -> &[PublishedPort] {
     }
 }
 
-/// One row of a list.
-pub(in crate::http) fn summary(engine: &Engine, container: &Inspection) -> Value {
+/// One row of a list; `linked` are the names that others have for containers.
+pub(in crate::http) fn summary(
+    engine: &Engine,
+    container: &Inspection,
+    linked: &BTreeMap<String, Vec<String>>,
+) -> Value {
     let config = &container.config;
     let mut listed: Vec<_> = ports(&container.state)
         .iter()
@@ -51,8 +56,8 @@ pub(in crate::http) fn summary(engine: &Engine, container: &Inspection) -> Value
     // A name that stands for another image by now would mislead.
     let named = engine.image(&config.image).is_ok_and(|image| image.id == config.image_id);
     let image = if named { familiar(&config.image) } else { &config.image_id };
-    let linked = engine.link_names(&container.id);
-    let names: Vec<_> = std::iter::once(&config.name).chain(&linked).map(|name| format!("/{name}")).collect();
+    let linked = linked.get(&container.id).into_iter().flatten();
+    let names: Vec<_> = std::iter::once(&config.name).chain(linked).map(|name| format!("/{name}")).collect();
     json!({
         "Id": container.id, "Names": names, "Image": image,
         "ImageID": config.image_id, "Command": config.command().join(" "),
