@@ -77,6 +77,10 @@ fn links_lead_to_containers_by_names_of_ones_own() {
     assert!(host.look_up("late", "store").is_empty());
     // A name of a network may stand behind another.
     assert!(host.look_up("reader", "late.front").contains(&late));
+    host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
+    host.docker(&["network", "create", "-d", "overlay", "--attachable", "wide"]);
+    let wide = ["run", "--rm", "--net", "wide", "--link", "late:store", "busybox", "true"];
+    assert!(refused(host, &wide).contains("links in networks of the swarm are not supported"));
     host.kill_daemon();
     host.start_daemon();
     wait_until("links are served again", LIMIT, || {
@@ -93,6 +97,9 @@ fn a_container_begins_where_and_as_it_is_told_to() {
     // A directory that is not there is made, also within a volume.
     assert_eq!(run(host, &["-w", "/not/there/yet", "busybox", "pwd"]).trim(), "/not/there/yet");
     assert_eq!(run(host, &["-v", "data:/data", "-w", "/data/below", "busybox", "pwd"]).trim(), "/data/below");
+    // Not where nothing is to be written.
+    refused(host, &["run", "--rm", "-v", "data:/data:ro", "-w", "/data/kept/out", "busybox", "true"]);
+    assert!(!run(host, &["-v", "data:/data", "busybox", "ls", "/data"]).contains("kept"));
     assert!(refused(host, &["run", "--rm", "-w", "/bin/busybox", "busybox", "true"]).contains("/bin/busybox"));
     // An entrypoint is taken away by an empty one; a variable by its name alone.
     host.import("entered", &["ENTRYPOINT [\"echo\",\"entered\"]", "CMD [\"image\"]", "ENV COLOUR=red"], |_| {});

@@ -304,18 +304,23 @@ pub(super) fn check_platform(platform: &str) -> Result<(), ApiError> {
             "{platform:?}: unknown operating system or architecture: invalid argument; write linux/{own}"
         )));
     }
-    let is_own = match (first, rest.split('/').next().unwrap_or_default()) {
-        ("" | "linux", "") => true,
-        ("linux", architecture) => architecture == own,
-        (architecture, "") => architecture == own,
-        _ => false,
-    };
-    if is_own {
+    if is_own_platform(platform) {
         return Ok(());
     }
     Err(ApiError::unsupported(format!(
         "platform {platform} is not this host's, which is linux/{own}: others are not supported yet"
     )))
+}
+
+/// Whether a platform is this host's, or none is named.
+pub(super) fn is_own_platform(platform: &str) -> bool {
+    let own = skep_engine::architecture();
+    let mut parts = platform.split('/');
+    match (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) {
+        ("" | "linux", "") => true,
+        ("linux", architecture) | (architecture, "") => architecture == own,
+        _ => false,
+    }
 }
 
 /// Pulls an image, or imports one.

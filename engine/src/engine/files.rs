@@ -158,9 +158,11 @@ impl Engine {
         }
         let config = container.config();
         let etc = container.dirs.shown_etc(false).into_iter().find(|file| Path::new(&file.target) == whole);
-        if let Some(file) = etc.filter(|file| file.source.is_file()) {
+        let is_covered = config.mounts.iter().any(|mount| Path::new(&mount.target) == whole);
+        if let Some(file) = etc.filter(|file| file.source.is_file() && !is_covered) {
             let inside = Path::new("/").join(file.source.file_name().unwrap_or_default());
-            return Place { root: container.dirs.data.clone(), inside, read_only: config.read_only, is_rootfs: false };
+            let root = container.dirs.view(&container.dirs.data);
+            return Place { root, inside, read_only: config.read_only, is_rootfs: false };
         }
         let (rootfs, inside) = (files.root(), whole.clone());
         let mut best = (0, Place { root: rootfs, inside, read_only: config.read_only, is_rootfs: true });

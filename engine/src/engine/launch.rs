@@ -349,11 +349,15 @@ fn show_subpaths(
     Ok(shown)
 }
 
-/// Makes the directory that the first process is to begin in, wherever that lies; a tmpfs is not there yet.
+/// Makes the directory that the first process is to begin in, wherever that lies; a tmpfs is not there yet, and what is not
+/// to be written is not.
 fn make_working_dir(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
     let dir = Path::new(&config.working_dir);
     let within = |mount: &&ContainerMount| dir.starts_with(&mount.target);
     let mount = config.mounts.iter().filter(within).max_by_key(|mount| mount.target.len());
+    if mount.is_some_and(|mount| mount.read_only) {
+        return Ok(());
+    }
     let (root, at) = match mount.map(|mount| (&mount.source, &mount.target)) {
         Some((MountSource::Volume { subpath, .. }, _)) if !subpath.is_empty() => return Ok(()),
         Some((MountSource::Volume { name, .. }, target)) => (volumes[name].as_path(), target.as_str()),

@@ -20,8 +20,9 @@ use skep_worker::health_check;
 use super::mounts::{add_inherited, keep_data_root_below, keep_writable_below, mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
+use crate::http::images::is_own_platform;
 use crate::http::json::read;
-use crate::http::networks::joining::{EndpointBody, joinable, mac_address, place_links};
+use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
@@ -224,15 +225,13 @@ pub(in crate::http) async fn create(
 
 /// Images that are here are for this host; clients pull another if there is none for a platform.
 fn require_platform(platform: &str, image: &str) -> Result<(), ApiError> {
-    let mut parts = platform.split('/');
-    let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let own = skep_engine::architecture();
-    if matches!(os, "" | "linux") && (architecture.is_empty() || architecture == own) {
+    if is_own_platform(platform) {
         return Ok(());
     }
     Err(ApiError::not_found(format!(
         "image with reference {image} was found but does not match the specified platform: wanted {platform}, \
-         actual: linux/{own}"
+         actual: linux/{}",
+        skep_engine::architecture()
     )))
 }
 
@@ -348,7 +347,7 @@ async fn local_networks(state: &State, mode: &str, body: &CreateBody) -> Result<
         }
     }
     if first.id() != DEFAULT_NETWORK && places[0].links.is_empty() {
-        places[0].links = place_links(&body.host_config.links)?;
+        places[0].links = first.links(&body.host_config.links)?;
     }
     if let Some(mac) = mac_address(mac)? {
         places[0].mac.get_or_insert(mac);

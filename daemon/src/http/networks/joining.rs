@@ -66,6 +66,23 @@ impl Joinable {
         }
     }
 
+    /// Reads `NAME[:ALIAS]`: what a container calls others in the network, and their names there.
+    pub(in crate::http) fn links(&self, texts: &[String]) -> Result<BTreeMap<String, String>, ApiError> {
+        if !texts.is_empty() && matches!(self, Self::Swarm(_)) {
+            return Err(ApiError::unsupported(
+                "links in networks of the swarm are not supported: use names and aliases",
+            ));
+        }
+        let link = |text: &String| {
+            let (name, alias) = text.split_once(':').unwrap_or((text, text));
+            if name.is_empty() || alias.is_empty() {
+                return Err(ApiError::bad_request(format!("bad format for links: {text:?}: write NAME:ALIAS")));
+            }
+            Ok((alias.to_owned(), name.trim_start_matches('/').to_owned()))
+        };
+        texts.iter().map(link).collect()
+    }
+
     /// Any place in it.
     pub(in crate::http) fn any_place(&self) -> WantedPlace {
         let kept = matches!(self, Self::Swarm(_));
@@ -102,26 +119,9 @@ impl EndpointBody {
         }
         let link_local = self.ipam_config.link_local.iter().map(|text| link_local(text)).collect::<Result<_, _>>()?;
         let driver_options = self.driver_opts.clone();
-        let (aliases, links) = (self.aliases.clone(), place_links(&self.links)?);
-        if !links.is_empty() && matches!(network, Joinable::Swarm(_)) {
-            return Err(ApiError::unsupported(
-                "links in networks of the swarm are not supported: use names and aliases",
-            ));
-        }
+        let (aliases, links) = (self.aliases.clone(), network.links(&self.links)?);
         Ok(WantedPlace { aliases, links, address, address_v6, mac, link_local, driver_options, ..network.any_place() })
     }
-}
-
-/// Reads `NAME[:ALIAS]`: what a container calls others in a network, and their names there.
-pub(in crate::http) fn place_links(texts: &[String]) -> Result<BTreeMap<String, String>, ApiError> {
-    let link = |text: &String| {
-        let (name, alias) = text.split_once(':').unwrap_or((text, text));
-        if name.is_empty() || alias.is_empty() {
-            return Err(ApiError::bad_request(format!("bad format for links: {text:?}: write NAME:ALIAS")));
-        }
-        Ok((alias.to_owned(), name.trim_start_matches('/').to_owned()))
-    };
-    texts.iter().map(link).collect()
 }
 
 /// Reads a link's address; none if nothing is said.
