@@ -256,7 +256,10 @@ fn files_are_whole_though_their_container_ends_meanwhile() {
     host.docker(&["run", "-d", "--name", "deaf", "busybox", "sh", "-c", "trap : TERM; while :; do sleep 1; done"]);
     let mut client =
         Command::new("docker").arg("-H").arg(host.socket()).args(["stop", "-t", "2", "deaf"]).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    wait_until("the container is being stopped", LIMIT, || {
+        let told = host.docker(&["events", "--since", "0", "--until", "0s", "--filter", "event=kill"]);
+        (told.contains("name=deaf"), told)
+    });
     client.kill().unwrap();
     client.wait().unwrap();
     wait_until("it is stopped all the same", LIMIT, || {

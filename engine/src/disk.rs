@@ -31,23 +31,20 @@ fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&fs::File) -> io::Resu
 
 /// The bytes that a directory's files hold; what cannot be read counts nothing.
 pub(crate) fn content(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => content(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
+    sum(dir, &fs::Metadata::len)
 }
 
 /// The bytes that a directory's files take on disk; what cannot be read counts nothing.
 pub(crate) fn usage(dir: &Path) -> u64 {
+    sum(dir, &|meta| std::os::unix::fs::MetadataExt::blocks(meta) * 512)
+}
+
+fn sum(dir: &Path, size: &dyn Fn(&fs::Metadata) -> u64) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => usage(&entry.path()),
-            Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
+            Ok(meta) if meta.is_dir() => sum(&entry.path(), size),
+            Ok(meta) => size(&meta),
             Err(_) => 0,
         })
         .sum()

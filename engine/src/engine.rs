@@ -26,6 +26,7 @@ pub use files::{Archiving, Change, CommitOptions, PathStat};
 pub(crate) use helper::HelperProgram;
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
+pub use links::link_parts;
 pub use networks::{LocalNetworkSpec, NetworkRef};
 
 use std::collections::{BTreeMap, VecDeque};

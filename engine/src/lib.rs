@@ -40,7 +40,7 @@ pub use container::user::UserError;
 pub use engine::{
     Archiving, Attachment, BlockCount, Change, CommitOptions, Engine, EngineConfig, EngineError, EngineEvent, Exec,
     ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec, NetworkRef, OutputReader, PathStat,
-    Probe, RemoveOptions, Usage,
+    Probe, RemoveOptions, Usage, link_parts,
 };
 pub use image::builtin::WHOAMI;
 pub use image::pull::{

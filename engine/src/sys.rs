@@ -37,35 +37,43 @@ fn ensure_dir_after(root: &Path, inside: &Path, owner: Option<(u32, u32)>, links
     if links > LINKS_MAX {
         return Err(io::Error::from_raw_os_error(libc::ELOOP));
     }
-    let mut at = root.to_owned();
+    let mut at = open_in_root(root, Path::new("."))?;
     let mut so_far = PathBuf::new();
     for part in inside.components() {
         let before = so_far.clone();
         so_far.push(part);
-        if let Err(error) = open_in_root(root, &so_far) {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            let new = at.join(part);
-            if let Ok(target) = fs::read_link(&new) {
-                // A link to what is not there yet.
-                let beyond = target.strip_prefix("/").map_or_else(|_| before.join(&target), Path::to_owned);
-                ensure_dir_after(root, &beyond, owner, links + 1)?;
-            } else {
-                fs::create_dir(&new)?;
-                fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-                if let Some((uid, gid)) = owner {
-                    chown(&new, Some(uid), Some(gid))?;
+        let found = match open_in_root(root, &so_far) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // By what is open: another may put a link in its place meanwhile.
+                let new = path_of(&at).join(part);
+                if let Ok(target) = fs::read_link(&new) {
+                    // A link to what is not there yet.
+                    let beyond = target.strip_prefix("/").map_or_else(|_| before.join(&target), Path::to_owned);
+                    ensure_dir_after(root, &beyond, owner, links + 1)?;
+                    open_in_root(root, &so_far)?
+                } else {
+                    fs::create_dir(&new)?;
+                    let made = open_in_root(root, &so_far)?;
+                    fs::set_permissions(path_of(&made), fs::Permissions::from_mode(0o755))?;
+                    if let Some((uid, gid)) = owner {
+                        chown(path_of(&made), Some(uid), Some(gid))?;
+                    }
+                    made
                 }
             }
-        }
-        let file = open_in_root(root, &so_far)?;
-        if !file.metadata()?.is_dir() {
+            found => found?,
+        };
+        if !found.metadata()?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
         }
-        at = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        at = found;
     }
-    Ok(at)
+    fs::read_link(path_of(&at))
+}
+
+/// What is open, whatever stands at its path meanwhile.
+fn path_of(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Opens a program by a view of it that nobody can write through, also not by way of the processes that

@@ -67,16 +67,20 @@ impl Linked {
     }
 }
 
+/// Takes `NAME[:ALIAS]` apart; also as a link is told of, `/NAME:/OWNER/ALIAS`.
+pub fn link_parts(text: &str) -> Result<(&str, &str), EngineError> {
+    let (name, alias) = text.split_once(':').unwrap_or((text, text));
+    let (name, alias) = (name.trim_start_matches('/'), alias.rsplit('/').next().unwrap_or(alias));
+    if name.is_empty() || alias.is_empty() || alias.contains(char::is_whitespace) {
+        return Err(EngineError::Invalid(format!("bad format for links: {text:?}: write NAME:ALIAS")));
+    }
+    Ok((name, alias))
+}
+
 impl Engine {
-    /// Reads `NAME[:ALIAS]`.
+    /// Reads `NAME[:ALIAS]`, and finds the container.
     pub fn link(&self, text: &str) -> Result<Link, EngineError> {
-        let (name, alias) = text.split_once(':').unwrap_or((text, text));
-        let alias = alias.trim_start_matches('/');
-        // A link that was told of once: `/NAME:/OWNER/ALIAS`.
-        let alias = alias.rsplit('/').next().unwrap_or(alias);
-        if name.is_empty() || alias.is_empty() {
-            return Err(EngineError::Invalid(format!("bad format for links: {text:?}: write NAME:ALIAS")));
-        }
+        let (name, alias) = link_parts(text)?;
         let target = self
             .find(name)
             .map_err(|error| EngineError::Invalid(format!("could not get container for {name}: {error}")))?;
@@ -170,6 +174,17 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_read_as_written_and_as_told_of() {
+        for (text, parts) in [("db", ("db", "db")), ("db:store", ("db", "store")), ("/db:/app/store", ("db", "store"))]
+        {
+            assert_eq!(link_parts(text).ok(), Some(parts));
+        }
+        for text in ["", ":store", "db:", "db:/app/", "db:a\n10.0.0.1 b"] {
+            assert!(link_parts(text).is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_linked_container_is_told_of_as_docker_does() {

@@ -74,11 +74,8 @@ impl Joinable {
             ));
         }
         let link = |text: &String| {
-            let (name, alias) = text.split_once(':').unwrap_or((text, text));
-            if name.is_empty() || alias.is_empty() {
-                return Err(ApiError::bad_request(format!("bad format for links: {text:?}: write NAME:ALIAS")));
-            }
-            Ok((alias.to_owned(), name.trim_start_matches('/').to_owned()))
+            let (name, alias) = skep_engine::link_parts(text)?;
+            Ok((alias.to_owned(), name.to_owned()))
         };
         texts.iter().map(link).collect()
     }
