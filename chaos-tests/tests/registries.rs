@@ -152,6 +152,86 @@ fn tasks_that_want_the_same_image_get_it_by_one_pull() {
     });
 }
 
+/// As those write it who build for other processors than theirs.
+const FOR_ANY: &str = r#"
+FROM --platform=$BUILDPLATFORM busybox AS made
+ARG TARGETARCH
+RUN uname -m > /on; echo $TARGETARCH > /for
+
+FROM scratch
+ARG TARGETPLATFORM
+LABEL for=$TARGETPLATFORM
+COPY --from=made /on /for /
+CMD ["/for"]
+"#;
+
+#[test]
+fn images_for_other_processors_are_built_kept_and_chosen_by_platform() {
+    take_turn!();
+    if !has(&["docker-registry", "docker"]) {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    host.start_registry();
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), FOR_ANY).unwrap();
+    let dir = context.path().display().to_string();
+    let name = |tag: &str| format!("10.77.0.1:5000/any:{tag}");
+    let made_for = |image: &str| {
+        let format = "{{.Os}}/{{.Architecture}}{{.Variant}} {{index .Config.Labels \"for\"}}";
+        host.docker(&["image", "inspect", "-f", format, image]).trim().to_owned()
+    };
+    for (platform, tag, shown) in [
+        ("linux/arm64", "arm64", "linux/arm64"),
+        ("linux/arm/v7", "arm", "linux/armv7"),
+        ("linux/s390x", "z", "linux/s390x"),
+    ] {
+        host.docker(&["build", "--platform", platform, "-t", &name(tag), &dir]);
+        assert_eq!(made_for(&name(tag)), format!("{shown} {platform}"));
+        host.docker(&["push", &name(tag)]);
+    }
+    // One that runs nowhere here is kept all the same; its files are those that were made here for it.
+    host.docker(&["create", "--name", "foreign", &name("arm64")]);
+    host.docker(&["cp", "foreign:/on", &dir]);
+    host.docker(&["cp", "foreign:/for", &dir]);
+    let read = |name: &str| std::fs::read_to_string(context.path().join(name)).unwrap();
+    assert_eq!((read("on").trim(), read("for").trim()), (std::env::consts::ARCH, "arm64"));
+    let created = host.docker(&["create", &name("z")]);
+    assert!(created.contains("The requested image's platform (linux/s390x) does not match"), "{created}");
+    // Of an index, the variant that is asked for, or what runs on it.
+    let config = context.path().join("config").display().to_string();
+    let manifest = |args: &[&str]| {
+        let ran = host.exec("docker", &[&["--config", &config, "manifest"], args].concat());
+        assert!(ran.success, "{ran:?}");
+    };
+    manifest(&["create", "--insecure", &name("1"), &name("arm64"), &name("arm")]);
+    manifest(&["push", "--insecure", &name("1")]);
+    host.docker(&["rm", "-f", "foreign"]);
+    host.docker(&["pull", "--platform", "linux/arm64", &name("1")]);
+    assert_eq!(made_for(&name("1")), "linux/arm64 linux/arm64");
+    host.docker(&["create", "--platform", "linux/arm/v8", &name("1")]);
+    assert_eq!(made_for(&name("1")), "linux/armv7 linux/arm/v7", "the client pulls what it has asked for");
+    for (platform, want) in [
+        ("linux/s390x", "has no variant for linux/s390x; it has linux/arm/v7, linux/arm64"),
+        ("linux/abacus", "unknown operating system or architecture"),
+    ] {
+        let refused = host.fails(&["pull", "--platform", platform, &name("1")]);
+        assert!(refused.contains(want), "{refused}");
+    }
+    // What is saved comes back for the platform that it is for, and no other.
+    let saved = context.path().join("saved").display().to_string();
+    host.docker(&["save", "-o", &saved, "--platform", "linux/arm64", &name("arm64")]);
+    host.docker(&["load", "-i", &saved, "--platform", "linux/arm64"]);
+    let other = host.exec("docker", &["-H", &host.socket(), "load", "-i", &saved, "--platform", "linux/s390x"]);
+    assert!(
+        other.stdout.contains("no image in it is for linux/s390x") || other.stderr.contains("is for linux/s390x"),
+        "{other:?}"
+    );
+}
+
 /// Whether the tools are here.
 fn has(tools: &[&str]) -> bool {
     let missing = |tool: &&&str| !Command::new("which").arg(tool).output().is_ok_and(|found| found.status.success());

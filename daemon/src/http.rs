@@ -64,6 +64,7 @@ pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rew
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(map_response(system::introduce))
         .layer(from_fn(finish))
+        .layer(from_fn(stream::read_to_the_end))
         .with_state(daemon);
     let rewrite: fn(Request) -> Request = strip_version;
     axum::ServiceExt::<Request>::into_make_service(MapRequestLayer::new(rewrite).layer(router))

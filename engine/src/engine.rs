@@ -113,6 +113,10 @@ pub enum EngineError {
     NoContainer(String),
     #[error("No such image: {0}")]
     NoImage(String),
+    #[error(
+        "image with reference {image} was found but does not match the specified platform: wanted {wanted}, actual: {actual}"
+    )]
+    OtherPlatform { image: String, wanted: String, actual: String },
     #[error("the name {name:?} is already in use by container {id}: remove or rename that one")]
     NameTaken { name: String, id: String },
     #[error("container {id} is not {wanted}: it is {found}")]

@@ -4,12 +4,15 @@ pub(crate) mod archive;
 pub(crate) mod builtin;
 mod download;
 pub(crate) mod layer;
+pub(crate) mod platform;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod store;
 pub(crate) mod unpack;
 
 use oci_client::Reference;
+
+pub use platform::{Platform, architecture};
 
 /// The full name with a tag: `app` becomes `docker.io/library/app:latest`.
 #[must_use]
@@ -44,16 +47,6 @@ pub(crate) fn repository(name: &str) -> String {
 pub(crate) fn pinned(name: &str) -> Option<String> {
     let (bare, digest) = name.split_once('@')?;
     Some(format!("{}@{digest}", repository(bare)))
-}
-
-/// This host's architecture in the words of image manifests.
-#[must_use]
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 #[cfg(test)]

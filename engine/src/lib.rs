@@ -49,7 +49,7 @@ pub use image::pull::{
 pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
-pub use image::{architecture, familiar, normalize, repository_path};
+pub use image::{Platform, architecture, familiar, normalize, repository_path};
 pub use network::{
     DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, KeptNetwork, LocalNetwork, MacAddress,
     NetworkKeeper, Parent, WantedPlace,

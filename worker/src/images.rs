@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt as _;
 use futures::future::{Shared, WeakShared};
 use skep_api::{SecretBytes, with_causes};
-use skep_engine::{Credentials, Engine, ImageConfig};
+use skep_engine::{Credentials, Engine, ImageConfig, Platform};
 use tokio::sync::mpsc;
 
 /// A pull as its tasks wait for it. It is given up when none of them waits any more.
@@ -24,14 +24,14 @@ struct UnderWay {
 }
 
 impl Images {
-    /// The image, pulled unless it is here.
+    /// The image, pulled unless it is here for this host.
     pub(crate) async fn get(
         &self,
         engine: &Arc<Engine>,
         name: &str,
         registry_auth: &SecretBytes,
     ) -> Result<Arc<ImageConfig>, String> {
-        if let Ok(image) = engine.image(name) {
+        if let Ok(image) = engine.image_for(name, Some(&Platform::own())) {
             return Ok(Arc::new(image.config));
         }
         self.join(engine, name, registry_auth).await
@@ -57,6 +57,6 @@ async fn pull(engine: Arc<Engine>, name: String, registry_auth: SecretBytes) -> 
     let credentials = Credentials::from_header(registry_auth.expose()).map_err(|error| error.to_string())?;
     // Nobody watches this progress: what does not fit is dropped.
     let (progress, _) = mpsc::channel(1);
-    let image = engine.pull(&name, &credentials, &progress).await;
+    let image = engine.pull(&name, None, &credentials, &progress).await;
     image.map(|image| Arc::new(image.config)).map_err(|error| with_causes(&error))
 }

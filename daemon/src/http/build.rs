@@ -55,7 +55,6 @@ impl BuildQuery {
                 "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
             ));
         }
-        super::images::check_platform(&self.platform)?;
         for (what, asks) in [("squash", is_on(&self.squash)), ("outputs", !self.outputs.is_empty())] {
             if asks {
                 return Err(ApiError::unsupported(format!("{what} is not supported yet for builds")));
@@ -70,6 +69,7 @@ impl BuildQuery {
             target: self.target.clone(),
             no_cache: is_on(&self.nocache),
             pull: is_on(&self.pull),
+            platform: super::images::platform(&self.platform)?,
             network: NetworkMode::Bridge,
             hosts: Vec::new(),
             limits: ResourceLimits {

@@ -110,6 +110,7 @@ impl From<EngineError> for ApiError {
         let status = match &error {
             EngineError::NoContainer(_)
             | EngineError::NoImage(_)
+            | EngineError::OtherPlatform { .. }
             | EngineError::NoExec(_)
             | EngineError::NoNetwork(_)
             | EngineError::NoFile(_)

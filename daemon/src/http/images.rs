@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, Timestamp, with_causes};
-use skep_engine::{Credentials, EngineError, Image, PullProgress, familiar};
+use skep_engine::{Credentials, EngineError, Image, Platform, PullProgress, familiar};
 use tokio::sync::mpsc;
 
 use super::json::{or_null, parse};
@@ -101,28 +101,31 @@ fn wildcard(pattern: &[u8], text: &[u8]) -> bool {
 pub(super) async fn get(
     state: State,
     Path(rest): Path<String>,
-    Query(query): Query<SaveQuery>,
+    Query(query): Query<ImageQuery>,
 ) -> Result<Response, ApiError> {
     let Some((name, what)) = rest.rsplit_once('/') else {
         return match rest.as_str() {
             "search" => {
                 Err(ApiError::unsupported("searching needs Docker Hub, which this daemon does not ask: name an image"))
             }
-            "get" => save(&state, &query.all_names()),
+            "get" => save(&state, &query.all_names(), query.platform()?.as_ref()),
             other => Err(ApiError::not_found(format!("page not found: /images/{other}"))),
         };
     };
+    let platform = query.platform()?;
     match what {
-        "json" => Ok(Json(inspect(&state, name)?).into_response()),
-        "history" => Ok(Json(history(&state, name)?).into_response()),
-        "get" => save(&state, &[name.to_owned()]),
+        "json" => Ok(Json(inspect(&state, &state.engine.image_for(name, platform.as_ref())?)).into_response()),
+        "history" => {
+            state.engine.image_for(name, platform.as_ref())?;
+            Ok(Json(history(&state, name)?).into_response())
+        }
+        "get" => save(&state, &[name.to_owned()], platform.as_ref()),
         "attestations" => Err(ApiError::unsupported("attestations are not supported: images are kept without them")),
         other => Err(ApiError::not_found(format!("page not found: /images/{name}/{other}"))),
     }
 }
 
-fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
-    let image = state.engine.image(name)?;
+fn inspect(state: &State, image: &Image) -> Value {
     let mut config = json!(image.config);
     for (key, missing) in [("Cmd", Value::Null), ("Entrypoint", Value::Null), ("Labels", Value::Null)] {
         if config[key].as_array().is_some_and(Vec::is_empty)
@@ -134,14 +137,14 @@ fn inspect(state: &State, name: &str) -> Result<Value, ApiError> {
     if config.get("OnBuild").is_none() {
         config["OnBuild"] = Value::Null;
     }
-    let (author, comment) = state.engine.image_notes(&image);
-    Ok(json!({
-        "Id": image.id, "RepoTags": tags(&image), "RepoDigests": digests(&image), "Parent": state.engine.image_below(&image).unwrap_or_default(), "Comment": comment,
-        "Created": image.created, "Author": author, "Architecture": image.architecture, "Os": image.os,
+    let (author, comment) = state.engine.image_notes(image);
+    json!({
+        "Id": image.id, "RepoTags": tags(image), "RepoDigests": digests(image), "Parent": state.engine.image_below(image).unwrap_or_default(), "Comment": comment,
+        "Created": image.created, "Author": author, "Architecture": image.architecture, "Os": image.os, "Variant": image.variant,
         "Size": image.size_bytes, "VirtualSize": image.size_bytes, "DockerVersion": "",
         "Config": config, "RootFS": {"Type": "layers", "Layers": image.layers},
         "GraphDriver": {"Name": state.engine.storage_driver().as_str(), "Data": {}}, "Metadata": {"LastTagTime": Timestamp::NEVER},
-    }))
+    })
 }
 
 fn history(state: &State, name: &str) -> Result<Value, ApiError> {
@@ -156,42 +159,58 @@ fn history(state: &State, name: &str) -> Result<Value, ApiError> {
     Ok(Value::Array(lines.iter().map(value).collect()))
 }
 
+/// What is asked of images that are here.
 #[derive(Deserialize, Default)]
-pub(super) struct SaveQuery {
+pub(super) struct ImageQuery {
     #[serde(default)]
     names: String,
+    platform: Option<String>,
 }
 
-impl SaveQuery {
+impl ImageQuery {
+    fn platform(&self) -> Result<Option<Platform>, ApiError> {
+        platform_described(self.platform.as_ref())
+    }
+
     fn all_names(&self) -> Vec<String> {
         self.names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 }
 
-/// `/images/get?names=a&names=b`: a parameter that may come again.
+/// `/images/get?names=a&names=b`: a parameter that may come again, and a platform.
 pub(super) async fn save_several(state: State, request: Request) -> Result<Response, ApiError> {
     let pairs: Vec<(String, String)> =
         Query::try_from_uri(request.uri()).map(|Query(pairs)| pairs).map_err(ApiError::bad_request)?;
+    let platform = pairs.iter().find(|(key, _)| key == "platform").map(|(_, value)| value);
+    let platform = platform_described(platform)?;
     let names: Vec<String> = pairs
         .into_iter()
         .filter(|(key, _)| key == "names")
-        .flat_map(|(_, value)| SaveQuery { names: value }.all_names())
+        .flat_map(|(_, value)| ImageQuery { names: value, platform: None }.all_names())
         .collect();
-    save(&state, &names)
+    save(&state, &names, platform.as_ref())
 }
 
-fn save(state: &State, names: &[String]) -> Result<Response, ApiError> {
+fn save(state: &State, names: &[String], platform: Option<&Platform>) -> Result<Response, ApiError> {
     if names.is_empty() {
         return Err(ApiError::bad_request("no image is named: give names"));
     }
     let images = state.engine.images_to_save(names)?;
+    for (image, _) in &images {
+        state.engine.image_for(&image.id, platform)?;
+    }
     let engine = state.engine.clone();
     Ok(written("application/x-tar", move |to| engine.save_images(&images, to)))
 }
 
-pub(super) async fn load(state: State, request: Request) -> Result<Response, ApiError> {
-    let engine = state.engine.clone();
-    let loaded = read_body(request.into_body(), move |archive| engine.load_images(archive)).await;
+pub(super) async fn load(
+    state: State,
+    Query(query): Query<ImageQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (engine, platform) = (state.engine.clone(), query.platform()?);
+    let load = move |archive: &mut dyn std::io::Read| engine.load_images(archive, platform.as_ref());
+    let loaded = read_body(request.into_body(), load).await;
     let values: Vec<Value> = match loaded.map_err(ApiError::internal)? {
         Ok(told) => told.iter().map(|text| json!({"stream": format!("{text}\n")})).collect(),
         Err(error) => vec![json_error(&with_causes(&error))],
@@ -219,12 +238,18 @@ pub(super) async fn post(
             state.engine.tag(name, &format!("{}{tag}", param("repo")))?;
             Ok(StatusCode::CREATED.into_response())
         }
-        "push" => push(&state, name, param("tag"), &headers),
+        "push" => push(&state, name, param("tag"), platform_described(query.get("platform"))?.as_ref(), &headers),
         other => Err(ApiError::not_found(format!("page not found: /images/{name}/{other}"))),
     }
 }
 
-fn push(state: &State, name: &str, tag: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+fn push(
+    state: &State,
+    name: &str,
+    tag: &str,
+    platform: Option<&Platform>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     let credentials = credentials(headers)?;
     let full = if tag.is_empty() { name.to_owned() } else { format!("{name}:{tag}") };
     // What is not here is told before the stream begins.
@@ -232,6 +257,7 @@ fn push(state: &State, name: &str, tag: &str, headers: &HeaderMap) -> Result<Res
     if image.is_err() {
         return Err(ApiError::not_found(format!("An image does not exist locally with the tag: {name}")));
     }
+    state.engine.image_for(&full, platform)?;
     let engine = state.engine.clone();
     let (lines, stream) = mpsc::channel(PROGRESS_AHEAD);
     tokio::spawn(async move {
@@ -291,36 +317,17 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
     Ok(Credentials::from_header(registry_auth(headers)?.expose()).unwrap_or_default())
 }
 
-/// What platforms are called, whether or not there is something for them.
-const SYSTEMS: [&str; 7] = ["linux", "windows", "darwin", "freebsd", "openbsd", "netbsd", "solaris"];
-const ARCHITECTURES: [&str; 9] = ["amd64", "arm64", "arm", "386", "ppc64le", "s390x", "riscv64", "mips64le", "loong64"];
-
-/// Says why there are no images for a platform here: `OS[/ARCHITECTURE[/VARIANT]]`, or the second alone.
-pub(super) fn check_platform(platform: &str) -> Result<(), ApiError> {
-    let own = skep_engine::architecture();
-    let (first, rest) = platform.split_once('/').unwrap_or((platform, ""));
-    if !platform.is_empty() && !SYSTEMS.contains(&first) && (!rest.is_empty() || !ARCHITECTURES.contains(&first)) {
-        return Err(ApiError::bad_request(format!(
-            "{platform:?}: unknown operating system or architecture: invalid argument; write linux/{own}"
-        )));
-    }
-    if is_own_platform(platform) {
-        return Ok(());
-    }
-    Err(ApiError::unsupported(format!(
-        "platform {platform} is not this host's, which is linux/{own}: others are not supported yet"
-    )))
+/// The platform that a parameter names, as `OS[/ARCHITECTURE[/VARIANT]]`.
+pub(super) fn platform(text: &str) -> Result<Option<Platform>, ApiError> {
+    let named = Some(text).filter(|text| !text.is_empty());
+    named.map(|text| text.parse().map_err(ApiError::bad_request)).transpose()
 }
 
-/// Whether a platform is this host's, or none is named.
-pub(super) fn is_own_platform(platform: &str) -> bool {
-    let own = skep_engine::architecture();
-    let mut parts = platform.split('/');
-    match (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) {
-        ("" | "linux", "") => true,
-        ("linux", architecture) | (architecture, "") => architecture == own,
-        _ => false,
-    }
+/// The platform that a parameter describes, as members of JSON.
+fn platform_described(text: Option<&String>) -> Result<Option<Platform>, ApiError> {
+    let given = text.filter(|text| !text.is_empty());
+    let read = given.map(|text| serde_json::from_str::<Platform>(text).map(|platform| platform.normal()));
+    read.transpose().map_err(|error| ApiError::bad_request(format!("platform cannot be read: {error}")))
 }
 
 /// Pulls an image, or imports one.
@@ -343,11 +350,16 @@ pub(super) async fn create(state: State, request: Request) -> Result<Response, A
     if skep_engine::normalize(&name).is_none() {
         return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
     }
-    check_platform(query.platform.as_deref().unwrap_or_default())?;
-    pull(&state, name, credentials(request.headers())?)
+    let platform = platform(query.platform.as_deref().unwrap_or_default())?;
+    pull(&state, name, platform, credentials(request.headers())?)
 }
 
-fn pull(state: &State, name: String, credentials: Credentials) -> Result<Response, ApiError> {
+fn pull(
+    state: &State,
+    name: String,
+    platform: Option<Platform>,
+    credentials: Credentials,
+) -> Result<Response, ApiError> {
     let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
     let (lines, stream) = mpsc::channel::<Value>(PROGRESS_AHEAD);
     let engine = state.engine.clone();
@@ -362,7 +374,7 @@ fn pull(state: &State, name: String, credentials: Credentials) -> Result<Respons
         drop(lines.send(begin).await);
         let before = engine.image(&name).ok().map(|image| image.id);
         let pulled = async {
-            let pulled = engine.pull(&name, &credentials, &progress).await;
+            let pulled = engine.pull(&name, platform.as_ref(), &credentials, &progress).await;
             drop(progress);
             pulled
         };
@@ -412,8 +424,11 @@ async fn import(
         None => repo,
     };
     let message = query.message.clone().unwrap_or_default();
+    let platform = platform(query.platform.as_deref().unwrap_or_default())?.unwrap_or_else(Platform::own);
     let engine = state.engine.clone();
-    let imported = read_body(body, move |archive| engine.import_image(archive, &name, &message, &changes)).await;
+    let import =
+        move |archive: &mut dyn std::io::Read| engine.import_image(archive, &name, &message, &changes, platform);
+    let imported = read_body(body, import).await;
     let image = imported.map_err(ApiError::internal)??;
     Ok(Json(json!({"status": image.id})).into_response())
 }
@@ -496,11 +511,9 @@ pub(super) async fn distribution(
         return Err(ApiError::not_found(format!("{name} is built in: no registry has it")));
     }
     let resolved = state.engine.resolve(name, &credentials(&headers)?).await?;
-    let platforms: Vec<_> =
-        resolved.platforms.iter().map(|(os, arch)| json!({"architecture": arch, "os": os})).collect();
     Ok(Json(json!({
         "Descriptor": {"mediaType": resolved.media_type, "digest": resolved.digest, "size": resolved.size_bytes},
-        "Platforms": platforms,
+        "Platforms": resolved.platforms,
     })))
 }
 

@@ -1,13 +1,18 @@
 //! Bodies that come or go piece by piece, joined to code that reads and writes as files are.
 
 use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody as _};
+use axum::extract::Request;
 use axum::http::header;
+use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use futures::TryStreamExt as _;
+use futures::{Stream, TryStreamExt as _};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -15,23 +20,70 @@ use tokio_stream::wrappers::ReceiverStream;
 const PIECES_AHEAD: usize = 16;
 const PIECE_LEN: usize = 64 << 10;
 
-/// What is read of a body that nobody wants any more.
-const UNWANTED_LEN_MAX: u64 = 1 << 30;
+/// What is read of a body that nobody wants any more, and for how long.
+const UNWANTED_LEN_MAX: usize = 1 << 30;
+const UNWANTED_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Reads a request's body on a thread that may wait. What is left of it after an error is read, too:
-/// clients hear no answer before they have sent all.
+/// A request's body that comes back to where it was given out when it is dropped before its end.
+struct Returning {
+    pieces: BodyDataStream,
+    rest: Option<oneshot::Sender<BodyDataStream>>,
+}
+
+impl Stream for Returning {
+    type Item = Result<Bytes, axum::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = Pin::new(&mut self.pieces).poll_next(context);
+        if !matches!(next, Poll::Pending | Poll::Ready(Some(Ok(_)))) {
+            self.rest = None;
+        }
+        next
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            let pieces = std::mem::replace(&mut self.pieces, Body::empty().into_data_stream());
+            // Nobody waits for it where the answer is on its way already.
+            drop(rest.send(pieces));
+        }
+    }
+}
+
+/// Reads what an answer leaves of its request's body before it is sent: clients that are still sending
+/// hear no answer, and a connection closed under them is all they would see.
+pub(super) async fn read_to_the_end(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (sender, mut rest) = oneshot::channel();
+    let body = |body: Body| Body::from_stream(Returning { pieces: body.into_data_stream(), rest: Some(sender) });
+    let response = next.run(request.map(body)).await;
+    if let Ok(mut unwanted) = rest.try_recv() {
+        let mut len = 0;
+        let reading = async {
+            while len < UNWANTED_LEN_MAX
+                && let Some(Ok(piece)) = unwanted.next().await
+            {
+                len += piece.len();
+            }
+        };
+        // Who sends more, or slowly, is cut off.
+        drop(tokio::time::timeout(UNWANTED_TIME_MAX, reading).await);
+    }
+    response
+}
+
+/// Reads a request's body on a thread that may wait.
 pub(super) fn read_body<T: Send + 'static>(
     body: Body,
     read: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
     let stream = body.into_data_stream().map_err(io::Error::other);
     let mut reader = tokio_util::io::SyncIoBridge::new(tokio_util::io::StreamReader::new(stream));
-    tokio::task::spawn_blocking(move || {
-        let result = read(&mut reader);
-        // A client that is gone sends no more.
-        drop(io::copy(&mut reader.take(UNWANTED_LEN_MAX), &mut io::sink()));
-        result
-    })
+    tokio::task::spawn_blocking(move || read(&mut reader))
 }
 
 /// A response's body, written by a thread that may wait; fails once the client is gone.
@@ -90,4 +142,40 @@ pub(super) fn json_lines(values: mpsc::Receiver<Value>) -> Response {
 /// An error within such a response.
 pub(super) fn json_error(message: &str) -> Value {
     serde_json::json!({"error": message, "errorDetail": {"message": message}})
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::put;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn answer(client: &mut TcpStream) -> String {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"later") {
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "it was closed");
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_may_send_all_before_hearing_of_it() {
+        let refuse = put(|| async { (StatusCode::FORBIDDEN, "later") });
+        let router = Router::new().route("/", refuse).layer(axum::middleware::from_fn(read_to_the_end));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tokio::spawn(async { axum::serve(listener, router).await });
+        // The second would not be answered had the connection been closed at the first.
+        for _ in 0..2 {
+            client.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n").await.unwrap();
+            let early = tokio::time::timeout(Duration::from_millis(100), client.readable()).await;
+            assert!(early.is_err(), "the answer came before all was sent");
+            client.write_all(&vec![0; 1_000_000]).await.unwrap();
+            assert!(answer(&mut client).await.starts_with("HTTP/1.1 403 Forbidden"));
+        }
+    }
 }

@@ -19,9 +19,9 @@ use crate::build::stage::Mounted;
 use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
 use crate::engine::{EngineError, now};
-use crate::image::normalize;
 use crate::image::pull::Credentials;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image};
+use crate::image::{Platform, normalize};
 use crate::sys;
 
 /// What an image is built with.
@@ -40,6 +40,8 @@ pub struct BuildOptions {
     pub cache_from: Vec<String>,
     /// Whether base images are asked for in their registries though they are here.
     pub pull: bool,
+    /// What images are built for; none: this host.
+    pub platform: Option<Platform>,
     pub network: NetworkMode,
     /// Lines `IP name…` for /etc/hosts.
     pub hosts: Vec<String>,
@@ -78,6 +80,8 @@ pub(super) struct Stage {
     pub(super) draft: Draft,
     pub(super) layers: Vec<String>,
     pub(super) history: Vec<HistoryEntry>,
+    /// What its image is for.
+    pub(super) platform: Platform,
     /// ARGs in force.
     pub(super) args: BTreeMap<String, String>,
     /// Digest of all that its state depends on.
@@ -124,7 +128,8 @@ impl Builder {
         let plan = self.plan.clone();
         let written = &plan.written[self.number];
         self.next_step(&written.from).await?;
-        let mut stage = self.base(&plan.base_name(written)?).await?;
+        let platform = plan.platform(written)?;
+        let mut stage = self.base(&plan.base_name(written)?, platform.as_ref()).await?;
         self.tell(format!(" ---> {}\n", short(&stage.key))).await?;
         let triggers = std::mem::take(&mut stage.draft.config.on_build);
         if !triggers.is_empty() {
@@ -151,11 +156,12 @@ impl Builder {
     }
 
     /// What a stage begins with: nothing, another stage, or an image.
-    async fn base(&self, name: &str) -> Result<Stage, BuildError> {
+    async fn base(&self, name: &str, platform: Option<&Platform>) -> Result<Stage, BuildError> {
         if name == "scratch" {
             let mut draft = Draft::default();
             set_env(&mut draft.config.env, "PATH", PATH);
-            return Ok(Stage { key: key(&["scratch"]), draft, ..Stage::default() });
+            let platform = platform.cloned().unwrap_or_else(Platform::own);
+            return Ok(Stage { key: key(&["scratch", &platform.to_string()]), draft, platform, ..Stage::default() });
         }
         if let Some(other) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
             let mut stage = other.clone();
@@ -163,7 +169,7 @@ impl Builder {
             stage.draft.cmd_is_own = false;
             return Ok(stage);
         }
-        let image = self.image(name).await?;
+        let image = self.image(name, platform).await?;
         let store = self.plan.engine.image_store();
         let blob: Option<ConfigBlob> =
             store.config_blob(&image.id).ok().and_then(|raw| serde_json::from_slice(&raw).ok());
@@ -176,12 +182,13 @@ impl Builder {
             layers: image.layers.clone(),
             history: blob.map(|blob| blob.history).unwrap_or_default(),
             args: BTreeMap::new(),
+            platform: image.platform(),
             key: image.id.trim_start_matches("sha256:").to_owned(),
         })
     }
 
-    pub(super) async fn image(&self, name: &str) -> Result<Image, BuildError> {
-        match self.plan.engine.image(name) {
+    pub(super) async fn image(&self, name: &str, platform: Option<&Platform>) -> Result<Image, BuildError> {
+        match self.plan.engine.image_for(name, platform) {
             Ok(image) if !self.plan.options.pull || normalize(name) == normalize(crate::image::builtin::WHOAMI) => {
                 Ok(image)
             }
@@ -191,7 +198,7 @@ impl Builder {
                 let (progress, mut steps) = mpsc::channel(64);
                 let drain = async { while steps.recv().await.is_some() {} };
                 let pulled = async {
-                    let pulled = self.plan.engine.pull(name, &credentials, &progress).await;
+                    let pulled = self.plan.engine.pull(name, platform, &credentials, &progress).await;
                     drop(progress);
                     pulled
                 };

@@ -114,7 +114,8 @@ impl Builder {
         if let Some(stage) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
             return Ok(stage.layers.clone());
         }
-        Ok(self.image(name).await?.layers)
+        let platform = self.plan.platform(&self.plan.written[self.number])?;
+        Ok(self.image(name, platform.as_ref()).await?.layers)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::build::parse::{self, Dockerfile, Instruction};
 use crate::build::words;
 use crate::engine::{Engine, now};
 use crate::image::store::{ConfigBlob, Image, RootFs};
-use crate::image::{architecture, familiar, normalize};
+use crate::image::{Platform, familiar, normalize};
 
 /// Lines of one stage that wait for those of the stages before it.
 const LINES_AHEAD: usize = 1024;
@@ -150,6 +150,19 @@ async fn run(plan: &Arc<Plan>, output: &mpsc::Sender<BuildOutput>) -> Result<Sta
     Ok(stage)
 }
 
+/// What ARGs may say of the platform that is built on, and of that which is built for.
+fn platform_args(target: &Platform) -> BTreeMap<String, String> {
+    let parts = |of: &str, platform: &Platform| {
+        [
+            (format!("{of}PLATFORM"), platform.to_string()),
+            (format!("{of}OS"), platform.os.clone()),
+            (format!("{of}ARCH"), platform.architecture.clone()),
+            (format!("{of}VARIANT"), platform.variant.clone()),
+        ]
+    };
+    parts("BUILD", &Platform::own()).into_iter().chain(parts("TARGET", target)).collect()
+}
+
 /// Arguments that may be given without an ARG.
 fn is_predefined(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -181,6 +194,7 @@ impl Plan {
     fn new(engine: Arc<Engine>, options: BuildOptions, context: Sources, file: Dockerfile) -> Result<Self, BuildError> {
         let counted = (!options.cache_from.is_empty()).then(|| layers_of(&engine, &options.cache_from));
         let escape = file.escape;
+        let globals = platform_args(&options.platform.clone().unwrap_or_else(Platform::own));
         let mut plan = Self {
             engine,
             options,
@@ -188,7 +202,7 @@ impl Plan {
             counted,
             escape,
             global_args: Vec::new(),
-            globals: BTreeMap::new(),
+            globals,
             written: Vec::new(),
             needed: BTreeSet::new(),
             steps: 0,
@@ -287,6 +301,23 @@ impl Plan {
         words::expand(word, self.escape, &|name| self.globals.get(name).cloned()).map_err(BuildError::Dockerfile)
     }
 
+    /// What a stage is for: what its FROM says, or else the whole build.
+    pub(super) fn platform(&self, stage: &Written) -> Result<Option<Platform>, BuildError> {
+        let mut platform = self.options.platform.clone();
+        for (flag, value) in &stage.from.flags {
+            if flag != "platform" {
+                return Err(BuildError::Dockerfile(format!(
+                    "unknown flag for FROM: --{flag}: only --platform is known"
+                )));
+            }
+            let value = words::expand(value, self.escape, &|name| self.globals.get(name).cloned());
+            let value = value.map_err(BuildError::Dockerfile)?;
+            let parsed = value.parse().map_err(|error| BuildError::Dockerfile(format!("FROM --platform: {error}")));
+            platform = Some(parsed?);
+        }
+        Ok(platform)
+    }
+
     /// The build arguments that no ARG of the needed stages declares, and that are not for proxies.
     fn unused_args(&self) -> Option<String> {
         let in_stages = self.needed.iter().flat_map(|&number| &self.written[number].body);
@@ -343,14 +374,12 @@ impl Plan {
             return Ok(self.engine.image(&image.id)?);
         }
         let blob = ConfigBlob {
-            architecture: architecture().into(),
-            os: "linux".into(),
             created: Some(Self::created(&stage)),
             config: Some(stage.draft.config),
             rootfs: RootFs { kind: "layers".into(), diff_ids: stage.layers },
             history: stage.history,
             author: stage.draft.author,
-            ..ConfigBlob::default()
+            ..ConfigBlob::of(stage.platform)
         };
         let raw = serde_json::to_vec(&blob).map_err(|error| failed(error.into()))?;
         let image = self.engine.image_store().keep_config(&raw, tags, BTreeSet::new()).map_err(failed)?;

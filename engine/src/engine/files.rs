@@ -22,7 +22,7 @@ use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::container::targets;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
-use crate::image::{layer, normalize};
+use crate::image::{Platform, layer, normalize};
 use crate::sys;
 
 /// What is known of a file without reading it.
@@ -365,8 +365,6 @@ impl Engine {
             empty_layer: false,
         });
         let blob = ConfigBlob {
-            architecture: crate::image::architecture().into(),
-            os: "linux".into(),
             created: Some(created),
             config: Some(image_config),
             rootfs: crate::image::store::RootFs {
@@ -376,6 +374,7 @@ impl Engine {
             author: options.author,
             comment: options.comment,
             history: blob.history,
+            ..ConfigBlob::of(base.map_or_else(Platform::own, |image| image.platform()))
         };
         let raw = serde_json::to_vec(&blob).map_err(|error| doing()(error.into()))?;
         let image = self.images.keep_config(&raw, full.into_iter().collect(), BTreeSet::new()).map_err(doing())?;

@@ -11,7 +11,7 @@ use crate::build::instruction;
 use crate::image::pull::{Credentials, PullProgress, RegistryConfig, Resolved};
 use crate::image::push::Pushed;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
-use crate::image::{archive, familiar, normalize};
+use crate::image::{Platform, archive, familiar, normalize};
 
 /// One line of an image's history, the newest first.
 #[derive(Clone, Debug)]
@@ -53,15 +53,29 @@ impl Engine {
         self.tell("image", action, id, attributes);
     }
 
-    /// Pulls an image; progress goes to `progress` as far as somebody takes it.
+    /// The image, if it is for a platform that is asked for.
+    pub fn image_for(&self, name: &str, platform: Option<&Platform>) -> Result<Image, EngineError> {
+        let image = self.image(name)?;
+        match platform {
+            Some(wanted) if !wanted.takes(&image.platform()) => Err(EngineError::OtherPlatform {
+                image: name.to_owned(),
+                wanted: wanted.to_string(),
+                actual: image.platform().to_string(),
+            }),
+            _ => Ok(image),
+        }
+    }
+
+    /// Pulls an image, for this host's platform if none is named; progress goes to `progress` as far as somebody takes it.
     pub async fn pull(
         &self,
         name: &str,
+        platform: Option<&Platform>,
         credentials: &Credentials,
         progress: &mpsc::Sender<PullProgress>,
     ) -> Result<Image, EngineError> {
         let _under_way = self.layers_under_way.read().await;
-        let image = self.puller.pull(name, credentials, progress).await?;
+        let image = self.puller.pull(name, platform, credentials, progress).await?;
         self.tell_image("pull", familiar(name), name);
         Ok(image)
     }
@@ -280,10 +294,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes the images of an archive in; takes its time. Returns what to tell of each.
-    pub fn load_images(&self, archive: impl Read) -> Result<Vec<String>, EngineError> {
+    /// Takes the images of an archive in, those for one platform where that is named; takes its time. Returns what to tell of each.
+    pub fn load_images(&self, archive: impl Read, platform: Option<&Platform>) -> Result<Vec<String>, EngineError> {
         let _under_way = self.layers_under_way.blocking_read();
-        let loaded = archive::load(&self.images, archive).map_err(|error| {
+        let loaded = archive::load(&self.images, archive, platform).map_err(|error| {
             EngineError::Invalid(format!("the archive cannot be loaded: {}", skep_api::with_causes(&error)))
         })?;
         let mut told = Vec::new();
@@ -305,6 +319,7 @@ impl Engine {
         name: &str,
         message: &str,
         changes: &[String],
+        platform: Platform,
     ) -> Result<Image, EngineError> {
         let _under_way = self.layers_under_way.blocking_read();
         let tags = if name.is_empty() {
@@ -315,11 +330,9 @@ impl Engine {
         };
         let created = now().to_string();
         let mut config = ConfigBlob {
-            architecture: crate::image::architecture().into(),
-            os: "linux".into(),
             created: Some(created.clone()),
             config: Some(instruction::apply_changes(Default::default(), changes).map_err(EngineError::Invalid)?),
-            ..ConfigBlob::default()
+            ..ConfigBlob::of(platform)
         };
         config.history =
             vec![HistoryEntry { created: Some(created), comment: message.to_owned(), ..Default::default() }];

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::image::layer::{self, LayerBlob};
+use crate::image::platform::{self, Platform};
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack;
 use crate::sys;
@@ -102,8 +103,12 @@ struct LegacyEntry {
     layers: Vec<String>,
 }
 
-/// Reads an archive and keeps its images; returns them with the names they came with.
-pub(crate) fn load(store: &ImageStore, archive: impl Read) -> io::Result<Vec<(Image, Vec<String>)>> {
+/// Reads an archive and keeps its images, those for one platform where that is named; returns them with the names they came with.
+pub(crate) fn load(
+    store: &ImageStore,
+    archive: impl Read,
+    platform: Option<&Platform>,
+) -> io::Result<Vec<(Image, Vec<String>)>> {
     let dir = store.incoming()?;
     let loaded = unpack::decompress(archive).and_then(|plain| {
         let mut tar = tar::Archive::new(plain);
@@ -114,23 +119,26 @@ pub(crate) fn load(store: &ImageStore, archive: impl Read) -> io::Result<Vec<(Im
                 return Err(invalid("an entry would land outside the archive"));
             }
         }
-        load_from(store, &dir)
+        load_from(store, &dir, platform)
     });
     let removed = fs::remove_dir_all(&dir);
     let loaded = loaded?;
     removed.map(|()| loaded)
 }
 
-fn load_from(store: &ImageStore, dir: &Path) -> io::Result<Vec<(Image, Vec<String>)>> {
+fn load_from(store: &ImageStore, dir: &Path, platform: Option<&Platform>) -> io::Result<Vec<(Image, Vec<String>)>> {
     let entries = match read_json::<Vec<LegacyEntry>>(dir, "manifest.json") {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => layout_entries(dir)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => layout_entries(dir, platform)?,
         Err(error) => return Err(error),
     };
     let mut loaded = Vec::new();
     for entry in entries {
         let raw = read_file(dir, &entry.config)?;
         let config: ConfigBlob = serde_json::from_slice(&raw)?;
+        if platform.is_some_and(|wanted| !wanted.takes(&config.platform())) {
+            continue;
+        }
         if config.rootfs.diff_ids.len() != entry.layers.len() {
             return Err(invalid("an image has another number of layers than its configuration says"));
         }
@@ -144,7 +152,10 @@ fn load_from(store: &ImageStore, dir: &Path) -> io::Result<Vec<(Image, Vec<Strin
         let image = store.keep_config(&raw, full, BTreeSet::new())?;
         loaded.push((image, tags));
     }
-    Ok(loaded)
+    match platform {
+        Some(wanted) if loaded.is_empty() => Err(invalid(&format!("no image in it is for {wanted}"))),
+        _ => Ok(loaded),
+    }
 }
 
 fn load_layer(store: &ImageStore, dir: &Path, path: &str, diff_id: &str) -> io::Result<()> {
@@ -168,8 +179,9 @@ fn load_layer(store: &ImageStore, dir: &Path, path: &str, diff_id: &str) -> io::
     kept
 }
 
-/// The images of an OCI layout, for this host's platform.
-fn layout_entries(dir: &Path) -> io::Result<Vec<LegacyEntry>> {
+/// The images of an OCI layout: of several variants of one, that for the platform which is asked for or else this
+/// host's, or if there is none for that the first that is there.
+fn layout_entries(dir: &Path, wanted: Option<&Platform>) -> io::Result<Vec<LegacyEntry>> {
     let index: Value = read_json(dir, "index.json")?;
     let mut by_manifest: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in index["manifests"].as_array().into_iter().flatten() {
@@ -183,11 +195,18 @@ fn layout_entries(dir: &Path) -> io::Result<Vec<LegacyEntry>> {
     for (digest, names) in by_manifest {
         let mut manifest: Value = read_json(dir, &blob_name(&digest))?;
         if let Some(variants) = manifest["manifests"].as_array() {
-            let ours = |variant: &&Value| {
-                variant["platform"]["os"] == "linux" && variant["platform"]["architecture"] == super::architecture()
+            // Saved archives may name variants that they do not hold, and attestations.
+            let is_there = |variant: &&Value| {
+                let name = variant["digest"].as_str().map(blob_name);
+                variant["platform"]["os"] != "unknown" && name.is_some_and(|name| dir.join(name).exists())
             };
-            let chosen = variants.iter().find(ours).and_then(|variant| variant["digest"].as_str());
-            manifest = read_json(dir, &blob_name(chosen.ok_or_else(|| invalid("no variant is for this host"))?))?;
+            let there: Vec<&Value> = variants.iter().filter(is_there).collect();
+            let platform = |variant: &&Value| serde_json::from_value(variant["platform"].clone()).ok();
+            let own = Platform::own();
+            let chosen = platform::best(wanted.unwrap_or(&own), &there, platform);
+            let chosen = chosen.or_else(|| there.first().filter(|_| wanted.is_none()));
+            let Some(digest) = chosen.and_then(|variant| variant["digest"].as_str()) else { continue };
+            manifest = read_json(dir, &blob_name(digest))?;
         }
         let name_of = |descriptor: &Value| descriptor["digest"].as_str().map(blob_name);
         let layers = manifest["layers"].as_array().into_iter().flatten().filter_map(name_of).collect();

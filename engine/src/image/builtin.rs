@@ -8,6 +8,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use crate::image::layer;
+use crate::image::platform::Platform;
 use crate::image::store::{ConfigBlob, HistoryEntry, ImageConfig, ImageStore, RootFs};
 
 /// The built-in image's name.
@@ -35,8 +36,6 @@ pub(crate) fn ensure(store: &ImageStore) -> io::Result<()> {
     install(&dir.join("whoami"))?;
     let (diff_id, _) = layer::seal(store, &dir)?;
     let config = ConfigBlob {
-        architecture: super::architecture().into(),
-        os: "linux".into(),
         config: Some(ImageConfig {
             entrypoint: vec!["/whoami".into()],
             user: "whoami".into(),
@@ -45,7 +44,7 @@ pub(crate) fn ensure(store: &ImageStore) -> io::Result<()> {
         }),
         rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },
         history: vec![HistoryEntry { created_by: "built into skep".into(), ..HistoryEntry::default() }],
-        ..ConfigBlob::default()
+        ..ConfigBlob::of(Platform::own())
     };
     store.keep_config(&serde_json::to_vec(&config)?, BTreeSet::from([tag]), BTreeSet::new())?;
     std::fs::write(marker, digest)

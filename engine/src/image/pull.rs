@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::image::download::{Download, DownloadError};
 use crate::image::layer::LayerBlob;
+use crate::image::platform::{self, Platform};
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack::{self, UnpackError};
 
@@ -183,8 +184,8 @@ pub struct Resolved {
     pub digest: String,
     pub media_type: String,
     pub size_bytes: u64,
-    /// OS and architecture of each variant.
-    pub platforms: Vec<(String, String)>,
+    /// Of each variant.
+    pub platforms: Vec<Platform>,
 }
 
 impl Puller {
@@ -238,14 +239,11 @@ impl Puller {
         let size_bytes = serde_json::to_vec(&manifest).map_or(0, |bytes| bytes.len() as u64);
         let (media_type, platforms) = match &manifest {
             OciManifest::ImageIndex(index) => {
-                let platforms = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
-                let media = index.media_type.clone();
-                let platforms: Vec<_> = platforms.map(|p| (p.os.to_string(), p.architecture.to_string())).collect();
-                (media, platforms.into_iter().filter(|(os, _)| os != "unknown").collect())
+                (index.media_type.clone(), index.manifests.iter().filter_map(platform_of).collect())
             }
             OciManifest::Image(manifest) => {
                 let config = self.config_blob(image, &client, &place, &manifest.config).await?;
-                (manifest.media_type.clone(), vec![(config.0.os, config.0.architecture)])
+                (manifest.media_type.clone(), vec![config.0.platform()])
             }
         };
         let media_type = media_type.unwrap_or_else(|| "application/vnd.oci.image.manifest.v1+json".into());
@@ -285,10 +283,11 @@ impl Puller {
         Ok((config, bytes))
     }
 
-    /// Pulls `image` for this host's platform; returns it as it is kept.
+    /// Pulls `image` for a platform, this host's if none is named; returns it as it is kept.
     pub(crate) async fn pull(
         &self,
         image: &str,
+        platform: Option<&Platform>,
         credentials: &Credentials,
         progress: &mpsc::Sender<PullProgress>,
     ) -> Result<Image, PullError> {
@@ -297,7 +296,8 @@ impl Puller {
         let manifest = match manifest {
             OciManifest::Image(manifest) => manifest,
             OciManifest::ImageIndex(index) => {
-                let entry = choose(image, &index.manifests)?;
+                let own = Platform::own();
+                let entry = choose(image, platform.unwrap_or(&own), &index.manifests)?;
                 let pinned = place.clone_with_digest(entry.digest.clone());
                 let (manifest, _) = client
                     .pull_image_manifest(&pinned, &credentials.to_auth())
@@ -307,6 +307,11 @@ impl Puller {
             }
         };
         let (config, raw) = self.config_blob(image, &client, &place, &manifest.config).await?;
+        let actual = config.platform();
+        if let Some(platform) = platform.filter(|wanted| !wanted.takes(&actual)) {
+            let (image, platform) = (image.to_owned(), platform.to_string());
+            return Err(PullError::Platform { image, platform, variants: actual.to_string() });
+        }
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(PullError::Damaged {
                 image: image.to_owned(),
@@ -414,21 +419,22 @@ fn with_registry(reference: &Reference, host: &str) -> Reference {
     }
 }
 
-fn choose<'a>(image: &str, entries: &'a [ImageIndexEntry]) -> Result<&'a ImageIndexEntry, PullError> {
-    let wanted = super::architecture();
-    let platform =
-        |entry: &ImageIndexEntry| entry.platform.as_ref().map(|p| (p.os.to_string(), p.architecture.to_string()));
-    entries.iter().find(|entry| platform(entry).is_some_and(|(os, arch)| os == "linux" && arch == wanted)).ok_or_else(
-        || {
-            let variants: Vec<_> =
-                entries.iter().filter_map(platform).map(|(os, arch)| format!("{os}/{arch}")).collect();
-            PullError::Platform {
-                image: image.to_owned(),
-                platform: format!("linux/{wanted}"),
-                variants: variants.join(", "),
-            }
-        },
-    )
+/// What an entry of an index is for; attestations are for none.
+fn platform_of(entry: &ImageIndexEntry) -> Option<Platform> {
+    let platform = entry.platform.as_ref().filter(|platform| platform.os.to_string() != "unknown")?;
+    let (os, architecture) = (platform.os.to_string(), platform.architecture.to_string());
+    Some(Platform { os, architecture, variant: platform.variant.clone().unwrap_or_default() })
+}
+
+fn choose<'a>(
+    image: &str,
+    wanted: &Platform,
+    entries: &'a [ImageIndexEntry],
+) -> Result<&'a ImageIndexEntry, PullError> {
+    platform::best(wanted, entries, platform_of).ok_or_else(|| {
+        let variants: Vec<_> = entries.iter().filter_map(platform_of).map(|one| one.to_string()).collect();
+        PullError::Platform { image: image.to_owned(), platform: wanted.to_string(), variants: variants.join(", ") }
+    })
 }
 
 fn registry_error(image: &str, error: &oci_client::errors::OciDistributionError) -> PullError {

@@ -18,6 +18,7 @@ use crate::container::rootfs::ContainerDirs;
 use crate::container::storage::Overlay2;
 use crate::disk;
 use crate::image::layer::LayerBlob;
+use crate::image::platform::Platform;
 
 /// An image as it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +35,18 @@ pub struct Image {
     pub size_bytes: u64,
     pub architecture: String,
     pub os: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
     pub created: Timestamp,
+}
+
+impl Image {
+    /// What it is made for.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        let (os, architecture) = (self.os.clone(), self.architecture.clone());
+        Platform { os, architecture, variant: self.variant.clone() }
+    }
 }
 
 /// What an image says of its containers: the OCI image-spec's `config`.
@@ -78,6 +90,8 @@ pub(crate) struct ConfigBlob {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) os: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) variant: String,
     #[serde(default)]
     pub(crate) created: Option<String>,
     #[serde(default)]
@@ -89,6 +103,19 @@ pub(crate) struct ConfigBlob {
     pub(crate) author: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) comment: String,
+}
+
+impl ConfigBlob {
+    /// One that has nothing yet.
+    pub(crate) fn of(platform: Platform) -> Self {
+        let Platform { os, architecture, variant } = platform;
+        Self { os, architecture, variant, ..Self::default() }
+    }
+
+    pub(crate) fn platform(&self) -> Platform {
+        let (os, architecture) = (self.os.clone(), self.architecture.clone());
+        Platform { os, architecture, variant: self.variant.clone() }
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -239,6 +266,7 @@ impl ImageStore {
             layers: config.rootfs.diff_ids,
             architecture: config.architecture,
             os: config.os,
+            variant: config.variant,
             created: config.created.and_then(|text| Timestamp::parse(&text)).unwrap_or_default(),
             config: config.config.unwrap_or_default(),
         };

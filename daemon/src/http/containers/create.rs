@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
     BlockLimit, BlockLimitKind, ContainerConfig, DEFAULT_NETWORK, Device, HOST_GATEWAY, LogConfig, MountSource,
-    NamespaceMode, NetworkMode, ResourceLimits, RestartPolicy, SharedMemory, block_device,
+    NamespaceMode, NetworkMode, Platform, ResourceLimits, RestartPolicy, SharedMemory, block_device,
 };
 use skep_worker::health_check;
 
 use super::mounts::{add_inherited, keep_data_root_below, keep_writable_below, mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
-use crate::http::images::is_own_platform;
+use crate::http::images::platform;
 use crate::http::json::read;
 use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
 use crate::http::{ApiError, State};
@@ -218,21 +218,18 @@ pub(in crate::http) async fn create(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let request = read(&body)?;
     let config = container_config(&state, &query.name, request).await?;
-    require_platform(&query.platform, &config.image)?;
-    let id = state.engine.create(config)?;
-    Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": []}))))
-}
-
-/// Images that are here are for this host; clients pull another if there is none for a platform.
-fn require_platform(platform: &str, image: &str) -> Result<(), ApiError> {
-    if is_own_platform(platform) {
-        return Ok(());
+    let platform = platform(&query.platform)?;
+    let actual = state.engine.image_for(&config.image, platform.as_ref())?.platform();
+    let own = Platform::own();
+    let mut warnings = Vec::new();
+    if platform.is_none() && !own.takes(&actual) {
+        warnings.push(format!(
+            "The requested image's platform ({actual}) does not match the detected host platform ({own}) and no \
+             specific platform was requested"
+        ));
     }
-    Err(ApiError::not_found(format!(
-        "image with reference {image} was found but does not match the specified platform: wanted {platform}, \
-         actual: linux/{}",
-        skep_engine::architecture()
-    )))
+    let id = state.engine.create(config)?;
+    Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": warnings}))))
 }
 
 /// What a request comes to.
