@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::UdpSocket;
-use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use skep_chaos_tests::{LIMIT, Rig, has_docker, take_turn, wait_until};
@@ -443,95 +441,6 @@ fn networks_of_one_host_have_names_and_keep_apart() {
     assert_eq!(ok(&["network", "prune", "-f"]).matches('\n').count(), 5, "three networks are gone");
     let links = host.exec("ip", &["-o", "link"]).stdout;
     assert!(!links.contains("br-") && !links.contains("veth"), "{links}");
-}
-
-/// Receives what is sent to a socket of datagrams until it has come to `count` lines.
-fn datagrams(socket: &UnixDatagram, count: usize) -> Vec<String> {
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    let mut buffer = vec![0; 64 << 10];
-    let mut receive = || {
-        let len = socket.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
-    };
-    (0..count).map(|_| receive()).collect()
-}
-
-#[test]
-fn output_goes_where_its_log_driver_says_and_is_kept_here_too() {
-    take_turn!();
-    let rig = Rig::new(1);
-    let host = rig.host(1);
-    let flags = ["--log-driver", "local", "--log-opt", "max-size=20k", "--log-opt", "max-file=3"];
-    host.start_daemon_with(&flags);
-    host.import_busybox();
-    let driver = |name: &str| host.ok(&["inspect", "-f", "{{.HostConfig.LogConfig.Type}}", name]).trim().to_owned();
-
-    // The daemon's own driver: short records, closed files compressed, all of it read in order.
-    // What comes of both outputs at the same time may be read in any order.
-    let count = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo end >&2";
-    host.ok(&["run", "--name", "local", "busybox", "sh", "-c", count]);
-    assert_eq!(driver("local"), "local");
-    let id = host.ok(&["inspect", "-f", "{{.Id}}", "local"]);
-    let dir = host.data().join("containers").join(id.trim());
-    assert!(dir.join("output.log.1.gz").exists() && dir.join("output.log.2.gz").exists());
-    assert!(!dir.join("output.log.3.gz").exists());
-    let kept = host.ok(&["logs", "local"]);
-    let numbers: Vec<u32> = kept.lines().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect();
-    assert!(numbers.len() > 1000 && numbers.is_sorted() && numbers.last() == Some(&2999), "{}", numbers.len());
-    assert_eq!(host.ok(&["logs", "--tail", "2", "local"]), "line 2999\n", "the other one is an error");
-
-    // A syslog server of the host's, and one by UDP and by TCP; what is kept here is read as always.
-    let log = host.dir().join("messages");
-    host.spawn("busybox", &["syslogd", "-n", "-O", log.to_str().unwrap()]);
-    let tag = "--log-opt=tag={{.Name}}";
-    wait_until("syslogd takes lines", LIMIT, || {
-        let run = ["run", "--rm", "--log-driver", "syslog", tag, "busybox", "echo", "are you there"];
-        let ran = host.run(&run);
-        (ran.success && std::fs::read_to_string(&log).is_ok_and(|text| text.contains("are you there")), ran.stderr)
-    });
-    let say = "echo to the server; echo badly >&2";
-    host.ok(&["run", "--name", "said", "--log-driver", "syslog", tag, "busybox", "sh", "-c", say]);
-    wait_until("the server has both lines", LIMIT, || {
-        let text = std::fs::read_to_string(&log).unwrap();
-        let good = text.lines().any(|line| line.contains("daemon.info said[") && line.ends_with("to the server"));
-        (good && text.lines().any(|line| line.contains("daemon.err said[") && line.ends_with("badly")), text)
-    });
-    assert_eq!(host.ok(&["logs", "said"]), "to the server\n");
-    let udp = host.within_network(|| UdpSocket::bind("127.0.0.1:0").unwrap());
-    udp.set_read_timeout(Some(LIMIT)).unwrap();
-    let address = format!("--log-opt=syslog-address=udp://{}", udp.local_addr().unwrap());
-    let format = ["--log-opt", "syslog-format=rfc5424", "--log-opt", "syslog-facility=local7"];
-    host.ok(&[&["run", "--log-driver", "syslog", &address], &format[..], &["busybox", "echo", "by UDP"]].concat());
-    let mut buffer = [0; 512];
-    let len = udp.recv(&mut buffer).unwrap();
-    let line = String::from_utf8_lossy(&buffer[..len]).into_owned();
-    assert!(line.starts_with("<190>1 2") && line.ends_with(" - by UDP\n"), "{line}");
-    let refused = ["run", "--log-driver", "syslog", "--log-opt", "syslog-address=tcp://127.0.0.1:1", "busybox", "true"];
-    let why = host.fails(&refused);
-    assert!(why.contains("tcp://127.0.0.1:1") && why.contains("refused"), "{why}");
-
-    // The journal's own protocol; a journal that the machine may have is not this host's.
-    let hidden = "mkdir -p /run/systemd/journal && mount -t tmpfs none /run/systemd/journal";
-    assert!(host.exec("sh", &["-c", hidden]).success);
-    let fields = ["--log-driver", "journald", "--log-opt", "labels=team", "--label", "team=bees", "--name", "noted"];
-    assert!(host.fails(&[&["run"], &fields[..], &["busybox", "true"]].concat()).contains("journal"));
-    host.ok(&["rm", "noted"]);
-    let socket = host.dir().join("journal");
-    let journal = UnixDatagram::bind(&socket).unwrap();
-    assert!(host.exec("ln", &["-s", &socket.to_string_lossy(), "/run/systemd/journal/socket"]).success);
-    host.ok(&[&["run"], &fields[..], &["busybox", "echo", "for the journal"]].concat());
-    let entry = datagrams(&journal, 1).concat();
-    for field in
-        ["MESSAGE=for the journal\n", "PRIORITY=6\n", "CONTAINER_NAME=noted\n", "IMAGE_NAME=busybox\n", "TEAM=bees\n"]
-    {
-        assert!(entry.contains(field), "{entry}");
-    }
-    assert!(host.exec("rm", &["/run/systemd/journal/socket"]).success);
-
-    let none = host.ok(&["run", "-d", "--log-driver", "none", "busybox", "echo", "unheard"]);
-    assert!(host.fails(&["logs", none.trim()]).contains("does not support reading"));
-    let why = host.fails(&["run", "--log-driver", "splunk", "busybox", "true"]);
-    assert!(why.contains("no log driver named 'splunk'"), "{why}");
 }
 
 #[test]

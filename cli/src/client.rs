@@ -28,6 +28,14 @@ pub(crate) struct Target {
     /// Named daemon to talk to: see 'skep context' [env: SKEP_CONTEXT, DOCKER_CONTEXT]
     #[arg(short, long, value_name = "NAME")]
     context: Option<String>,
+    /// Where credentials and contexts are kept [env: DOCKER_CONFIG] [default: ~/.docker]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// Of no effect: the client has nothing more to tell
+    #[arg(short = 'D', long, hide = true)]
+    debug: bool,
+    #[arg(short, long, hide = true)]
+    log_level: Option<String>,
     /// Speak TLS on TCP, with any daemon
     #[arg(long)]
     tls: bool,

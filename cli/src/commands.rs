@@ -1,6 +1,7 @@
 //! The client's commands.
 
 pub(crate) mod audit;
+pub(crate) mod build;
 pub(crate) mod container;
 pub(crate) mod context;
 pub(crate) mod files;

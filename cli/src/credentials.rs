@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
@@ -24,10 +25,19 @@ pub(crate) struct Config {
     content: Value,
 }
 
+/// Where it is kept, if that was said.
+static DIR: OnceLock<PathBuf> = OnceLock::new();
+
 impl Config {
+    /// Has it kept elsewhere than the environment says.
+    pub(crate) fn keep_in(dir: PathBuf) {
+        // It is said once at most: at the start.
+        let _ = DIR.set(dir);
+    }
+
     /// Where docker's client keeps what is its user's.
     pub(crate) fn dir() -> anyhow::Result<PathBuf> {
-        let dir = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+        let dir = DIR.get().cloned().or_else(|| std::env::var_os("DOCKER_CONFIG").map(PathBuf::from));
         let dir = dir.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
         dir.context("neither DOCKER_CONFIG nor HOME says where the client's configuration is kept")
     }

@@ -62,6 +62,9 @@ enum Command {
     /// Look at and change containers of this host
     #[command(subcommand)]
     Container(commands::container::ContainerGroup),
+    /// Build images, and tidy up after builds
+    #[command(subcommand)]
+    Builder(commands::build::BuilderCommand),
     /// Look at and change images of this host
     #[command(subcommand)]
     Image(commands::image::ImageGroup),
@@ -77,6 +80,19 @@ enum Command {
     Ps(commands::system::PsArgs),
     /// List this host's images
     Images(commands::image::ImagesArgs),
+    /// Look for images on Docker Hub, which the daemon does not ask
+    Search {
+        /// Only what matches: KEY=VALUE (repeatable)
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<String>,
+        #[arg(long)]
+        limit: Option<u32>,
+        #[arg(long)]
+        no_trunc: bool,
+        #[arg(long)]
+        format: Option<String>,
+        term: String,
+    },
     /// Remove images
     Rmi(commands::image::RemoveArgs),
     /// Tell what happens
@@ -110,7 +126,10 @@ fn main() -> ExitCode {
     } else {
         args
     };
-    let cli = Cli::parse_from(args);
+    let mut cli = Cli::parse_from(args);
+    if let Some(dir) = cli.target.config.take() {
+        credentials::Config::keep_in(dir);
+    }
     let result = match cli.command {
         // The daemon's own --host says where it listens.
         Command::Daemon(args) => run_daemon(*args, cli.target.host),
@@ -203,9 +222,11 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         Command::OfImages(command) => commands::image::run(client, command).await,
         Command::Image(command) => commands::image::run_group(client, command).await,
         Command::System(command) => commands::system::run(client, command).await,
-        Command::Inspect(args) => container::inspect(client, &args, None).await,
+        Command::Inspect(args) => container::inspect(client, &args, None, "").await,
         Command::Ps(args) => commands::system::ps(client, args).await,
         Command::Images(args) => commands::image::list(client, &args).await,
+        Command::Builder(command) => commands::build::run_builder(client, command).await,
+        Command::Search { term, .. } => commands::image::search(client, &term).await,
         Command::Rmi(args) => commands::image::remove(client, &args).await,
         Command::Events(args) => commands::system::events(client, &args).await,
         Command::Login(args) => commands::system::login(client, args).await,

@@ -16,6 +16,8 @@ use crate::client::Client;
 pub(crate) struct Streams {
     pub(crate) tty: bool,
     pub(crate) interactive: bool,
+    /// Whether its output is shown, and its errors.
+    pub(crate) outputs: [bool; 2],
 }
 
 /// Our terminal, as it was before; it is put back when this is dropped.
@@ -39,6 +41,11 @@ impl Drop for RawTerminal {
 }
 
 impl Streams {
+    /// With all that it says.
+    pub(crate) const fn new(tty: bool, interactive: bool) -> Self {
+        Self { tty, interactive, outputs: [true, true] }
+    }
+
     /// Fails early where a terminal is asked for and there is none to give.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let missing = self.tty && self.interactive && !std::io::stdin().is_terminal();

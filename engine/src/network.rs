@@ -289,6 +289,7 @@ impl Networks {
             address_v6: endpoint.address_v6,
             names: endpoint.names.clone(),
             link: endpoint.link,
+            gateway_priority: endpoint.gateway_priority,
         };
         let places = endpoints.iter().map(held).collect();
         self.leases().insert(container.to_owned(), Lease { places, through, ports });
@@ -392,7 +393,7 @@ impl Networks {
         let lease = leases.entry(container.to_owned()).or_default();
         let link = lease.free_link();
         let Endpoint { network, address, names, .. } = endpoint.clone();
-        lease.places.push(Held { network, address, address_v6: None, names, link });
+        lease.places.push(Held { network, address, address_v6: None, names, link, gateway_priority: 0 });
         Endpoint { link, ..endpoint }
     }
 
@@ -452,7 +453,8 @@ impl Networks {
             let lease = leases.entry(member.id.to_owned()).or_default();
             let link = lease.free_link();
             let names = member.names.iter().chain(&place.aliases).cloned().collect();
-            let held = Held { network: network.id.clone(), address, address_v6, names, link };
+            let (network, gateway_priority) = (network.id.clone(), place.gateway_priority);
+            let held = Held { network, address, address_v6, names, link, gateway_priority };
             lease.places.push(held.clone());
             held
         };
@@ -484,25 +486,29 @@ impl Networks {
             }
             return Err(error);
         }
-        let Held { network, address, address_v6, names, link } = held;
-        Ok(Endpoint { network, address, address_v6, link, names, mac: Some(mac), grant: None })
+        let Held { network, address, address_v6, names, link, gateway_priority } = held;
+        Ok(Endpoint { network, address, address_v6, link, gateway_priority, names, mac: Some(mac), grant: None })
     }
 
-    /// Leads what goes out through the first network that lets it.
+    /// Leads what goes out through the network of the highest priority that lets it, or the first of those.
     async fn route_out(&self, container: &str, inside: &Handle) -> io::Result<()> {
-        let (gateway, gateway_v6) = {
+        let (gateway, gateway_v6, has_priorities) = {
             let (all, leases) = (self.all(), self.leases());
-            let places = leases.get(container).map(|lease| lease.places.clone()).unwrap_or_default();
+            let mut places = leases.get(container).map(|lease| lease.places.clone()).unwrap_or_default();
+            places.sort_by_key(|place| std::cmp::Reverse(place.gateway_priority));
+            let has_priorities = places.iter().any(|place| place.gateway_priority != 0);
             let networks = places.iter().filter_map(|place| all.get(&place.network));
             let outward: Vec<_> = networks.filter(|network| !network.internal).collect();
             let v6 = outward.iter().find_map(|network| network.v6.as_ref()).map(|v6| v6.gateway);
-            (outward.first().map(|network| network.gateway), v6)
+            (outward.first().map(|network| network.gateway), v6, has_priorities)
         };
         let v4 = gateway.map(|gateway| RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build());
         let v6 = gateway_v6.map(|gateway| RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build());
         for route in v4.into_iter().chain(v6) {
-            // One that goes another way is replaced only if its link is gone with it.
-            add_existing_is_fine(inside.route().add(route).execute().await).map_err(io::Error::other)?;
+            // One that goes another way gives way to a priority, or if its link is gone with it.
+            let request = inside.route().add(route);
+            let request = if has_priorities { request.replace() } else { request };
+            add_existing_is_fine(request.execute().await).map_err(io::Error::other)?;
         }
         Ok(())
     }

@@ -54,6 +54,7 @@ impl NetworkKeeper for SwarmNetworks {
                 network: grant.network.to_string(),
                 address: grant.address,
                 link: 0,
+                gateway_priority: 0,
                 names,
                 mac: None,
                 grant: Some(Grant {

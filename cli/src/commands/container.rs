@@ -223,6 +223,9 @@ pub(crate) struct RmArgs {
     /// Remove its nameless volumes, too
     #[arg(short, long)]
     volumes: bool,
+    /// Remove a link, OWNER/ALIAS, and not a container
+    #[arg(short, long)]
+    link: bool,
     #[command(flatten)]
     names: Containers,
 }
@@ -273,7 +276,7 @@ pub(crate) async fn run_group(client: &Client, command: ContainerGroup) -> anyho
     let done = match command {
         ContainerGroup::Verb(command) => return run(client, command).await,
         ContainerGroup::Ls(args) => super::system::ps(client, args).await,
-        ContainerGroup::Inspect(args) => inspect(client, &args, Some("container")).await,
+        ContainerGroup::Inspect(args) => inspect(client, &args, Some("container"), "").await,
         ContainerGroup::Prune(args) => prune::run(client, prune::CONTAINERS, &args).await,
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -313,7 +316,7 @@ async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<()> {
 }
 
 async fn run_new(client: &Client, args: RunArgs) -> anyhow::Result<ExitCode> {
-    let streams = Streams { tty: args.create.tty, interactive: args.create.interactive && !args.detach };
+    let streams = args.create.streams(args.detach)?;
     if !args.detach {
         streams.check()?;
     }
@@ -371,8 +374,9 @@ async fn await_end(
 }
 
 fn attach_path(container: &str, streams: &Streams, keys: &KeysArgs) -> String {
+    let [output, errors] = streams.outputs.map(u8::from);
     format!(
-        "{container}/attach?stream=1&stdout=1&stderr=1&stdin={}&detachKeys={}",
+        "{container}/attach?stream=1&stdout={output}&stderr={errors}&stdin={}&detachKeys={}",
         u8::from(streams.interactive),
         escape(&keys.detach_keys)
     )
@@ -396,7 +400,7 @@ async fn follow(
 }
 
 async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {
-    let streams = Streams { tty: args.tty, interactive: args.interactive && !args.detach };
+    let streams = Streams::new(args.tty, args.interactive && !args.detach);
     streams.check()?;
     let env = environment(&[file_lines(&args.env_files)?, args.env].concat());
     let body = json!({
@@ -422,7 +426,7 @@ async fn attach(client: &Client, args: &AttachArgs) -> anyhow::Result<ExitCode> 
     let running = found["State"]["Running"] == true;
     anyhow::ensure!(running, "container {} does not run: start it first", args.container);
     let is_on = |key: &str| found["Config"][key] == true;
-    let streams = Streams { tty: is_on("Tty"), interactive: is_on("OpenStdin") && !args.no_stdin };
+    let streams = Streams::new(is_on("Tty"), is_on("OpenStdin") && !args.no_stdin);
     let connection = client.upgrade(&attach_path(&path, &streams, &args.keys), &json!({})).await?;
     let waiting = client.send(Method::POST, &format!("{path}/wait"), None).await?;
     follow(client, &path, &streams, &args.keys, connection).await?;
@@ -459,7 +463,7 @@ async fn start(client: &Client, args: &StartArgs) -> anyhow::Result<ExitCode> {
     let path = format!("/containers/{}", escape(name));
     let found = client.get(&format!("{path}/json")).await?;
     let is_on = |key: &str| found["Config"][key] == true;
-    let streams = Streams { tty: is_on("Tty"), interactive: is_on("OpenStdin") && args.interactive };
+    let streams = Streams::new(is_on("Tty"), is_on("OpenStdin") && args.interactive);
     streams.check()?;
     start_attached(client, &path, &streams, &args.keys, "next-exit").await
 }
@@ -500,8 +504,10 @@ async fn pause(client: &Client, names: &Containers, verb: &str) -> anyhow::Resul
 }
 
 async fn rm(client: &Client, args: &RmArgs) -> anyhow::Result<ExitCode> {
-    let options = format!("force={}&v={}", args.force, args.volumes);
-    each(client, &args.names, Method::DELETE, |name| format!("/containers/{name}?{options}")).await
+    let options = format!("force={}&v={}&link={}", args.force, args.volumes, args.link);
+    // Of a link's name, the slash is a part of the path.
+    let path = |name: &str| if args.link { name.replace("%2F", "/") } else { name.to_owned() };
+    each(client, &args.names, Method::DELETE, |name| format!("/containers/{}?{options}", path(name))).await
 }
 
 async fn rename(client: &Client, old: &str, new: &str) -> anyhow::Result<()> {
@@ -530,25 +536,30 @@ const KINDS: [(&str, &str, &str); 9] = [
     ("config", "/configs/", ""),
 ];
 
-/// Shows objects of one kind, or of whatever kind has the name.
-pub(crate) async fn inspect(client: &Client, args: &InspectArgs, kind: Option<&str>) -> anyhow::Result<()> {
+/// Shows objects of one kind, or of whatever kind has the name; `query` is what is asked besides.
+pub(crate) async fn inspect(
+    client: &Client,
+    args: &InspectArgs,
+    kind: Option<&str>,
+    query: &str,
+) -> anyhow::Result<()> {
     let kind = kind.or(args.kind.as_deref());
     let kinds: Vec<_> = KINDS.iter().filter(|(name, ..)| kind.is_none_or(|kind| kind == *name)).collect();
     let known = || KINDS.map(|(name, ..)| name).join(", ");
     anyhow::ensure!(!kinds.is_empty(), "type {:?} is not known: use {}", kind.unwrap_or_default(), known());
     let mut found = Vec::new();
     for name in &args.names.containers {
-        found.push(find(client, &kinds, name, args.size).await?);
+        found.push(find(client, &kinds, name, &format!("size={}{query}", args.size)).await?);
     }
     args.format.print_all(&found)
 }
 
-async fn find(client: &Client, kinds: &[&(&str, &str, &str)], name: &str, size: bool) -> anyhow::Result<Value> {
+async fn find(client: &Client, kinds: &[&(&str, &str, &str)], name: &str, query: &str) -> anyhow::Result<Value> {
     let mut first = None;
     for (kind, before, after) in kinds {
         // An image's name has slashes that are no part of the path.
         let name = if *kind == "image" { name.to_owned() } else { escape(name) };
-        match client.get(&format!("{before}{name}{after}?size={size}")).await {
+        match client.get(&format!("{before}{name}{after}?{query}")).await {
             Ok(value) => return Ok(value),
             Err(error) => drop(first.get_or_insert(error)),
         }

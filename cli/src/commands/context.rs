@@ -21,8 +21,11 @@ pub(crate) enum ContextCommand {
         #[arg(long, default_value = "")]
         description: String,
         /// Where it is: host=tcp://HOST:2376,ca=FILE,cert=FILE,key=FILE or host=ssh://USER@HOST
-        #[arg(long, value_name = "host=…")]
-        docker: String,
+        #[arg(long, value_name = "host=…", required_unless_present = "from")]
+        docker: Option<String>,
+        /// Where another context says it is, by the same certificates
+        #[arg(long, value_name = "CONTEXT", conflicts_with = "docker")]
+        from: Option<String>,
     },
     /// Change what a name stands for
     Update {
@@ -72,12 +75,18 @@ pub(crate) enum ContextCommand {
 pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> {
     let store = ContextStore::open()?;
     match command {
-        ContextCommand::Create { name, description, docker } => {
+        ContextCommand::Create { name, description, docker, from } => {
             check_name(&name)?;
             if store.exists(&name) {
                 bail!("context {name:?} already exists: change it with 'skep context update'");
             }
-            let (host, tls) = read_endpoint(&docker)?;
+            let (host, tls) = match from {
+                Some(from) => {
+                    let from = store.find(&from)?;
+                    (from.host.clone(), from.tls().unwrap_or_default())
+                }
+                None => read_endpoint(&docker.unwrap_or_default())?,
+            };
             let skip_verify = tls.skip_verify;
             store.keep(
                 &NamedContext { name: name.clone(), description, host, skip_verify, tls_dir: PathBuf::new() },

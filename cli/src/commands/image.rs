@@ -1,18 +1,18 @@
 //! Images of one host: `skep build`, `push`, `tag` and so on.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response};
-use serde_json::{Map, Value, json};
+use hyper::{Method, Response};
+use serde_json::{Value, json};
 
+use super::build::{BuildArgs, build};
 use super::container::{InspectArgs, inspect};
 use super::files::write_to;
 use super::prune::{self, PruneAllArgs};
-use super::values::{size, ulimit};
 use crate::client::{Client, escape};
 use crate::credentials::Config;
 use crate::output::{ListArgs, age, line};
@@ -34,6 +34,8 @@ pub(crate) enum ImageCommand {
         /// [default: standard output]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        platform: PlatformArg,
         #[arg(required = true)]
         images: Vec<String>,
     },
@@ -42,6 +44,8 @@ pub(crate) enum ImageCommand {
         /// [default: standard input]
         #[arg(short, long, value_name = "FILE")]
         input: Option<PathBuf>,
+        #[command(flatten)]
+        platform: PlatformArg,
         /// Show no progress
         #[arg(short, long)]
         quiet: bool,
@@ -50,6 +54,14 @@ pub(crate) enum ImageCommand {
     History {
         #[command(flatten)]
         list: ListArgs,
+        /// Show ids and commands in full
+        #[arg(long)]
+        no_trunc: bool,
+        /// Sizes and times as people say them; in bytes and as dates if false
+        #[arg(short = 'H', long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+        human: bool,
+        #[command(flatten)]
+        platform: PlatformArg,
         image: String,
     },
     /// Make an image of an archive of files
@@ -59,7 +71,10 @@ pub(crate) enum ImageCommand {
         /// An instruction of a Dockerfile, such as CMD ["sh"] (repeatable)
         #[arg(short, long = "change", value_name = "INSTRUCTION")]
         changes: Vec<String>,
-        /// A file, or - for standard input
+        /// OS[/ARCHITECTURE[/VARIANT]] that it is for
+        #[arg(long, default_value = "")]
+        platform: String,
+        /// A file, the URL of one that the daemon fetches, or - for standard input
         file: PathBuf,
         /// Name of the image
         #[arg(default_value = "")]
@@ -76,11 +91,33 @@ pub(crate) enum ImageGroup {
     #[command(visible_alias = "list")]
     Ls(ImagesArgs),
     /// Show images in full
-    Inspect(InspectArgs),
+    Inspect {
+        #[command(flatten)]
+        platform: PlatformArg,
+        #[command(flatten)]
+        args: InspectArgs,
+    },
     /// Remove images
     Rm(RemoveArgs),
     /// Remove nameless images that nobody uses
     Prune(PruneAllArgs),
+}
+
+/// The platform that an image must be for.
+#[derive(clap::Args)]
+pub(crate) struct PlatformArg {
+    /// Only if it is for OS[/ARCHITECTURE[/VARIANT]]
+    #[arg(long = "platform", value_name = "PLATFORM")]
+    name: Option<String>,
+}
+
+impl PlatformArg {
+    /// As the API has it, with what joins it to the parameters before.
+    fn query(&self, joint: char) -> anyhow::Result<String> {
+        let Some(name) = &self.name else { return Ok(String::new()) };
+        let platform: skep_engine::Platform = name.parse()?;
+        Ok(format!("{joint}platform={}", escape(&json!(platform).to_string())))
+    }
 }
 
 #[derive(clap::Args)]
@@ -105,6 +142,9 @@ pub(crate) struct RemoveArgs {
     /// Remove though it has more names or containers
     #[arg(short, long)]
     force: bool,
+    /// Of no effect: images have no parents of their own
+    #[arg(long, hide = true)]
+    no_prune: bool,
     #[arg(required = true)]
     images: Vec<String>,
 }
@@ -117,10 +157,19 @@ pub(crate) struct PullArgs {
     /// OS[/ARCHITECTURE]
     #[arg(long, default_value = "")]
     platform: String,
+    #[command(flatten)]
+    trust: TrustArg,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
     image: String,
+}
+
+/// Docker's own signatures, which no registry that is used with this looks at.
+#[derive(clap::Args)]
+pub(crate) struct TrustArg {
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    disable_content_trust: Option<bool>,
 }
 
 #[derive(clap::Args)]
@@ -128,74 +177,14 @@ pub(crate) struct PushArgs {
     /// Every tag of the repository that is here
     #[arg(short, long)]
     all_tags: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
+    #[command(flatten)]
+    trust: TrustArg,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
     image: String,
-}
-
-#[derive(clap::Args)]
-pub(crate) struct BuildArgs {
-    /// Name of the image (repeatable)
-    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
-    tags: Vec<String>,
-    /// The Dockerfile's path within the context
-    #[arg(short, long, default_value = "Dockerfile")]
-    file: String,
-    /// NAME=value, or the name of one of our own variables (repeatable)
-    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
-    build_args: Vec<String>,
-    #[arg(long = "label", value_name = "KEY=VALUE")]
-    labels: Vec<String>,
-    /// The stage to build
-    #[arg(long, default_value = "")]
-    target: String,
-    #[arg(long)]
-    no_cache: bool,
-    /// Ask registries for base images though they are here
-    #[arg(long)]
-    pull: bool,
-    /// Print the image's id alone
-    #[arg(short, long)]
-    quiet: bool,
-    /// Write the image's id to a file
-    #[arg(long, value_name = "FILE")]
-    iidfile: Option<PathBuf>,
-    /// Network of the steps: bridge, host, none, or a network's name
-    #[arg(long, default_value = "")]
-    network: String,
-    /// NAME:IP for the steps' /etc/hosts (repeatable)
-    #[arg(long = "add-host", value_name = "NAME:IP")]
-    hosts: Vec<String>,
-    /// OS[/ARCHITECTURE]
-    #[arg(long, default_value = "")]
-    platform: String,
-    /// Keep nothing of steps, which is always so
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    rm: Option<bool>,
-    #[arg(long, hide = true)]
-    force_rm: bool,
-    /// Memory that a step may use, such as 512m
-    #[arg(short, long, value_name = "SIZE")]
-    memory: Option<String>,
-    #[arg(long, value_name = "SIZE")]
-    shm_size: Option<String>,
-    /// NAME=SOFT[:HARD] (repeatable)
-    #[arg(long = "ulimit", value_name = "ULIMIT")]
-    ulimits: Vec<String>,
-    /// Directory that holds what may be copied, - for an archive or a Dockerfile on standard input, or what the daemon
-    /// fetches: the URL of an archive, of a Dockerfile, or of a git repository as URL#REFERENCE:DIRECTORY
-    context: PathBuf,
-}
-
-/// KEY=VALUE pairs; a key alone has the value that our environment has for it, if any.
-fn arguments(pairs: &[String]) -> Value {
-    let pair = |text: &String| {
-        let (key, value) =
-            text.split_once('=').map_or((text.as_str(), None), |(key, value)| (key, Some(value.to_owned())));
-        (key.to_owned(), json!(value.or_else(|| std::env::var(key).ok())))
-    };
-    Value::Object(pairs.iter().map(pair).collect::<Map<_, _>>())
 }
 
 pub(crate) async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
@@ -210,13 +199,22 @@ pub(crate) async fn run(client: &Client, command: ImageCommand) -> anyhow::Resul
         ImageCommand::Tag { image, name } => {
             client.post(&format!("/images/{image}/tag?repo={}", escape(&name)), &json!({})).await.map(drop)
         }
-        ImageCommand::Save { output, images } => save(client, &images, output.as_deref()).await,
-        ImageCommand::Load { input, quiet } => load(client, input.as_deref(), quiet).await,
-        ImageCommand::History { list, image } => history(client, &list, &image).await,
-        ImageCommand::Import { message, changes, file, image } => {
-            let mut query = format!("fromSrc=-&repo={}&message={}", escape(&image), escape(&message));
+        ImageCommand::Save { output, platform, images } => save(client, &images, &platform, output.as_deref()).await,
+        ImageCommand::Load { input, platform, quiet } => load(client, input.as_deref(), &platform, quiet).await,
+        ImageCommand::History { list, no_trunc, human, platform, image } => {
+            let steps = client.get(&format!("/images/{image}/history{}", platform.query('?')?)).await?;
+            history(&list, &steps, no_trunc, human)
+        }
+        ImageCommand::Import { message, changes, platform, file, image } => {
+            let remote = file.to_str().filter(|url| url.starts_with("http://") || url.starts_with("https://"));
+            let (repo, message, platform) = (escape(&image), escape(&message), escape(&platform));
+            let source = escape(remote.unwrap_or("-"));
+            let mut query = format!("fromSrc={source}&repo={repo}&message={message}&platform={platform}");
             changes.iter().for_each(|change| query += &format!("&changes={}", escape(change)));
-            let archive = read(Some(&file).filter(|file| file.as_os_str() != "-").map(PathBuf::as_path))?;
+            let archive = match remote {
+                Some(_) => whole(""),
+                None => read(Some(&file).filter(|file| file.as_os_str() != "-").map(PathBuf::as_path))?,
+            };
             let path = format!("/images/create?{query}");
             progress(client.send_archive(&path, archive).await?).await
         }
@@ -227,7 +225,7 @@ pub(crate) async fn run_group(client: &Client, command: ImageGroup) -> anyhow::R
     match command {
         ImageGroup::Verb(command) => run(client, command).await,
         ImageGroup::Ls(args) => list(client, &args).await,
-        ImageGroup::Inspect(args) => inspect(client, &args, Some("image")).await,
+        ImageGroup::Inspect { platform, args } => inspect(client, &args, Some("image"), &platform.query('&')?).await,
         ImageGroup::Rm(args) => remove(client, &args).await,
         ImageGroup::Prune(args) => prune::run_images(client, &args).await,
     }
@@ -268,19 +266,27 @@ pub(crate) async fn list(client: &Client, args: &ImagesArgs) -> anyhow::Result<(
     args.list.print(&columns, &rows)
 }
 
-async fn history(client: &Client, list: &ListArgs, image: &str) -> anyhow::Result<()> {
-    let steps = client.get(&format!("/images/{image}/history")).await?;
+fn history(list: &ListArgs, steps: &Value, no_trunc: bool, human: bool) -> anyhow::Result<()> {
+    let short = |text: &str, len: usize| match text.char_indices().nth(len) {
+        Some((at, _)) if !no_trunc => format!("{}…", &text[..at]),
+        _ => text.to_owned(),
+    };
     let row = |step: &Value| {
+        let (created, size) = (step["Created"].as_i64().unwrap_or(0), step["Size"].as_f64().unwrap_or_default());
+        let id = step["Id"].as_str().unwrap_or_default();
+        let plain = id.trim_start_matches("sha256:");
+        let at = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
         json!({
-            "ID": step["Id"], "CreatedSince": age(step["Created"].as_u64().unwrap_or(0)),
-            "CreatedBy": step["CreatedBy"], "Comment": step["Comment"],
-            "Size": format!("{:.1} MB", step["Size"].as_f64().unwrap_or_default() / 1e6),
+            "ID": if no_trunc { id } else { &plain[..plain.len().min(12)] },
+            "CreatedSince": if human { age(created.max(0).cast_unsigned()) } else { at.clone() }, "CreatedAt": at,
+            "CreatedBy": short(step["CreatedBy"].as_str().unwrap_or_default(), 44), "Comment": step["Comment"],
+            "Size": if human { format!("{:.1} MB", size / 1e6) } else { step["Size"].to_string() },
         })
     };
     let rows: Vec<_> = steps.as_array().into_iter().flatten().map(row).collect();
     let columns = [
         ("ID", "IMAGE"),
-        ("CreatedSince", "CREATED"),
+        ("CreatedSince", if human { "CREATED" } else { "CREATED AT" }),
         ("CreatedBy", "CREATED BY"),
         ("Size", "SIZE"),
         ("Comment", "COMMENT"),
@@ -301,95 +307,6 @@ async fn fetch(client: &Client, path: &str, image: &str, quiet: bool) -> anyhow:
         return line(image);
     }
     progress(answer).await
-}
-
-pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<()> {
-    let remote = args.context.to_str().filter(|context| is_remote(context));
-    let context = if remote.is_some() { whole("") } else { pack(&args.context)? };
-    let ulimits: anyhow::Result<Vec<Value>> = args.ulimits.iter().map(|text| ulimit(text)).collect();
-    let bytes = |text: &Option<String>| text.as_deref().map_or(Ok(0), size);
-    let mut query = format!(
-        "dockerfile={}&nocache={}&pull={}&q={}&target={}&buildargs={}&labels={}&networkmode={}&platform={}\
-         &memory={}&shmsize={}&ulimits={}",
-        escape(&args.file),
-        args.no_cache,
-        args.pull,
-        args.quiet,
-        escape(&args.target),
-        escape(&arguments(&args.build_args).to_string()),
-        escape(&arguments(&args.labels).to_string()),
-        escape(&args.network),
-        escape(&args.platform),
-        bytes(&args.memory)?,
-        bytes(&args.shm_size)?,
-        escape(&json!(ulimits?).to_string()),
-    );
-    if let Some(remote) = remote {
-        query += &format!("&remote={}", escape(remote));
-    }
-    for host in &args.hosts {
-        query += &format!("&extrahosts={}", escape(host));
-    }
-    for tag in &args.tags {
-        query += &format!("&t={}", escape(tag));
-    }
-    let request = Request::builder()
-        .method(Method::POST)
-        .header("content-type", "application/x-tar")
-        .header("x-registry-config", Config::header_for_build()?);
-    let mut id = None;
-    let response = client.send_request(request, &format!("/build?{query}"), context).await?;
-    read_steps(response, |step| {
-        if let Some(told) = step["aux"]["ID"].as_str() {
-            id = Some(told.to_owned());
-        }
-        show(step)
-    })
-    .await?;
-    match (&args.iidfile, id) {
-        (Some(path), Some(id)) => {
-            std::fs::write(path, id).with_context(|| format!("{} cannot be written", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether a context is for the daemon to fetch.
-fn is_remote(context: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|start| context.starts_with(start))
-        && !Path::new(context).is_dir()
-}
-
-/// The context as an archive; what `.dockerignore` names is left out by the daemon.
-fn pack(dir: &Path) -> anyhow::Result<Body> {
-    if dir == Path::new("-") {
-        let mut input = Vec::new();
-        std::io::stdin().read_to_end(&mut input)?;
-        // An archive is known by its magic number; anything else is a Dockerfile.
-        let compressed = [&[0x1f, 0x8b][..], b"BZh", &[0xfd, b'7', b'z'], &[0x28, 0xb5, 0x2f, 0xfd]];
-        let is_archive =
-            input.get(257..262) == Some(b"ustar") || compressed.iter().any(|magic| input.starts_with(magic));
-        if is_archive {
-            return Ok(whole(input));
-        }
-        let mut header = tar::Header::new_gnu();
-        header.set_size(input.len() as u64);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.append_data(&mut header, "Dockerfile", input.as_slice())?;
-        return Ok(whole(tar.into_inner()?));
-    }
-    anyhow::ensure!(dir.is_dir(), "context {} is no directory", dir.display());
-    let dir = dir.to_owned();
-    Ok(written(move |to| {
-        let mut tar = tar::Builder::new(to);
-        tar.follow_symlinks(false);
-        tar.append_dir_all(".", &dir).with_context(|| format!("context {} cannot be read", dir.display()))?;
-        Ok(tar.finish()?)
-    }))
 }
 
 /// A file, or standard input.
@@ -438,7 +355,7 @@ fn take_step(text: &[u8], each: &mut impl FnMut(&Value) -> anyhow::Result<()>) -
     }
 }
 
-fn show(step: &Value) -> anyhow::Result<()> {
+pub(crate) fn show(step: &Value) -> anyhow::Result<()> {
     if let Some(text) = step["stream"].as_str() {
         std::io::stdout().write_all(text.as_bytes())?;
         std::io::stdout().flush()?;
@@ -454,7 +371,8 @@ async fn push(client: &Client, args: &PushArgs) -> anyhow::Result<()> {
         Some((name, tag)) if !tag.contains('/') => (name, tag),
         _ => (args.image.as_str(), "latest"),
     };
-    let query = if args.all_tags { String::new() } else { format!("?tag={}", escape(tag)) };
+    let tag = if args.all_tags { "" } else { tag };
+    let query = format!("?tag={}{}", escape(tag), args.platform.query('&')?);
     // The daemon asks for the header even of one who has no credentials.
     let auth = Config::header_for_image(name)?.unwrap_or_else(|| "e30=".to_owned());
     let answer = client.post_with_auth(&format!("/images/{name}/push{query}"), Some(auth), &json!({})).await?;
@@ -473,17 +391,24 @@ pub(crate) async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result
     Ok(())
 }
 
-async fn save(client: &Client, images: &[String], output: Option<&Path>) -> anyhow::Result<()> {
+async fn save(client: &Client, images: &[String], platform: &PlatformArg, output: Option<&Path>) -> anyhow::Result<()> {
     let names: Vec<_> = images.iter().map(|image| format!("names={}", escape(image))).collect();
-    let answer = client.send(Method::GET, &format!("/images/get?{}", names.join("&")), None).await?;
+    let answer =
+        client.send(Method::GET, &format!("/images/get?{}{}", names.join("&"), platform.query('&')?), None).await?;
     write_to(answer, output).await
 }
 
-async fn load(client: &Client, input: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
-    let sent = client.send_archive("/images/load", read(input)?).await?;
+async fn load(client: &Client, input: Option<&Path>, platform: &PlatformArg, quiet: bool) -> anyhow::Result<()> {
+    let sent = client.send_archive(&format!("/images/load{}", platform.query('?')?), read(input)?).await?;
     if quiet {
         read_steps(sent, |step| if step["stream"].is_null() { Ok(()) } else { show(step) }).await
     } else {
         progress(sent).await
     }
+}
+
+/// Asks all the same: the daemon says why it looks nowhere.
+pub(crate) async fn search(client: &Client, term: &str) -> anyhow::Result<()> {
+    let found = client.get(&format!("/images/search?term={}", escape(term))).await?;
+    line(&found.to_string())
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::prune::{self, PruneArgs};
+use super::values::members;
 use crate::client::{Client, escape, is_not_found};
 use crate::output::{FormatArg, ListArgs, line};
 
@@ -45,11 +46,28 @@ pub(crate) enum NetworkCommand {
         ip: String,
         #[arg(long, value_name = "ADDRESS", default_value = "")]
         ip6: String,
+        /// Of 169.254.0.0/16, beside the other (repeatable)
+        #[arg(long = "link-local-ip", value_name = "ADDRESS")]
+        link_local: Vec<String>,
+        /// CONTAINER[:ALIAS]: what it alone calls a neighbour there (repeatable)
+        #[arg(long = "link", value_name = "CONTAINER[:ALIAS]")]
+        links: Vec<String>,
+        #[arg(long = "driver-opt", value_name = "NAME=VALUE")]
+        driver_options: Vec<String>,
+        /// What goes out goes through the network with the highest
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, allow_hyphen_values = true)]
+        gw_priority: i64,
         network: String,
         container: String,
     },
     /// Take a single container out of a network of this host's
-    Disconnect { network: String, container: String },
+    Disconnect {
+        /// It is no error if the container is not there
+        #[arg(short, long)]
+        force: bool,
+        network: String,
+        container: String,
+    },
     /// Look for what is wrong with this node's networks, or with one network or service
     Diagnose { name: Option<String> },
     /// Remove every network that nobody uses
@@ -90,6 +108,22 @@ pub(crate) struct CreateArgs {
     /// Give it IPv6 addresses, too; picked by chance if no subnet of theirs is named
     #[arg(long)]
     ipv6: bool,
+    /// Give it IPv4 addresses, which it has unless this is false
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    ipv4: Option<bool>,
+    /// Who hands addresses out: default
+    #[arg(long, value_name = "DRIVER", default_value = "")]
+    ipam_driver: String,
+    #[arg(long = "ipam-opt", value_name = "NAME=VALUE")]
+    ipam_options: Vec<String>,
+    /// swarm or local, where the driver leaves it open
+    #[arg(long, default_value = "")]
+    scope: String,
+    /// Not supported: the daemon says why
+    #[arg(long)]
+    config_only: bool,
+    #[arg(long, value_name = "NETWORK")]
+    config_from: Option<String>,
     name: String,
 }
 
@@ -119,13 +153,27 @@ pub(crate) async fn run(client: &Client, command: NetworkCommand) -> anyhow::Res
             }
             Ok(())
         }
-        NetworkCommand::Connect { aliases, ip, ip6, network, container } => {
-            let endpoint = json!({"Aliases": aliases, "IPAMConfig": {"IPv4Address": ip, "IPv6Address": ip6}});
+        NetworkCommand::Connect {
+            aliases,
+            ip,
+            ip6,
+            link_local,
+            links,
+            driver_options,
+            gw_priority,
+            network,
+            container,
+        } => {
+            let ipam = json!({"IPv4Address": ip, "IPv6Address": ip6, "LinkLocalIPs": link_local});
+            let endpoint = json!({
+                "Aliases": aliases, "IPAMConfig": ipam, "Links": links, "DriverOpts": members(&driver_options),
+                "GwPriority": gw_priority,
+            });
             let body = json!({"Container": container, "EndpointConfig": endpoint});
             client.post(&format!("/networks/{}/connect", escape(&network)), &body).await.map(drop)
         }
-        NetworkCommand::Disconnect { network, container } => {
-            let body = json!({"Container": container});
+        NetworkCommand::Disconnect { force, network, container } => {
+            let body = json!({"Container": container, "Force": force});
             client.post(&format!("/networks/{}/disconnect", escape(&network)), &body).await.map(drop)
         }
         NetworkCommand::Diagnose { name } => diagnose(client, &name.unwrap_or_default()).await,
@@ -176,11 +224,19 @@ impl CreateArgs {
         let v6: Vec<String> = of_kind(&self.subnets, true);
         let second = v6.iter().enumerate().map(|(n, subnet)| json!({"Subnet": subnet, "Gateway": gateways.get(n)}));
         let configs: Vec<Value> = std::iter::once(first).chain(second).collect();
-        Ok(json!({
+        let mut body = json!({
             "Name": self.name, "Driver": self.driver, "Attachable": self.attachable, "Internal": self.internal,
             "Ingress": self.ingress, "EnableIPv6": self.ipv6, "Options": pairs(&self.options),
-            "Labels": pairs(&self.labels), "IPAM": {"Config": configs},
-        }))
+            "Labels": pairs(&self.labels), "Scope": self.scope, "ConfigOnly": self.config_only,
+            "IPAM": {"Driver": self.ipam_driver, "Options": pairs(&self.ipam_options), "Config": configs},
+        });
+        if let Some(ipv4) = self.ipv4 {
+            body["EnableIPv4"] = json!(ipv4);
+        }
+        if let Some(from) = &self.config_from {
+            body["ConfigFrom"] = json!({"Network": from});
+        }
+        Ok(body)
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::values::{HealthArgs, environment, file_lines, members, mount, size, ulimit};
 use crate::client::escape;
+use crate::streams::Streams;
 
 #[derive(clap::Args)]
 pub(crate) struct CreateArgs {
@@ -21,6 +22,9 @@ pub(crate) struct CreateArgs {
     /// Give it a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Join only stdin, stdout or stderr (repeatable)
+    #[arg(short, long, value_name = "STREAM", ignore_case = true)]
+    attach: Vec<Attached>,
     /// Remove it when it has ended
     #[arg(long)]
     pub(crate) rm: bool,
@@ -62,9 +66,11 @@ pub(crate) struct CreateArgs {
     /// A port that it serves (repeatable)
     #[arg(long, value_name = "PORT[/PROTOCOL]")]
     expose: Vec<String>,
-    /// bridge, host, none, container:NAME, or a network's name
-    #[arg(long, visible_alias = "net", default_value = "")]
-    network: String,
+    /// bridge, host, none, container:NAME, a network's name, or
+    /// name=NETWORK[,alias=NAME][,ip=ADDRESS][,ip6=ADDRESS][,mac-address=MAC][,link-local-ip=ADDRESS]
+    /// [,driver-opt=NAME=VALUE][,gw-priority=N] (repeatable)
+    #[arg(long = "network", visible_alias = "net", value_name = "NETWORK")]
+    networks: Vec<String>,
     #[arg(long = "network-alias", visible_alias = "net-alias", value_name = "NAME")]
     aliases: Vec<String>,
     #[arg(long, value_name = "ADDRESS", default_value = "")]
@@ -73,6 +79,9 @@ pub(crate) struct CreateArgs {
     ip6: String,
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     mac_address: String,
+    /// Of 169.254.0.0/16, beside the other (repeatable)
+    #[arg(long = "link-local-ip", value_name = "ADDRESS")]
+    link_local: Vec<String>,
     #[arg(short = 'h', long, default_value = "")]
     hostname: String,
     #[arg(long, default_value = "")]
@@ -100,6 +109,8 @@ pub(crate) struct CreateArgs {
     /// no, always, unless-stopped, or on-failure[:N]
     #[arg(long, default_value = "no")]
     restart: String,
+    #[command(flatten)]
+    idle: IdleArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -180,6 +191,105 @@ pub(crate) struct CreateArgs {
     pub(crate) image: String,
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+}
+
+/// What a container is joined by.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Attached {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+/// What docker's client takes and what means nothing here: signatures that are not looked at, the only isolation
+/// that there is, and a limit that kernels no longer have.
+#[derive(clap::Args)]
+struct IdleArgs {
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    disable_content_trust: Option<bool>,
+    #[arg(long, hide = true)]
+    isolation: Option<String>,
+    #[arg(long, hide = true)]
+    kernel_memory: Option<String>,
+}
+
+impl CreateArgs {
+    /// How `run` joins it.
+    pub(crate) fn streams(&self, detached: bool) -> anyhow::Result<Streams> {
+        anyhow::ensure!(
+            !detached || self.attach.is_empty(),
+            "conflicting options: cannot specify both --attach and --detach"
+        );
+        let joins = |stream| self.attach.is_empty() || self.attach.contains(&stream);
+        Ok(Streams {
+            tty: self.tty,
+            interactive: self.interactive && !detached && joins(Attached::Stdin),
+            outputs: [joins(Attached::Stdout), joins(Attached::Stderr)],
+        })
+    }
+
+    /// The network that it is made in, and its places in that and others.
+    fn networks(&self) -> anyhow::Result<(String, Map<String, Value>)> {
+        let mut places = Map::new();
+        for text in &self.networks {
+            let (name, place) = network_place(text)?;
+            anyhow::ensure!(places.insert(name.clone(), place).is_none(), "network {name} is named twice");
+        }
+        let first = places.keys().next().cloned().unwrap_or_else(|| "default".to_owned());
+        let flags = json!({
+            "Aliases": self.aliases, "LinkLocalIPs": self.link_local, "IPv4Address": self.ip, "IPv6Address": self.ip6,
+            "MacAddress": self.mac_address,
+        });
+        let given = |value: &Value| value.as_array().map_or(value != "", |list| !list.is_empty());
+        if flags.as_object().is_some_and(|flags| flags.values().any(given)) {
+            let place = places.entry(first.clone()).or_insert_with(|| json!({}));
+            for (member, value) in flags.as_object().into_iter().flatten().filter(|(_, value)| given(value)) {
+                let to = match member.as_str() {
+                    "Aliases" | "MacAddress" => &mut place[member],
+                    _ => &mut place["IPAMConfig"][member],
+                };
+                anyhow::ensure!(
+                    to.is_null(),
+                    "conflicting options: {member} is given by a flag of its own and in --network"
+                );
+                *to = value.clone();
+            }
+        }
+        Ok((first, places))
+    }
+}
+
+/// Reads `NETWORK`, or `name=NETWORK` with what is asked of the place there.
+fn network_place(text: &str) -> anyhow::Result<(String, Value)> {
+    if !text.contains('=') {
+        return Ok((text.to_owned(), json!({})));
+    }
+    let (mut name, mut place, mut aliases, mut link_local) = (None, json!({}), Vec::new(), Vec::new());
+    for part in text.split(',') {
+        let wrong = || format!("network {text:?} cannot be read: {part:?} is no KEY=VALUE that is known");
+        let (key, value) = part.split_once('=').with_context(wrong)?;
+        match key {
+            "name" => name = Some(value.to_owned()),
+            "alias" => aliases.push(value),
+            "link-local-ip" => link_local.push(value),
+            "ip" => place["IPAMConfig"]["IPv4Address"] = json!(value),
+            "ip6" => place["IPAMConfig"]["IPv6Address"] = json!(value),
+            "mac-address" => place["MacAddress"] = json!(value),
+            "gw-priority" => place["GwPriority"] = json!(value.parse::<i64>().with_context(wrong)?),
+            "driver-opt" => {
+                let (option, value) = value.split_once('=').with_context(wrong)?;
+                place["DriverOpts"][option] = json!(value);
+            }
+            _ => anyhow::bail!(wrong()),
+        }
+    }
+    if !aliases.is_empty() {
+        place["Aliases"] = json!(aliases);
+    }
+    if !link_local.is_empty() {
+        place["IPAMConfig"]["LinkLocalIPs"] = json!(link_local);
+    }
+    Ok((name.with_context(|| format!("network {text:?} cannot be read: name=NETWORK is missing"))?, place))
 }
 
 /// What a container may use; for `run`, `create` and `update` alike.
@@ -306,10 +416,11 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         .map(|text| text.split_once(':').unwrap_or((text, "")))
         .map(|(target, options)| (target.to_owned(), json!(options)))
         .collect();
+    let (network, places) = args.networks()?;
     let mut host_config = json!({
         "Binds": binds, "Tmpfs": tmpfs, "PortBindings": bindings, "PublishAllPorts": args.publish_all,
         "Mounts": all(&args.mounts, mount)?, "VolumesFrom": args.volumes_from,
-        "VolumeDriver": args.volume_driver, "NetworkMode": args.network, "AutoRemove": args.rm,
+        "VolumeDriver": args.volume_driver, "NetworkMode": network, "AutoRemove": args.rm,
         "RestartPolicy": restart_policy(&args.restart)?, "Init": args.init, "ReadonlyRootfs": args.read_only,
         "ShmSize": optional_size(args.shm_size.as_deref())?, "Privileged": args.privileged, "CapAdd": args.cap_add,
         "CapDrop": args.cap_drop, "ExtraHosts": args.hosts, "Links": args.links,
@@ -334,19 +445,14 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         "StopTimeout": args.stop_timeout, "ExposedPorts": exposed, "Volumes": nameless, "HostConfig": host_config,
     });
     args.health.apply(&mut body)?;
-    if !args.mac_address.is_empty() {
-        body["MacAddress"] = json!(args.mac_address);
-    }
     if !args.command.is_empty() {
         body["Cmd"] = json!(args.command);
     }
     if let Some(entrypoint) = &args.entrypoint {
         body["Entrypoint"] = json!([entrypoint]);
     }
-    if !args.aliases.is_empty() || !args.ip.is_empty() || !args.ip6.is_empty() {
-        body["NetworkingConfig"] = json!({"EndpointsConfig": {&args.network: {
-            "Aliases": args.aliases, "IPAMConfig": {"IPv4Address": args.ip, "IPv6Address": args.ip6},
-        }}});
+    if places.values().any(|place| *place != json!({})) || places.len() > 1 {
+        body["NetworkingConfig"] = json!({"EndpointsConfig": places});
     }
     Ok((format!("name={}&platform={}", escape(&args.name), escape(&args.platform)), body))
 }
@@ -470,6 +576,20 @@ mod tests {
         check("9000-9001:80-81", r#""81/tcp":[{"HostIp":"","HostPort":"9001"}]"#);
         check("9000-9002:80-81", "cannot be read");
         check("web:80", "cannot be read");
+    }
+
+    #[test]
+    fn networks_are_read_with_what_is_asked_of_the_place_there() {
+        let read = |text: &str| network_place(text).map_err(|error| format!("{error:#}"));
+        assert_eq!(read("green").unwrap(), ("green".into(), json!({})));
+        let (name, place) = read("name=green,alias=a,alias=b,ip=10.1.0.9,gw-priority=-1,driver-opt=x=y").unwrap();
+        assert_eq!(name, "green");
+        let want = json!({"IPAMConfig": {"IPv4Address": "10.1.0.9"}, "GwPriority": -1, "DriverOpts": {"x": "y"},
+            "Aliases": ["a", "b"]});
+        assert_eq!(place, want);
+        assert!(read("alias=a").unwrap_err().contains("name=NETWORK is missing"));
+        assert!(read("name=green,colour=red").unwrap_err().contains("colour=red"));
+        assert!(read("name=green,gw-priority=high").is_err());
     }
 
     #[test]

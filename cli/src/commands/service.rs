@@ -4,6 +4,8 @@ mod named;
 mod spec;
 mod update;
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::node::capital;
@@ -47,6 +49,8 @@ pub(crate) enum ServiceCommand {
     Logs {
         #[command(flatten)]
         options: LogOptions,
+        #[command(flatten)]
+        front: FrontArgs,
         service: String,
     },
     /// Change a service
@@ -74,6 +78,23 @@ pub(crate) enum ServiceCommand {
     },
 }
 
+/// What stands in front of each line of output.
+#[derive(clap::Args)]
+pub(crate) struct FrontArgs {
+    /// Nothing
+    #[arg(long)]
+    raw: bool,
+    /// Ids of nodes instead of their names
+    #[arg(long)]
+    no_resolve: bool,
+    /// No ids of tasks
+    #[arg(long)]
+    no_task_ids: bool,
+    /// Ids in full
+    #[arg(long)]
+    no_trunc: bool,
+}
+
 pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::Create(args) => create(client, *args).await,
@@ -94,7 +115,7 @@ pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Res
             }
             format.print_all_or_pretty(&values, pretty)
         }
-        ServiceCommand::Logs { options, service } => logs(client, &options, &service).await,
+        ServiceCommand::Logs { options, front, service } => logs(client, &options, &front, &service).await,
         ServiceCommand::Update(args) => update(client, *args).await,
         ServiceCommand::Scale { detach, targets } => scale(client, detach, targets).await,
         ServiceCommand::Rollback { detach, quiet, service } => {
@@ -234,25 +255,39 @@ pub(super) async fn task_rows(client: &Client, filters: &Value, shown: Shown, li
     list.print(&columns, &shown)
 }
 
-async fn logs(client: &Client, options: &LogOptions, name: &str) -> anyhow::Result<()> {
+async fn logs(client: &Client, options: &LogOptions, front: &FrontArgs, name: &str) -> anyhow::Result<()> {
     let kind = if client.get(&format!("/services/{name}")).await.is_ok() { "services" } else { "tasks" };
-    let tasks = client.get("/tasks").await?;
-    let slots: std::collections::BTreeMap<String, String> = tasks
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|task| Some((task["ID"].as_str()?.to_owned(), task["Slot"].to_string())))
-        .collect();
+    let path = format!("/{kind}/{name}/logs?details={}&{}", u8::from(!front.raw), options.query());
+    if front.raw {
+        return print_frames(client, &path, |_| None).await;
+    }
+    let by_id = |values: &Value, text: &dyn Fn(&Value) -> String| -> BTreeMap<String, String> {
+        let values = values.as_array().into_iter().flatten();
+        values.filter_map(|value| Some((value["ID"].as_str()?.to_owned(), text(value)))).collect()
+    };
+    let slots = by_id(&client.get("/tasks").await?, &|task| task["Slot"].to_string());
+    let hosts = match front.no_resolve {
+        true => BTreeMap::new(),
+        false => by_id(&client.get("/nodes").await?, &|node| {
+            node["Description"]["Hostname"].as_str().unwrap_or_default().to_owned()
+        }),
+    };
+    let short = |id: &str| if front.no_trunc { id.to_owned() } else { id.chars().take(12).collect() };
     let prefix = |text: &str| {
         // In front stand the details, and before them the time if it was asked for.
         let known = text.find("com.docker.swarm.node.id=")?;
         let start = text[..known].rfind(' ').map_or(0, |space| space + 1);
         let (details, rest) = text[start..].split_once(' ')?;
-        let task = details.split(',').find_map(|pair| pair.strip_prefix("com.docker.swarm.task.id="))?;
+        let detail = |key: &str| details.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        let (task, node) = (detail("com.docker.swarm.task.id")?, detail("com.docker.swarm.node.id")?);
         let slot = slots.get(task).map_or("", String::as_str);
-        Some((format!("{name}.{slot}.{}    | ", &task[..12]), format!("{}{rest}", &text[..start])))
+        let id = if front.no_task_ids { String::new() } else { format!(".{}", short(task)) };
+        let host = hosts.get(node).cloned().unwrap_or_else(|| short(node));
+        let own = details.split(',').filter(|pair| options.details && !pair.starts_with("com.docker.swarm."));
+        let own: String = own.map(|pair| format!("{pair} ")).collect();
+        Some((format!("{name}.{slot}{id}@{host}    | "), format!("{own}{}{rest}", &text[..start])))
     };
-    print_frames(client, &format!("/{kind}/{name}/logs?details=1&{}", options.query()), prefix).await
+    print_frames(client, &path, prefix).await
 }
 
 async fn post_update(client: &Client, found: &Value, spec: &Value, auth: Option<String>) -> anyhow::Result<()> {

@@ -23,6 +23,9 @@ pub(crate) enum SystemCommand {
     Events(EventsArgs),
     /// Show what takes space
     Df {
+        /// Each image, container and volume
+        #[arg(short, long, conflicts_with = "format")]
+        verbose: bool,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -111,7 +114,7 @@ pub(crate) struct LogOptions {
     until: String,
     /// Show the labels and variables that the log driver was told to keep, too
     #[arg(long)]
-    details: bool,
+    pub(crate) details: bool,
 }
 
 impl LogOptions {
@@ -225,7 +228,7 @@ pub(crate) async fn run(client: &Client, command: SystemCommand) -> anyhow::Resu
     match command {
         SystemCommand::Info(format) => info(client, format).await,
         SystemCommand::Events(args) => events(client, &args).await,
-        SystemCommand::Df { format } => df(client, &format).await,
+        SystemCommand::Df { verbose, format } => df(client, verbose, &format).await,
         SystemCommand::Prune(args) => super::prune::run_system(client, &args).await,
         SystemCommand::DialStdio => dial_stdio(client).await,
     }
@@ -283,35 +286,81 @@ fn event_line(event: &Value) -> String {
     )
 }
 
-async fn df(client: &Client, format: &FormatArg) -> anyhow::Result<()> {
+async fn df(client: &Client, verbose: bool, format: &FormatArg) -> anyhow::Result<()> {
     let used = client.get("/system/df").await?;
     if format.format.is_some() {
         return format.print(&used);
+    }
+    if verbose {
+        return df_verbose(&used);
     }
     let list = |key: &str| used[key].as_array().map_or(&[][..], Vec::as_slice);
     let sum = |list: &[Value], size: &dyn Fn(&Value) -> &Value| {
         list.iter().filter_map(|v| size(v).as_f64()).fold(0.0, |sum, size| sum + size.max(0.0))
     };
-    let row = |kind: &str, list: &[Value], active: &dyn Fn(&Value) -> bool, total: f64| {
-        let active = list.iter().filter(|value| active(value)).count();
-        json!({"Type": kind, "TotalCount": list.len(), "Active": active, "Size": bytes(total)})
+    let row = |kind: &str, list: &[Value], active: &dyn Fn(&Value) -> bool, size: &dyn Fn(&Value) -> &Value, total| {
+        let free: Vec<Value> = list.iter().filter(|value| !active(value)).cloned().collect();
+        json!({
+            "Type": kind, "TotalCount": list.len(), "Active": list.len() - free.len(), "Size": bytes(total),
+            "Reclaimable": bytes(sum(&free, size).min(total)),
+        })
     };
     let (images, containers) = (list("Images"), list("Containers"));
     let (volumes, builds) = (list("Volumes"), list("BuildCache"));
     let has = |value: &Value| value.as_i64().is_some_and(|count| count > 0);
+    let (written, held): (fn(&Value) -> &Value, fn(&Value) -> &Value) = (|v| &v["SizeRw"], |v| &v["UsageData"]["Size"]);
+    let (whole, layers): (fn(&Value) -> &Value, _) = (|v| &v["Size"], used["LayersSize"].as_f64().unwrap_or(0.0));
     let rows = [
-        row("Images", images, &|v| has(&v["Containers"]), used["LayersSize"].as_f64().unwrap_or(0.0)),
-        row("Containers", containers, &|v| v["State"] == "running", sum(containers, &|v| &v["SizeRw"])),
-        row(
-            "Local Volumes",
-            volumes,
-            &|v| has(&v["UsageData"]["RefCount"]),
-            sum(volumes, &|v| &v["UsageData"]["Size"]),
-        ),
-        row("Build Cache", builds, &|v| v["InUse"] == true, sum(builds, &|v| &v["Size"])),
+        row("Images", images, &|v| has(&v["Containers"]), &whole, layers),
+        row("Containers", containers, &|v| v["State"] == "running", &written, sum(containers, &written)),
+        row("Local Volumes", volumes, &|v| has(&v["UsageData"]["RefCount"]), &held, sum(volumes, &held)),
+        row("Build Cache", builds, &|v| v["InUse"] == true, &whole, sum(builds, &whole)),
     ];
-    let columns = [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE")];
+    let columns = [
+        ("Type", "TYPE"),
+        ("TotalCount", "TOTAL"),
+        ("Active", "ACTIVE"),
+        ("Size", "SIZE"),
+        ("Reclaimable", "RECLAIMABLE"),
+    ];
     ListArgs::default().print(&columns, &rows)
+}
+
+/// Each image, container and volume, and what it takes.
+fn df_verbose(used: &Value) -> anyhow::Result<()> {
+    let size = |value: &Value| bytes(value.as_f64().unwrap_or(0.0).max(0.0));
+    let short = |id: &Value| {
+        let id = id.as_str().unwrap_or_default().trim_start_matches("sha256:");
+        id.chars().take(12).collect::<String>()
+    };
+    let rows = |key: &str, row: &dyn Fn(&Value) -> Value| -> Vec<Value> {
+        used[key].as_array().into_iter().flatten().map(row).collect()
+    };
+    let table = |title: &str, columns: &[(&str, &str)], rows: &[Value]| {
+        line(&format!("{title} space usage:\n"))?;
+        ListArgs::default().print(columns, rows)?;
+        line("")
+    };
+    let images = rows("Images", &|image| {
+        let created = age(image["Created"].as_u64().unwrap_or(0));
+        json!({"Name": image["RepoTags"][0].as_str().unwrap_or("<none>"), "ID": short(&image["Id"]), "Created": created,
+            "Size": size(&image["Size"]), "Shared": size(&image["SharedSize"]), "Containers": image["Containers"]})
+    });
+    let columns = [("Name", "IMAGE"), ("ID", "IMAGE ID"), ("Created", "CREATED"), ("Size", "SIZE")];
+    table("Images", &[&columns[..], &[("Shared", "SHARED SIZE"), ("Containers", "CONTAINERS")]].concat(), &images)?;
+    let containers = rows("Containers", &|container| {
+        let name = container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/');
+        json!({"ID": short(&container["Id"]), "Image": container["Image"], "Size": size(&container["SizeRw"]),
+            "Status": container["Status"], "Name": name})
+    });
+    let columns =
+        [("ID", "CONTAINER ID"), ("Image", "IMAGE"), ("Size", "SIZE"), ("Status", "STATUS"), ("Name", "NAMES")];
+    table("Containers", &columns, &containers)?;
+    let volumes = rows("Volumes", &|volume| {
+        json!({"Name": volume["Name"], "Links": volume["UsageData"]["RefCount"],
+            "Size": size(&volume["UsageData"]["Size"])})
+    });
+    table("Local Volumes", &[("Name", "VOLUME NAME"), ("Links", "LINKS"), ("Size", "SIZE")], &volumes)
 }
 
 /// Logs in where the daemon says that it is right, and keeps what that takes as docker does.

@@ -40,6 +40,11 @@ pub(super) struct BuildQuery {
     memswap: i64,
     cpushares: u64,
     cpusetcpus: String,
+    cpusetmems: String,
+    cgroupparent: String,
+    ulimits: String,
+    isolation: String,
+    securityopt: String,
     cpuperiod: u64,
     cpuquota: i64,
     shmsize: i64,
@@ -55,7 +60,15 @@ impl BuildQuery {
                 "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
             ));
         }
-        for (what, asks) in [("squash", is_on(&self.squash)), ("outputs", !self.outputs.is_empty())] {
+        let isolation = !matches!(self.isolation.as_str(), "" | "default");
+        // An empty list, as clients write it.
+        let security = !matches!(self.securityopt.as_str(), "" | "null" | "[]");
+        for (what, asks) in [
+            ("squash", is_on(&self.squash)),
+            ("outputs", !self.outputs.is_empty()),
+            ("isolation", isolation),
+            ("security-opt", security),
+        ] {
             if asks {
                 return Err(ApiError::unsupported(format!("{what} is not supported yet for builds")));
             }
@@ -77,11 +90,14 @@ impl BuildQuery {
                 memory_swap_bytes: self.memswap,
                 cpu_shares: self.cpushares,
                 cpuset_cpus: self.cpusetcpus.clone(),
+                cpuset_mems: self.cpusetmems.clone(),
                 cpu_period_micros: self.cpuperiod,
                 cpu_quota_micros: self.cpuquota,
                 ..ResourceLimits::default()
             },
             shm_size_bytes: self.shmsize,
+            cgroup_parent: self.cgroupparent.clone(),
+            ulimits: map("ulimits", &self.ulimits)?,
             credentials: registry_config(headers)?,
         })
     }

@@ -413,11 +413,17 @@ async fn import(
     changes: Vec<String>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    if source != "-" {
-        return Err(ApiError::unsupported(
-            "importing from a URL is not supported yet: send the archive itself (fromSrc=-)",
-        ));
-    }
+    let fetched = match source {
+        "-" => None,
+        // Without a scheme, as docker takes it.
+        url => {
+            let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(ApiError::bad_request(format!("{url:?} cannot be fetched: name a URL of http or https")));
+            }
+            Some(skep_engine::fetch(&url).await.map_err(ApiError::bad_request)?)
+        }
+    };
     let repo = query.repo.clone().unwrap_or_default();
     let name = match query.tag.as_deref().filter(|tag| !tag.is_empty()) {
         Some(tag) => format!("{repo}:{tag}"),
@@ -428,6 +434,7 @@ async fn import(
     let engine = state.engine.clone();
     let import =
         move |archive: &mut dyn std::io::Read| engine.import_image(archive, &name, &message, &changes, platform);
+    let body = fetched.map_or(body, Body::from);
     let imported = read_body(body, import).await;
     let image = imported.map_err(ApiError::internal)??;
     Ok(Json(json!({"status": image.id})).into_response())

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use skep_api::container::Ulimit;
 use tokio::sync::mpsc;
 
 use crate::build::context::clean;
@@ -47,6 +48,8 @@ pub struct BuildOptions {
     pub hosts: Vec<String>,
     pub limits: ResourceLimits,
     pub shm_size_bytes: i64,
+    pub cgroup_parent: String,
+    pub ulimits: Vec<Ulimit>,
     /// By registry.
     pub credentials: BTreeMap<String, Credentials>,
 }

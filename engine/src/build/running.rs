@@ -59,6 +59,8 @@ impl Builder {
             hosts: self.plan.options.hosts.clone(),
             limits: self.plan.options.limits.clone(),
             shm_size_bytes: self.plan.options.shm_size_bytes,
+            cgroup_parent: self.plan.options.cgroup_parent.clone(),
+            ulimits: self.plan.options.ulimits.clone(),
             log: LogConfig { driver: LogDriver::None, ..LogConfig::default() },
             ..ContainerConfig::default()
         };

@@ -256,18 +256,27 @@ fn thermal_throttle_paths() -> impl Iterator<Item = String> {
     (0..cpus).map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
 }
 
-/// What is told beside each line of output: the labels and variables that a log driver's options name.
+/// What is told beside each line of output: the labels and variables that a log driver's options name, by themselves
+/// or by regular expressions.
 #[must_use]
 pub fn log_attributes(
     options: &BTreeMap<String, String>,
-    labels: &BTreeMap<String, String>,
+    all_labels: &BTreeMap<String, String>,
     env: &[String],
 ) -> BTreeMap<String, String> {
     let names = |option: &str| options.get(option).map_or("", String::as_str).split(',');
     let variable = |name: &str| env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
-    let labels = names("labels").filter_map(|name| Some((name, labels.get(name)?.as_str())));
+    let labels = names("labels").filter_map(|name| Some((name, all_labels.get(name)?.as_str())));
     let variables = names("env").filter_map(|name| Some((name, variable(name)?)));
-    labels.chain(variables).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    let pattern = |option: &str| regex::Regex::new(options.get(option).filter(|text| !text.is_empty())?).ok();
+    let (labels_like, env_like) = (pattern("labels-regex"), pattern("env-regex"));
+    let matches = |pattern: &Option<regex::Regex>, name: &str| pattern.as_ref().is_some_and(|it| it.is_match(name));
+    let more_labels = all_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let more_labels = more_labels.filter(|(name, _)| matches(&labels_like, name));
+    let more_variables = env.iter().filter_map(|var| var.split_once('='));
+    let more_variables = more_variables.filter(|(name, _)| matches(&env_like, name));
+    let told = labels.chain(variables).chain(more_labels).chain(more_variables);
+    told.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Of /dev/shm, unless said otherwise.

@@ -14,7 +14,7 @@ use skep_api::Timestamp;
 
 use self::config::LogConfig;
 use self::file::LogFile;
-use self::forward::{Forwarder, LogSubject};
+use self::forward::{Forwarder, Line, LogSubject, Part};
 
 /// Which of a container's outputs a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,15 @@ use self::forward::{Forwarder, LogSubject};
 pub enum Stream {
     Stdout,
     Stderr,
+}
+
+impl Stream {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
 }
 
 /// A line of output with its line end, or the beginning of one that is very long.
@@ -43,6 +52,8 @@ pub(crate) struct LogWriter {
     /// JSON of what is told beside each line; empty if nothing is.
     attributes: Vec<u8>,
     partial: [Vec<u8>; 2],
+    /// The last pieces of lines that are cut.
+    cut: [Option<Part>; 2],
 }
 
 impl LogWriter {
@@ -57,7 +68,7 @@ impl LogWriter {
             true => Vec::new(),
             false => serde_json::to_vec(&subject.attributes)?,
         };
-        Ok(Some(Self { file, forwarder, attributes, partial: [Vec::new(), Vec::new()] }))
+        Ok(Some(Self { file, forwarder, attributes, partial: [Vec::new(), Vec::new()], cut: [None, None] }))
     }
 
     /// Takes output as it comes; whole lines are written at once.
@@ -97,7 +108,9 @@ impl LogWriter {
             file.encode(batch, stream, line, at, &self.attributes);
         }
         if let Some(forwarder) = &mut self.forwarder {
-            forwarder.send(stream, line, at);
+            let text = line.strip_suffix(b"\n").unwrap_or(line);
+            let part = next_part(&mut self.cut[stream as usize], line);
+            forwarder.send(&Line { stream, text, at, part });
         }
     }
 
@@ -106,13 +119,26 @@ impl LogWriter {
     }
 }
 
+/// Where a piece stands in its line, after what the piece before it was.
+fn next_part(cut: &mut Option<Part>, piece: &[u8]) -> Option<Part> {
+    let goes_on = !piece.ends_with(b"\n") && piece.len() >= LINE_LEN_MAX;
+    let part = match *cut {
+        Some(before) => Some(Part { ordinal: before.ordinal + 1, is_last: !goes_on, ..before }),
+        None => goes_on.then(|| Part { id: rand::random(), ordinal: 1, is_last: false }),
+    };
+    *cut = part.filter(|part| !part.is_last);
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::time::Duration;
 
-    use super::config::{FileFormat, LogDriver, Syslog, SyslogAddress, SyslogFormat};
+    use super::config::{FileFormat, LogDriver};
     use super::file::{compressed, numbered};
+    use super::forward::connection::Address;
+    use super::forward::syslog::{Syslog, SyslogFormat};
     use super::reader::{LogOptions, LogStream, read};
     use super::*;
 
@@ -176,8 +202,7 @@ mod tests {
     fn lines_reach_a_syslog_server_also_after_it_was_away() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("syslog");
-        let syslog =
-            Syslog { address: SyslogAddress::Unix(socket.clone()), facility: 1, format: SyslogFormat::Rfc5424 };
+        let syslog = Syslog { address: Address::Unix(socket.clone()), facility: 1, format: SyslogFormat::Rfc5424 };
         let config = LogConfig { driver: LogDriver::Syslog(syslog), ..LogConfig::default() };
         let mut writer = writer(&dir.path().join("log"), &config);
         let mut say = |text: &str| writer.write(Stream::Stdout, text.as_bytes(), Timestamp::from_nanos(1)).unwrap();
@@ -200,10 +225,19 @@ mod tests {
     }
 
     #[test]
+    fn pieces_of_a_long_line_say_which_they_are() {
+        let (mut cut, long) = (None, vec![b'x'; LINE_LEN_MAX]);
+        let mut next = |piece: &[u8]| next_part(&mut cut, piece).map(|part| (part.ordinal, part.is_last));
+        assert_eq!(next(b"short\n"), None);
+        assert_eq!([next(&long), next(&long), next(b"end\n")], [Some((1, false)), Some((2, false)), Some((3, true))]);
+        assert_eq!(next(b"short\n"), None);
+    }
+
+    #[test]
     fn a_server_that_takes_nothing_holds_the_output_up_once_and_not_again() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap().to_string();
-        let syslog = Syslog { address: SyslogAddress::Tcp(address), facility: 1, format: SyslogFormat::Rfc5424 };
+        let syslog = Syslog { address: Address::Tcp(address), facility: 1, format: SyslogFormat::Rfc5424 };
         let config = LogConfig { driver: LogDriver::Syslog(syslog), max_size_bytes: u64::MAX, ..LogConfig::default() };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");

@@ -17,6 +17,7 @@ pub(super) fn planned(networks: &[JoinedNetwork]) -> Vec<Endpoint> {
         address: joined.address,
         address_v6: None,
         link,
+        gateway_priority: 0,
         names: Vec::new(),
         mac: None,
         grant: None,

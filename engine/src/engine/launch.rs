@@ -279,6 +279,7 @@ fn log_subject(container: &Container) -> LogSubject {
         image: config.image.clone(),
         image_id: config.image_id.clone(),
         command: config.command().join(" "),
+        created: container.created,
         attributes: config.log_attributes(),
     }
 }

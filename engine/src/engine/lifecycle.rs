@@ -494,6 +494,7 @@ fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
             address: running.address,
             address_v6: None,
             link: 0,
+            gateway_priority: 0,
             names: Vec::new(),
             mac: None,
             grant: None,

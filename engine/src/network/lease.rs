@@ -44,6 +44,8 @@ pub(crate) struct Held {
     pub(crate) names: Vec<String>,
     /// The number of its link inside: eth0 is 0.
     pub(crate) link: u32,
+    /// What goes out goes through the network where this is highest.
+    pub(crate) gateway_priority: i64,
 }
 
 /// The addresses that containers have in a network.
@@ -208,7 +210,14 @@ mod tests {
             let picked = pick_address_v6(&network, &leases, None).unwrap();
             assert_eq!(picked, Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)));
             let address = Ipv4Addr::new(10, 1, 2, 2);
-            let place = Held { network: "n".into(), address, address_v6: picked, names: Vec::new(), link: 0 };
+            let place = Held {
+                network: "n".into(),
+                address,
+                address_v6: picked,
+                names: Vec::new(),
+                link: 0,
+                gateway_priority: 0,
+            };
             leases.insert(last.to_string(), Lease { places: vec![place], ..Lease::default() });
         }
         assert_eq!(pick_address_v6(&network, &leases, Some(wanted)).unwrap(), Some(wanted));

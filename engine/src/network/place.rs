@@ -28,6 +28,9 @@ pub struct WantedPlace {
     /// Addresses that it has beside, of 169.254.0.0/16.
     #[serde(default)]
     pub link_local: Vec<Ipv4Addr>,
+    /// What goes out goes through the network where this is highest; of several, through the first.
+    #[serde(default)]
+    pub gateway_priority: i64,
     /// Kept for whoever asks; they change nothing.
     #[serde(default)]
     pub driver_options: BTreeMap<String, String>,
@@ -45,6 +48,8 @@ pub struct Endpoint {
     pub address_v6: Option<Ipv6Addr>,
     /// The number of its link inside: eth0 is 0.
     pub link: u32,
+    #[serde(default)]
+    pub gateway_priority: i64,
     pub names: Vec<String>,
     /// None, where somebody else made the link.
     #[serde(default)]

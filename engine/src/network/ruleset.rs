@@ -131,6 +131,7 @@ mod tests {
             address_v6: None,
             names: Vec::new(),
             link: 0,
+            gateway_priority: 0,
         };
         let leases =
             BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports: vec![port] })]);

@@ -94,6 +94,7 @@ mod tests {
             address_v6: Some("fd00:1::2".parse().unwrap()),
             names: Vec::new(),
             link: 0,
+            gateway_priority: 0,
         };
         let ports = vec![at(Ipv4Addr::UNSPECIFIED), PublishedPort { host_port: 9090, ..at(Ipv4Addr::LOCALHOST) }];
         let leases = BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports })]);

@@ -382,6 +382,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         if place.address.is_some() || place.address_v6.is_some() || !place.link_local.is_empty() {
             value["IPAMConfig"] = ipam_config(place);
         }
+        value["GwPriority"] = json!(place.gateway_priority);
         if !place.driver_options.is_empty() {
             value["DriverOpts"] = json!(place.driver_options);
         }

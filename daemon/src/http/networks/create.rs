@@ -34,6 +34,8 @@ struct CreateBody {
     config_from: Option<Value>,
     #[serde(rename = "IPAM")]
     ipam: IpamBody,
+    #[serde(rename = "EnableIPv4")]
+    enable_ipv4: Option<bool>,
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: Option<bool>,
     options: BTreeMap<String, String>,
@@ -84,6 +86,11 @@ impl CreateBody {
     fn spec(mut self) -> Result<NetworkSpec, ApiError> {
         if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
             return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
+        }
+        if self.enable_ipv4 == Some(false) {
+            return Err(ApiError::unsupported(
+                "networks of IPv6 alone are not supported yet: leave EnableIPv4 out, and give it an IPv6 subnet beside",
+            ));
         }
         let v6 = self.take_ipv6()?;
         let of_v6 = v6.clone().unwrap_or_default();

@@ -28,6 +28,7 @@ pub(in crate::http) struct EndpointBody {
     links: Vec<String>,
     pub(in crate::http) mac_address: String,
     driver_opts: BTreeMap<String, String>,
+    gw_priority: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -114,10 +115,25 @@ impl EndpointBody {
         if mac.is_some() && matches!(network, Joinable::Swarm(_)) {
             return Err(ApiError::unsupported("MAC addresses in networks of the swarm are not supported yet"));
         }
+        if self.gw_priority != 0 && matches!(network, Joinable::Swarm(_)) {
+            return Err(ApiError::unsupported(
+                "priorities of gateways in networks of the swarm are not supported: what goes out of them has its own way",
+            ));
+        }
         let link_local = self.ipam_config.link_local.iter().map(|text| link_local(text)).collect::<Result<_, _>>()?;
         let driver_options = self.driver_opts.clone();
         let (aliases, links) = (self.aliases.clone(), network.links(&self.links)?);
-        Ok(WantedPlace { aliases, links, address, address_v6, mac, link_local, driver_options, ..network.any_place() })
+        Ok(WantedPlace {
+            aliases,
+            links,
+            address,
+            address_v6,
+            mac,
+            link_local,
+            driver_options,
+            gateway_priority: self.gw_priority,
+            ..network.any_place()
+        })
     }
 }
 

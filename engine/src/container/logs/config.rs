@@ -1,10 +1,12 @@
 //! Where a container's output goes: log drivers and their options, as users write them.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::forward::fluentd::{self, Fluentd};
+use super::forward::gelf::{self, Gelf};
+use super::forward::syslog::{self, Syslog};
 
 /// How output is kept, and where else it goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,50 +36,16 @@ pub enum LogDriver {
     Syslog(Syslog),
     /// The host's journal; kept here as well.
     Journald,
+    /// A GELF server, such as Graylog or Logstash; kept here as well.
+    Gelf(Gelf),
+    /// A server of Fluentd's protocol; kept here as well.
+    Fluentd(Fluentd),
     None,
-}
-
-/// How a syslog server is spoken to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Syslog {
-    pub address: SyslogAddress,
-    /// RFC 5424 §6.2.1.
-    pub facility: u8,
-    pub format: SyslogFormat,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SyslogAddress {
-    Unix(PathBuf),
-    Udp(String),
-    Tcp(String),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SyslogFormat {
-    /// What a host's own programs send: RFC 3164 without a host name.
-    Local,
-    Rfc3164,
-    Rfc5424,
-    /// With microseconds.
-    Rfc5424Micro,
-}
-
-impl fmt::Display for SyslogAddress {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(out, "unix://{}", path.display()),
-            Self::Udp(address) => write!(out, "udp://{address}"),
-            Self::Tcp(address) => write!(out, "tcp://{address}"),
-        }
-    }
 }
 
 impl LogDriver {
     /// Every driver's name.
-    pub const NAMES: [&str; 5] = ["journald", "json-file", "local", "none", "syslog"];
+    pub const NAMES: [&str; 7] = ["fluentd", "gelf", "journald", "json-file", "local", "none", "syslog"];
 
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
@@ -86,6 +54,8 @@ impl LogDriver {
             Self::Local => "local",
             Self::Syslog(_) => "syslog",
             Self::Journald => "journald",
+            Self::Gelf(_) => "gelf",
+            Self::Fluentd(_) => "fluentd",
             Self::None => "none",
         }
     }
@@ -111,15 +81,29 @@ pub enum LogConfigError {
     /// In the words that clients look for.
     #[error("logger: no log driver named '{0}' is registered")]
     Driver(String),
+    #[error("unknown log opt '{key}' for {driver} log driver (its value is {value:?}): {known} are known")]
+    Unknown { driver: &'static str, key: String, value: String, known: String },
     #[error("log option {key}={value:?} cannot be used: {rule}")]
     Option { key: String, value: String, rule: &'static str },
 }
 
 /// Options that say what is told beside each line, and those of the ways to hand it on.
-const SHARED_OPTIONS: [&str; 5] = ["labels", "env", "tag", "mode", "max-buffer-size"];
+const SHARED_OPTIONS: [&str; 7] = ["labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size"];
 const CACHE_OPTIONS: [&str; 4] = ["cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"];
 const FILE_OPTIONS: [&str; 3] = ["max-size", "max-file", "compress"];
-const SYSLOG_OPTIONS: [&str; 3] = ["syslog-address", "syslog-facility", "syslog-format"];
+
+/// Options as they were given.
+pub(super) struct Options<'a>(pub(super) &'a BTreeMap<String, String>);
+
+impl<'a> Options<'a> {
+    pub(super) fn get(&self, key: &str) -> &'a str {
+        self.0.get(key).map_or("", String::as_str)
+    }
+
+    pub(super) fn wrong(&self, key: &str, rule: &'static str) -> LogConfigError {
+        LogConfigError::Option { key: key.into(), value: self.get(key).into(), rule }
+    }
+}
 
 impl LogConfig {
     /// Reads a driver's name and options; what is not said is as in `usual`.
@@ -134,9 +118,7 @@ impl LogConfig {
         let mut config = Self::new(driver, &options)?;
         for (key, value) in &options {
             let wrong = |rule| LogConfigError::Option { key: key.clone(), value: value.clone(), rule };
-            if !config.driver.takes(key) {
-                return Err(wrong(config.driver.rule()));
-            }
+            config.driver.check_known(key, value)?;
             config.set(key, value).map_err(wrong)?;
         }
         config.options = options;
@@ -149,6 +131,8 @@ impl LogConfig {
             "local" => LogDriver::Local,
             "syslog" => LogDriver::Syslog(Syslog::parse(options)?),
             "journald" => LogDriver::Journald,
+            "gelf" => LogDriver::Gelf(Gelf::parse(options)?),
+            "fluentd" => LogDriver::Fluentd(Fluentd::parse(options)?),
             "none" => LogDriver::None,
             other => return Err(LogConfigError::Driver(other.to_owned())),
         };
@@ -172,6 +156,9 @@ impl LogConfig {
             "mode" if value != "blocking" && value != "non-blocking" => return Err("write blocking or non-blocking"),
             "max-buffer-size" if parse_size(value).is_none() => return Err("write a size such as 4m"),
             "tag" if !is_template(value) => return Err("it is no template such as {{.Name}}/{{.ID}}"),
+            "labels-regex" | "env-regex" if regex::Regex::new(value).is_err() => {
+                return Err("it is no regular expression");
+            }
             _ => {}
         }
         Ok(())
@@ -182,8 +169,8 @@ impl LogConfig {
         match self.driver {
             LogDriver::JsonFile => Some(FileFormat::Json),
             LogDriver::Local => Some(FileFormat::Binary),
-            LogDriver::Syslog(_) | LogDriver::Journald => (!self.cache_disabled).then_some(FileFormat::Binary),
             LogDriver::None => None,
+            _ => (!self.cache_disabled).then_some(FileFormat::Binary),
         }
     }
 }
@@ -196,81 +183,22 @@ pub(crate) enum FileFormat {
 }
 
 impl LogDriver {
-    fn takes(&self, key: &str) -> bool {
-        let own: &[&str] = match self {
-            Self::JsonFile | Self::Local => &FILE_OPTIONS,
-            Self::Syslog(_) => &SYSLOG_OPTIONS,
-            Self::Journald => &[],
-            Self::None => return true,
+    /// Refuses what no driver of this kind has a meaning for.
+    fn check_known(&self, key: &str, value: &str) -> Result<(), LogConfigError> {
+        let (own, kept): (&[&str], &[&str]) = match self {
+            Self::JsonFile | Self::Local => (&FILE_OPTIONS, &[]),
+            Self::Syslog(_) => (&syslog::OPTIONS, &CACHE_OPTIONS),
+            Self::Journald => (&[], &CACHE_OPTIONS),
+            Self::Gelf(_) => (&gelf::OPTIONS, &CACHE_OPTIONS),
+            Self::Fluentd(_) => (&fluentd::OPTIONS, &CACHE_OPTIONS),
+            Self::None => return Ok(()),
         };
-        let cached = matches!(self, Self::Syslog(_) | Self::Journald);
-        own.contains(&key) || SHARED_OPTIONS.contains(&key) || (cached && CACHE_OPTIONS.contains(&key))
-    }
-
-    const fn rule(&self) -> &'static str {
-        match self {
-            Self::JsonFile | Self::Local => {
-                "it is unknown; max-size, max-file, compress, labels, env and tag are known"
-            }
-            Self::Syslog(_) => {
-                "it is unknown; syslog-address, syslog-facility, syslog-format, labels, env, tag and cache-* are known"
-            }
-            Self::Journald => "it is unknown; labels, env, tag and cache-* are known",
-            Self::None => "it is unknown",
+        let known = [own, &SHARED_OPTIONS, kept].concat();
+        if known.contains(&key) {
+            return Ok(());
         }
-    }
-}
-
-/// By their codes (RFC 5424 table 1), as syslog.h calls them.
-const FACILITIES: [&str; 24] = [
-    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "", "", "",
-    "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
-];
-const DAEMON_FACILITY: u8 = 3;
-const LOCAL_SOCKET: &str = "/dev/log";
-
-impl Syslog {
-    fn parse(options: &BTreeMap<String, String>) -> Result<Self, LogConfigError> {
-        let read = |key: &str| options.get(key).map_or("", String::as_str);
-        let wrong = |key: &str, rule| LogConfigError::Option { key: key.into(), value: read(key).into(), rule };
-        let address = SyslogAddress::parse(read("syslog-address")).map_err(|rule| wrong("syslog-address", rule))?;
-        let format = match read("syslog-format") {
-            "" => SyslogFormat::Local,
-            "rfc3164" => SyslogFormat::Rfc3164,
-            "rfc5424" => SyslogFormat::Rfc5424,
-            "rfc5424micro" => SyslogFormat::Rfc5424Micro,
-            _ => return Err(wrong("syslog-format", "write rfc3164, rfc5424 or rfc5424micro")),
-        };
-        let facility = match read("syslog-facility") {
-            "" => Some(DAEMON_FACILITY),
-            text => facility(text),
-        };
-        let facility = facility.ok_or_else(|| wrong("syslog-facility", "write a name such as daemon, or 0 to 23"))?;
-        Ok(Self { address, facility, format })
-    }
-}
-
-fn facility(text: &str) -> Option<u8> {
-    let named = FACILITIES.iter().position(|&name| name == text).and_then(|code| u8::try_from(code).ok());
-    named.or_else(|| text.parse().ok().filter(|&code| usize::from(code) < FACILITIES.len()))
-}
-
-impl SyslogAddress {
-    fn parse(text: &str) -> Result<Self, &'static str> {
-        const SYSLOG_PORT: &str = "514";
-        let with_port = |rest: &str| match rest.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
-            None if !rest.is_empty() => Ok(format!("{rest}:{SYSLOG_PORT}")),
-            _ => Err("write HOST or HOST:PORT after the scheme"),
-        };
-        match text.split_once("://") {
-            None if text.is_empty() => Ok(Self::Unix(LOCAL_SOCKET.into())),
-            Some(("unix" | "unixgram", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(("udp", rest)) => with_port(rest).map(Self::Udp),
-            Some(("tcp", rest)) => with_port(rest).map(Self::Tcp),
-            Some(("tcp+tls", _)) => Err("TLS is not supported yet: send to a relay on this host, which speaks it"),
-            _ => Err("write unix:///PATH, udp://HOST:PORT or tcp://HOST:PORT"),
-        }
+        let (key, value, known) = (key.to_owned(), value.to_owned(), known.join(", "));
+        Err(LogConfigError::Unknown { driver: self.as_str(), key, value, known })
     }
 }
 
@@ -311,6 +239,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::logs::forward::connection::Address;
 
     fn parse(driver: &str, options: &[(&str, &str)]) -> Result<LogConfig, LogConfigError> {
         let options = options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
@@ -327,7 +256,10 @@ mod tests {
             ("json-file", "colour", "red"),
             ("local", "syslog-address", "udp://127.0.0.1"),
             ("journald", "max-size", "1m"),
-            ("syslog", "syslog-address", "tcp+tls://h:1"),
+            ("syslog", "syslog-address", "tcp+tls://"),
+            ("json-file", "labels-regex", "("),
+            ("gelf", "gelf-address", "h:1"),
+            ("fluentd", "fluentd-async", "perhaps"),
             ("syslog", "syslog-address", "udp://"),
             ("syslog", "syslog-format", "cef"),
             ("syslog", "syslog-facility", "24"),
@@ -345,9 +277,21 @@ mod tests {
     fn a_syslog_server_is_named_in_full_or_in_part() {
         let options = [("syslog-address", "udp://logs.example"), ("syslog-facility", "local3")];
         let LogDriver::Syslog(syslog) = parse("syslog", &options).unwrap().driver else { panic!("another driver") };
-        assert_eq!((syslog.address, syslog.facility), (SyslogAddress::Udp("logs.example:514".into()), 19));
+        assert_eq!((syslog.address, syslog.facility), (Address::Udp("logs.example:514".into()), 19));
         let LogDriver::Syslog(syslog) = parse("syslog", &[]).unwrap().driver else { panic!("another driver") };
-        assert_eq!(syslog.address, SyslogAddress::Unix("/dev/log".into()));
+        assert_eq!(syslog.address, Address::Unix("/dev/log".into()));
+    }
+
+    #[test]
+    fn tls_is_spoken_with_the_certificates_that_are_named() {
+        let address = ("syslog-address", "tcp+tls://logs.example:6514");
+        let options = [address, ("syslog-tls-ca-cert", "/ca.pem"), ("syslog-tls-skip-verify", "true")];
+        let LogDriver::Syslog(syslog) = parse("syslog", &options).unwrap().driver else { panic!("another driver") };
+        let Address::Tls(at, tls) = syslog.address else { panic!("another way") };
+        assert_eq!((at.as_str(), tls.server.as_str()), ("logs.example:6514", "logs.example"));
+        assert_eq!((tls.authorities, tls.trusts_any), (Some("/ca.pem".into()), true));
+        let half = parse("syslog", &[address, ("syslog-tls-key", "/key.pem")]).unwrap_err().to_string();
+        assert!(half.contains("both syslog-tls-cert and syslog-tls-key"), "{half}");
     }
 
     #[test]
