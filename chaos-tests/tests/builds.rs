@@ -123,3 +123,79 @@ fn repositories_are_contexts() {
     }
     assert_eq!(std::fs::read_dir(host.data().join("tmp")).map_or(0, Iterator::count), 0, "nothing is left");
 }
+
+const MOUNTED: &str = r#"
+FROM busybox AS tools
+RUN mkdir /opt && echo tool > /opt/tool
+
+FROM busybox
+RUN --mount=type=cache,target=/root/.cache/steps echo step >> /root/.cache/steps/log && wc -l < /root/.cache/steps/log > /count
+RUN --mount=source=note,target=/mnt/note --mount=from=tools,source=/opt,target=/mnt/opt \
+    cat /mnt/note /mnt/opt/tool > /both && ! touch /mnt/opt/new
+RUN --mount=source=note,target=/mnt/note,rw echo more >> /mnt/note && cat /mnt/note > /more
+RUN --mount=type=tmpfs,target=/scratch,size=1m grep /scratch /proc/mounts > /seen && touch /scratch/file
+RUN --mount=type=secret,id=pass,mode=0440 --mount=type=secret,id=word,env=WORD --mount=type=ssh \
+    stat -c %a /run/secrets/pass > /told && cat /run/secrets/pass >> /told && echo $WORD >> /told
+"#;
+
+/// Steps see what they mount, and the image has nothing of it.
+fn check_mounts(flags: &[&str]) {
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon_with(flags);
+    host.import_busybox();
+    let context = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(context.path().join(name), text).unwrap();
+    write("Dockerfile", MOUNTED);
+    write("note", "from the context\n");
+    write("pass", "hush");
+    let (dir, pass) = (context.path().display().to_string(), format!("id=pass,src={}/pass", context.path().display()));
+    let secrets = ["--secret", &pass, "--secret", "id=word,env=PATH"];
+    let build = |more: &[&str]| host.ok(&[&["build", "-t", "mounted"], &secrets[..], more, &[&dir]].concat());
+    let read = |file: &str| host.ok(&["run", "--rm", "mounted", "cat", file]);
+    build(&[]);
+    assert_eq!(read("/count").trim(), "1", "{flags:?}");
+    assert_eq!(read("/both"), "from the context\ntool\n");
+    assert_eq!(read("/more"), "from the context\nmore\n");
+    assert_eq!(std::fs::read_to_string(context.path().join("note")).unwrap(), "from the context\n");
+    assert!(read("/seen").contains("tmpfs"));
+    let path = std::env::var("PATH").unwrap();
+    assert_eq!(read("/told"), format!("440\nhush{path}\n"));
+    let left = host.ok(&["run", "--rm", "mounted", "sh", "-c", "ls -d /root/.cache /mnt /scratch /run/secrets; true"]);
+    assert_eq!(left, "", "where something was mounted");
+    // What is bound counts for the cache of steps; what caches hold does not, and stays from build to build.
+    assert_eq!(build(&[]).matches("Using cache").count(), 6, "{flags:?}");
+    write("note", "changed\n");
+    assert_eq!(build(&[]).matches("Using cache").count(), 2, "up to the step that binds it");
+    assert_eq!(read("/both"), "changed\ntool\n");
+    build(&["--no-cache"]);
+    assert_eq!(read("/count").trim(), "2");
+    assert!(host.ok(&["system", "df"]).lines().any(|line| line.starts_with("Build Cache") && line.contains(" 1 ")));
+    host.ok(&["builder", "prune", "-f"]);
+    build(&["--no-cache"]);
+    assert_eq!(read("/count").trim(), "1", "the cache is gone");
+}
+
+#[test]
+fn steps_mount_what_no_layer_has() {
+    take_turn!();
+    check_mounts(&[]);
+    check_mounts(&["--userns-remap", "default"]);
+    check_mounts(&["--storage-driver", "vfs"]);
+}
+
+#[test]
+fn mounts_that_cannot_be_are_refused_by_name() {
+    take_turn!();
+    for (mount, want) in [
+        ("type=secret,id=pass,required", "secret pass: not found: give it by 'skep build --secret id=pass,src=FILE'"),
+        ("type=ssh,required", "SSH keys of the client are not handed on"),
+        ("type=bind,source=absent,target=/mnt", "absent"),
+        ("type=volume,target=/mnt", "unsupported mount type \"volume\""),
+        ("type=bind,source=../../etc,target=/mnt", "etc"),
+    ] {
+        let (rig, context) = scene(&format!("FROM busybox\nRUN --mount={mount} cat /mnt/passwd\n"));
+        let why = rig.host(1).fails(&["build", context.path().to_str().unwrap()]);
+        assert!(why.contains(want), "{mount}: {why}");
+    }
+}

@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use skep_chaos_tests::{Host, LIMIT, Ran, Rig, take_turn, wait_until};
+use skep_chaos_tests::{Host, LIMIT, Ran, Rig, has_docker, program, take_turn, wait_until};
 
 /// A daemon with an image of busybox, called `box`.
 fn one_host() -> Rig {
@@ -194,7 +194,7 @@ fn credentials_of_the_docker_client_and_of_helpers_are_used() {
             "export PATH={0}:$PATH DOCKER_CONFIG={0} DRAWER={1}; {2} -H {3} {args}",
             host.dir().display(),
             drawer.display(),
-            skep_chaos_tests::program().display(),
+            program().display(),
             host.socket()
         );
         host.exec("sh", &["-c", &script])
@@ -245,7 +245,7 @@ fn packed_contexts_are_taken_in(skep: &impl Fn(&[&str]) -> Ran, (host, config_di
     assert!(told.contains(address) && told.contains("bees"), "{told}");
     assert!(skep(&["context", "import", "hive-2", &packed]).stderr.contains("already exists"));
     assert!(skep(&["context", "rm", "hive-2"]).success);
-    if skep_chaos_tests::has_docker() {
+    if has_docker() {
         let docker = |args: &[&str]| host.exec("env", &[&[config_dir, "docker", "context"], args].concat());
         for done in [docker(&["import", "hive-3", &packed]), docker(&["export", "hive-3", &again])] {
             assert!(done.success, "{done:?}");
@@ -275,7 +275,7 @@ fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
     let config = other.dir().join("config");
     let path = format!("PATH={}:/usr/bin:/bin", other.dir().join("bin").display());
     let config_dir = format!("DOCKER_CONFIG={}", config.display());
-    let program = skep_chaos_tests::program();
+    let program = program();
     let skep = |args: &[&str]| other.exec("env", &[&[&config_dir, &path, program.to_str().unwrap()], args].concat());
     let says = |args: &[&str], what: &str| {
         let ran = skep(args);
@@ -308,7 +308,7 @@ fn a_daemon_elsewhere_is_reached_by_tls_and_by_ssh_under_a_name() {
     assert!(skep(&["context", "use", "hive"]).success);
     assert_eq!(skep(&["info", "-f", "{{.Name}}"]).stdout.trim(), host.name());
     assert!(skep(&["context", "ls"]).stdout.lines().any(|line| line.starts_with("hive *") && line.contains(&address)));
-    if skep_chaos_tests::has_docker() {
+    if has_docker() {
         let docker = other.exec("env", &[&config_dir, "docker", "info", "-f", "{{.Name}}"]);
         assert_eq!(docker.stdout.trim(), host.name(), "{docker:?}");
     }
@@ -343,7 +343,7 @@ fn serve_ssh(rig: &Rig) {
     };
     assert!(host.exec("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at("client")]).success);
     assert!(host.exec("dropbearkey", &["-t", "ed25519", "-f", &at("host")]).success);
-    std::os::unix::fs::symlink(skep_chaos_tests::program(), dir.join("skep")).unwrap();
+    std::os::unix::fs::symlink(program(), dir.join("skep")).unwrap();
     let path = format!("PATH={}:/usr/bin:/bin SKEP_HOST={}", dir.display(), host.socket());
     script(&dir.join("login"), format!("#!/bin/sh\nexport {path}\nexec sh -c \"$SSH_ORIGINAL_COMMAND\"\n"));
     let key = std::fs::read_to_string(dir.join("client.pub")).unwrap();
@@ -383,4 +383,199 @@ fn an_audit_names_what_stands_against_a_host() {
     assert!(result("7.3").1.starts_with("plain: "));
     host.ok(&["rm", "-f", "open"]);
     host.ok(&["network", "rm", "plain"]);
+}
+
+/// Docker's commands and flags that `skep` does not have, and why: they come with what they are for, belong to other
+/// systems than Linux, or are experiments of docker's.
+const NOT_TAKEN: &[(&str, &[&str])] = &[
+    // What they are for is refused by the daemon, too.
+    ("checkpoint", &[]),
+    ("plugin", &[]),
+    ("manifest", &[]),
+    ("trust", &[]),
+    ("stack", &[]),
+    ("swarm ca", &["ca-cert", "ca-key", "cert-expiry", "detach", "external-ca", "quiet"]),
+    ("swarm unlock-key", &["quiet", "rotate"]),
+    ("config create", &["template-driver"]),
+    ("secret create", &["driver", "template-driver"]),
+    ("service create", &["credential-spec", "generic-resource", "isolation", "max-concurrent"]),
+    (
+        "service update",
+        &["credential-spec", "generic-resource-add", "generic-resource-rm", "isolation", "max-concurrent"],
+    ),
+    ("container start", &["checkpoint", "checkpoint-dir"]),
+    ("volume update", &[]),
+    ("volume ls", &["cluster"]),
+    (
+        "volume create",
+        &[
+            "availability",
+            "group",
+            "limit-bytes",
+            "required-bytes",
+            "scope",
+            "secret",
+            "sharing",
+            "topology-preferred",
+            "topology-required",
+            "type",
+        ],
+    ),
+    ("image ls", &["tree"]),
+    ("container run", REAL_TIME_AND_WINDOWS),
+    ("container create", REAL_TIME_AND_WINDOWS),
+    ("container update", &["cpu-rt-period", "cpu-rt-runtime"]),
+];
+
+const REAL_TIME_AND_WINDOWS: &[&str] =
+    &["cpu-count", "cpu-percent", "cpu-rt-period", "cpu-rt-runtime", "io-maxbandwidth", "io-maxiops", "use-api-socket"];
+
+/// Commands that stand alone are the same as those of a group.
+fn in_its_group(command: &str) -> &str {
+    match command {
+        "images" => "image ls",
+        "run" => "container run",
+        "create" => "container create",
+        "start" => "container start",
+        "update" => "container update",
+        other => other,
+    }
+}
+
+/// The commands and flags that a help text lists.
+fn listed(help: &str) -> (Vec<String>, Vec<String>) {
+    let (mut commands, mut flags, mut in_commands) = (Vec::new(), Vec::new(), false);
+    for line in help.lines() {
+        if !line.is_empty() && !line.starts_with(' ') {
+            in_commands = line.ends_with("Commands:");
+        }
+        let first = line.strip_prefix("  ").filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));
+        if let Some(name) = first.filter(|_| in_commands).and_then(|rest| rest.split_whitespace().next()) {
+            commands.push(name.trim_end_matches('*').to_owned());
+        }
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        let flag = if first.len() == 3 && first.ends_with(',') { words.next() } else { Some(first) };
+        // A line may also begin with a flag that the text before speaks of.
+        let flag = flag.and_then(|word| word.strip_prefix("--")).filter(|flag| !flag.ends_with([')', '.']));
+        flags.extend(flag.map(|flag| flag.trim_end_matches(',').to_owned()).filter(|_| line.starts_with(' ')));
+    }
+    (commands, flags)
+}
+
+#[test]
+fn what_the_docker_client_takes_is_taken() {
+    if !has_docker() {
+        return;
+    }
+    let run = |program: &std::ffi::OsStr, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let skep = program();
+    let (mut open, mut missing, mut taken, mut seen) = (vec![String::new()], Vec::new(), Vec::new(), 0);
+    while let Some(command) = open.pop() {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let exceptions = NOT_TAKEN.iter().find(|(name, _)| *name == in_its_group(&command)).map(|(_, flags)| *flags);
+        if exceptions == Some(&[]) {
+            continue;
+        }
+        let (commands, flags) = listed(&run("docker".as_ref(), &[&words[..], &["--help"]].concat()));
+        seen += flags.len();
+        let plugins = ["buildx", "compose", "scan"];
+        open.extend(commands.iter().filter(|name| !plugins.contains(&name.as_str())).map(|name| match words.len() {
+            0 => name.clone(),
+            _ => format!("{command} {name}"),
+        }));
+        let help = run(skep.as_os_str(), &[&words[..], &["--help"]].concat());
+        if help.contains("unrecognized subcommand") {
+            missing.push(command);
+            continue;
+        }
+        let known = listed(&help).1;
+        for flag in flags {
+            let excepted = exceptions.is_some_and(|flags| flags.contains(&flag.as_str()));
+            // Those of no effect are taken though no help tells of them.
+            let is_unknown = || {
+                let flag = format!("--{flag}");
+                let asking = [&["-H", "unix:///nowhere"], &words[..], &[&flag]].concat();
+                run(skep.as_os_str(), &asking).contains("unexpected argument")
+            };
+            match (known.contains(&flag) || !is_unknown(), excepted) {
+                (true, true) => taken.push(format!("{command} --{flag}")),
+                (false, false) => missing.push(format!("{command} --{flag}")),
+                _ => {}
+            }
+        }
+    }
+    assert!(taken.is_empty(), "on the list, but taken: {taken:#?}");
+    assert!(missing.is_empty(), "not taken: {missing:#?}");
+    assert!(seen > 500, "docker's help was not understood: it has {seen} flags");
+}
+
+#[test]
+fn images_and_space_are_shown_in_full() {
+    take_turn!();
+    let rig = one_host();
+    let host = rig.host(1);
+    // An archive that the daemon fetches itself.
+    host.ok(&["run", "--name", "made", "-v", "data:/data", "box", "sh", "-c", "echo honey > /jar"]);
+    host.ok(&["export", "-o", &host.dir().join("jar.tar").display().to_string(), "made"]);
+    let dir = host.dir().display().to_string();
+    host.spawn("busybox", &["httpd", "-f", "-p", "127.0.0.1:8099", "-h", &dir]);
+    let url = "http://127.0.0.1:8099/jar.tar";
+    wait_until("the archive is served", LIMIT, || {
+        let ran = host.run(&["import", "--platform", "linux/arm64", "-c", "CMD [\"cat\", \"/jar\"]", url, "fetched"]);
+        (ran.success, ran.stderr)
+    });
+    assert_eq!(host.ok(&["inspect", "-f", "{{.Architecture}} {{.Config.Cmd}}", "fetched"]).trim(), "arm64 [cat /jar]");
+    let other = host.fails(&["image", "inspect", "--platform", "linux/amd64", "fetched"]);
+    assert!(
+        other.contains("does not match the specified platform: wanted linux/amd64, actual: linux/arm64"),
+        "{other}"
+    );
+    let summary = host.ok(&["system", "df"]);
+    assert!(summary.contains("RECLAIMABLE") && summary.contains("Local Volumes"), "{summary}");
+    let all = host.ok(&["system", "df", "-v"]);
+    for want in ["Images space usage:", "fetched:latest", "Containers space usage:", "made", "VOLUME NAME", "data"] {
+        assert!(all.contains(want), "{want}: {all}");
+    }
+    // Limits of a build's steps.
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), "FROM box\nRUN ulimit -n > /limit\nCMD cat /limit\n").unwrap();
+    host.ok(&["builder", "build", "-t", "limited", "--ulimit", "nofile=77:77", context.path().to_str().unwrap()]);
+    assert_eq!(host.ok(&["run", "--rm", "limited"]).trim(), "77");
+    let steps = host.ok(&["history", "--no-trunc", "--human=false", "limited"]);
+    assert!(steps.contains("CREATED AT") && steps.contains("/bin/sh -c ulimit -n > /limit"), "{steps}");
+    let refused = host.fails(&["build", "--security-opt", "seccomp=unconfined", context.path().to_str().unwrap()]);
+    assert!(refused.contains("security-opt is not supported"), "{refused}");
+    // One stream of several.
+    let say = ["sh", "-c", "echo out; echo err >&2"];
+    let ran = host.run(&[&["run", "--rm", "-a", "stderr", "box"], &say[..]].concat());
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", "err\n"));
+    assert!(host.fails(&["search", "honey"]).contains("Docker Hub"));
+}
+
+#[test]
+fn what_goes_out_goes_through_the_network_of_the_highest_priority() {
+    take_turn!();
+    let rig = one_host();
+    let host = rig.host(1);
+    for (network, subnet) in [("low", "10.81.0.0/24"), ("high", "10.82.0.0/24"), ("higher", "10.83.0.0/24")] {
+        host.ok(&["network", "create", "-d", "bridge", "--subnet", subnet, network]);
+    }
+    let high = "name=high,gw-priority=5,alias=top,ip=10.82.0.9";
+    host.ok(&["run", "-d", "--name", "tall", "--network", "low", "--network", high, "box", "sleep", "600"]);
+    let way = || host.ok(&["exec", "tall", "ip", "route", "show", "default"]);
+    assert!(way().contains("via 10.82.0.1 "), "{}", way());
+    let place = "{{with .NetworkSettings.Networks.high}}{{.GwPriority}} {{.IPAddress}} {{.Aliases}}{{end}}";
+    assert_eq!(host.ok(&["inspect", "-f", place, "tall"]).trim(), "5 10.82.0.9 [top]");
+    host.ok(&["network", "connect", "--gw-priority", "7", "higher", "tall"]);
+    assert!(way().contains("via 10.83.0.1 "), "{}", way());
+    host.ok(&["network", "disconnect", "higher", "tall"]);
+    assert!(way().contains("via 10.82.0.1 "), "{}", way());
+    host.ok(&["restart", "-t", "0", "tall"]);
+    assert!(way().contains("via 10.82.0.1 "), "{}", way());
+    let twice = host.fails(&["run", "--network", high, "--ip", "10.82.0.8", "box", "true"]);
+    assert!(twice.contains("conflicting options"), "{twice}");
 }

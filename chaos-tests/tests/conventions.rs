@@ -386,3 +386,89 @@ fn output_of_services_is_told_as_that_of_containers() {
         "{mounts}"
     );
 }
+
+#[test]
+fn what_containers_do_not_say_the_daemon_says() {
+    take_turn!();
+    if !has_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let init = host.dir().join("init").display().to_string();
+    std::fs::write(&init, "#!/bin/busybox sh\n[ \"$1\" = -- ] && shift\nMARK=ours exec \"$@\"\n").unwrap();
+    assert!(host.exec("chmod", &["755", &init]).success);
+    let settings = [
+        ["--bip=10.88.0.1/24", "--fixed-cidr=10.88.0.128/25", "--mtu=1400", "--ip=127.0.0.1"],
+        ["--dns=10.88.0.53", "--dns-search=hive.example", "--dns-opt=ndots:3", "--host-gateway-ip=10.9.8.7"],
+        ["--default-ulimit=nofile=123:456", "--default-shm-size=32m", "--default-ipc-mode=shareable", "--init"],
+        ["--default-address-pool=base=10.89.0.0/16,size=24", "--userland-proxy=false", "--group=0", "--debug"],
+    ];
+    let network = "--default-network-opt=bridge=com.docker.network.driver.mtu=1300";
+    let init_path = format!("--init-path={init}");
+    host.start_daemon_with(&[&settings.concat()[..], &[network, &init_path]].concat());
+    host.import_busybox();
+    let look = "ip -4 -o addr show eth0; cat /sys/class/net/eth0/mtu /etc/resolv.conf; ulimit -Sn; ulimit -Hn; \
+                df -k /dev/shm; echo mark=$MARK; grep gate /etc/hosts; true";
+    let told = run(host, &["--add-host", "gate:host-gateway", "busybox", "sh", "-c", look]);
+    for want in [
+        "inet 10.88.0.128/24",
+        "\n1400\n",
+        "nameserver 10.88.0.53",
+        "search hive.example",
+        "ndots:3",
+        "\n123\n456\n",
+        " 32768 ",
+        "mark=ours",
+        "10.9.8.7\tgate",
+    ] {
+        assert!(told.contains(want), "{want:?}: {told}");
+    }
+    // What they say counts.
+    let own = ["--dns", "10.88.0.54", "--ulimit", "nofile=99", "--shm-size", "16m", "--init=false"];
+    let told = run(host, &[&own[..], &["busybox", "sh", "-c", look]].concat());
+    for want in ["nameserver 10.88.0.54", "\n99\n99\n", " 16384 ", "mark=\n"] {
+        assert!(told.contains(want), "{want:?}: {told}");
+    }
+    host.docker(&["run", "-d", "--name", "open", "-p", "8088:80", "busybox", "sleep", "600"]);
+    assert_eq!(host.docker(&["port", "open"]).trim(), "80/tcp -> 127.0.0.1:8088");
+    host.docker(&["network", "create", "green"]);
+    assert_eq!(
+        host.docker(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "green"]).trim(),
+        "10.89.0.0/24"
+    );
+    assert_eq!(run(host, &["--net", "green", "busybox", "cat", "/sys/class/net/eth0/mtu"]).trim(), "1300");
+    let mtu = "com.docker.network.driver.mtu=1200";
+    host.docker(&[
+        "network",
+        "create",
+        "-o",
+        mtu,
+        "-o",
+        "com.docker.network.bridge.host_binding_ipv4=10.77.0.1",
+        "blue",
+    ]);
+    assert_eq!(run(host, &["--net", "blue", "busybox", "cat", "/sys/class/net/eth0/mtu"]).trim(), "1200");
+    host.docker(&["run", "-d", "--name", "bound", "--net", "blue", "-p", "8089:80", "busybox", "sleep", "600"]);
+    assert_eq!(host.docker(&["port", "bound"]).trim(), "80/tcp -> 10.77.0.1:8089");
+    assert!(refused(host, &["network", "create", "-o", "com.docker.network.driver.mtu=big", "red"]).contains("mtu"));
+}
+
+#[test]
+fn a_file_of_settings_is_looked_through_before_anything_is_done() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let file = host.dir().join("daemon.json");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        host.run(&["daemon", "--validate", "--config-file", file.to_str().unwrap()])
+    };
+    let good =
+        check(r#"{"dns": ["10.0.0.2"], "features": {"buildkit": true}, "proxies": {"http-proxy": "http://p:1"}}"#);
+    assert_eq!((good.success, good.stdout.as_str()), (true, "configuration OK\n"), "{good:?}");
+    let bad = check(r#"{"dns": ["nowhere"], "iptables": false, "bip": "10.0.0.1"}"#);
+    for want in ["nowhere", "iptables cannot be switched off", "bip \"10.0.0.1\""] {
+        assert!(!bad.success && bad.stderr.contains(want), "{want}: {bad:?}");
+    }
+}

@@ -169,7 +169,11 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
 
 fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow::Result<ExitCode> {
     args.hosts.extend(host);
+    let only_checks = args.validate;
     let config = skep_daemon::DaemonConfig::load(args)?;
+    if only_checks {
+        return output::line("configuration OK").map(|()| ExitCode::SUCCESS);
+    }
     let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(&config.log_level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(filter).with(lines).init();

@@ -1,149 +1,23 @@
 //! The daemon's configuration: flags, and a JSON file with the same keys, as dockerd has them.
 
+mod args;
+mod containers;
+mod fixed;
+mod networks;
+mod values;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-use skep_api::units::parse_duration;
-use skep_api::with_causes;
-use skep_engine::{ExternalRuntime, IdMap, LogConfig, RegistryConfig, StorageDriver};
+use skep_engine::{ExternalRuntime, IdMap, LogConfig, Proxies, RegistryConfig, StorageDriver};
 
-/// Flags of `skep daemon`. Names are dockerd's where both have the thing.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct DaemonArgs {
-    /// Socket to serve the API on: unix://PATH or tcp://HOST:PORT (repeatable)
-    #[arg(short = 'H', long = "host", value_name = "SOCKET")]
-    pub hosts: Vec<String>,
-    /// Directory of what lasts [default: /var/lib/skep]
-    #[arg(long, value_name = "DIR")]
-    pub data_root: Option<PathBuf>,
-    /// Directory of what does not outlive a start of the host [default: /run/skep]
-    #[arg(long, value_name = "DIR")]
-    pub exec_root: Option<PathBuf>,
-    /// File for the daemon's process id
-    #[arg(short = 'p', long, value_name = "FILE")]
-    pub pidfile: Option<PathBuf>,
-    /// JSON file with these settings [default: /etc/skep/daemon.json, if there]
-    #[arg(long, value_name = "FILE")]
-    pub config_file: Option<PathBuf>,
-    /// debug, info, warn, error or fatal [default: info]
-    #[arg(short = 'l', long, value_name = "LEVEL")]
-    pub log_level: Option<String>,
-    /// Mirror of Docker Hub to ask first (repeatable)
-    #[arg(long = "registry-mirror", value_name = "URL")]
-    pub registry_mirrors: Vec<String>,
-    /// Registry that may be spoken to without TLS (repeatable)
-    #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
-    pub insecure_registries: Vec<String>,
-    /// Pool of the bridge network: base=172.17.0.0/16,size=16
-    #[arg(long = "default-address-pool", value_name = "POOL")]
-    pub default_address_pools: Vec<String>,
-    /// Label of this node's engine: KEY=VALUE (repeatable)
-    #[arg(long = "label", value_name = "KEY=VALUE")]
-    pub labels: Vec<String>,
-    /// What makes containers' roots of layers: overlay2, btrfs or vfs [default: overlay2, vfs where that cannot be]
-    #[arg(short = 's', long, value_name = "DRIVER")]
-    pub storage_driver: Option<String>,
-    /// Keep containers while the daemon is down (always so: accepted for dockerd's sake)
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub live_restore: Option<bool>,
-    /// Cgroup below which containers have theirs [default: /skep]
-    #[arg(long, value_name = "PATH")]
-    pub cgroup_parent: Option<String>,
-    /// Whether containers that do not say gain nothing from set-user-id programs [default: true]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub no_new_privileges: Option<bool>,
-    /// Have containers' users be users of the host that own nothing: "default", or whose ids they take: USER[:GROUP]
-    #[arg(long, value_name = "USER[:GROUP]")]
-    pub userns_remap: Option<String>,
-    /// OCI runtime beside the built-in one: NAME=PATH (repeatable)
-    #[arg(long = "add-runtime", value_name = "NAME=PATH")]
-    pub add_runtimes: Vec<String>,
-    /// Runtime of containers that do not say [default: skep, the built-in one]
-    #[arg(long, value_name = "NAME")]
-    pub default_runtime: Option<String>,
-    /// Whether containers on the default bridge reach each other [default: true]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub icc: Option<bool>,
-    /// Log driver of containers that do not say: json-file, local, syslog, journald or none [default: json-file]
-    #[arg(long, value_name = "DRIVER")]
-    pub log_driver: Option<String>,
-    /// Option of that log driver: NAME=VALUE (repeatable)
-    #[arg(long = "log-opt", value_name = "NAME=VALUE")]
-    pub log_opts: Vec<String>,
-    /// Address to serve Prometheus metrics on: HOST:PORT
-    #[arg(long, value_name = "HOST:PORT")]
-    pub metrics_addr: Option<String>,
-    /// How long the key of the tunnels to other nodes lasts, such as 12h; 0s: for ever [default: 12h]
-    #[arg(long, value_name = "DURATION")]
-    pub overlay_key_period: Option<String>,
-    /// How often a leading manager says so, and what managers must answer within: several times as long as a packet takes
-    /// between any two of them and back; the same on all [default: 50ms]
-    #[arg(long, value_name = "DURATION")]
-    pub raft_heartbeat: Option<String>,
-    /// What carries packets between containers of two nodes: auto (the kernel's WireGuard where both have it), userspace
-    /// (this program, always) or kernel (as auto, and the daemon does not start without it) [default: auto]
-    #[arg(long, value_name = "WAY")]
-    pub data_path: Option<String>,
-    /// Ask API clients on TCP for a certificate of this CA
-    #[arg(long)]
-    pub tlsverify: bool,
-    #[arg(long, value_name = "FILE")]
-    pub tlscacert: Option<PathBuf>,
-    #[arg(long, value_name = "FILE")]
-    pub tlscert: Option<PathBuf>,
-    #[arg(long, value_name = "FILE")]
-    pub tlskey: Option<PathBuf>,
-}
-
-/// The same as a file; an unknown key is an error.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct ConfigFile {
-    hosts: Vec<String>,
-    data_root: Option<PathBuf>,
-    exec_root: Option<PathBuf>,
-    pidfile: Option<PathBuf>,
-    log_level: Option<String>,
-    registry_mirrors: Vec<String>,
-    insecure_registries: Vec<String>,
-    default_address_pools: Vec<PoolJson>,
-    labels: Vec<String>,
-    storage_driver: Option<String>,
-    live_restore: Option<bool>,
-    cgroup_parent: Option<String>,
-    no_new_privileges: Option<bool>,
-    userns_remap: Option<String>,
-    runtimes: BTreeMap<String, RuntimeJson>,
-    default_runtime: Option<String>,
-    icc: Option<bool>,
-    log_driver: Option<String>,
-    log_opts: BTreeMap<String, String>,
-    metrics_addr: Option<String>,
-    overlay_key_period: Option<String>,
-    raft_heartbeat: Option<String>,
-    data_path: Option<String>,
-    tlsverify: bool,
-    tlscacert: Option<PathBuf>,
-    tlscert: Option<PathBuf>,
-    tlskey: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RuntimeJson {
-    path: PathBuf,
-    #[serde(default)]
-    runtime_args: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PoolJson {
-    base: String,
-    size: u8,
-}
+pub use self::args::DaemonArgs;
+pub(crate) use self::containers::ContainerSettings;
+use self::networks::NetworkSettings;
+use self::values::{
+    api_tls, data_path, id_map, key_period, labels, listeners, log, raft_heartbeat, read_file, runtimes, storage,
+};
 
 /// Where the API is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +34,14 @@ pub(crate) struct ApiTls {
     pub(crate) key: PathBuf,
 }
 
+/// What carries packets between containers of two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DataPathWay {
+    Auto,
+    Userspace,
+    Kernel,
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 pub struct DaemonConfig {
@@ -171,13 +53,19 @@ pub struct DaemonConfig {
     pub log_level: String,
     pub(crate) registry_mirrors: Vec<String>,
     pub(crate) insecure_registries: BTreeSet<String>,
-    pub(crate) bridge: (Ipv4Addr, u8),
+    pub(crate) proxies: Proxies,
+    /// How many layers of an image come, or go, at the same time.
+    pub(crate) at_once: (usize, usize),
+    pub(crate) networks: NetworkSettings,
+    pub(crate) containers: ContainerSettings,
+    /// Who may use the Unix sockets, beside root.
+    pub(crate) group: Option<String>,
+    pub(crate) advertise_addr: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
     pub(crate) storage: Option<StorageDriver>,
     pub(crate) id_map: Option<IdMap>,
-    pub(crate) icc: bool,
     pub(crate) runtimes: BTreeMap<String, ExternalRuntime>,
     pub(crate) default_runtime: String,
     /// Of containers that do not say.
@@ -220,7 +108,12 @@ impl DaemonConfig {
         if args.live_restore.or(file.live_restore) == Some(false) {
             problems.push("live-restore cannot be switched off: containers always outlive the daemon".into());
         }
-        let log_level = args.log_level.or(file.log_level).unwrap_or_else(|| "info".into());
+        fixed::check(&args, &file, &mut problems);
+        let networks = NetworkSettings::read(&args, &file, &mut problems);
+        let containers = ContainerSettings::read(&args, &file, &mut problems);
+        let at_once = at_once(&args, &file, &mut problems);
+        let usual_level = if args.debug || file.debug { "debug" } else { "info" };
+        let log_level = args.log_level.or(file.log_level).unwrap_or_else(|| usual_level.into());
         if !["debug", "info", "warn", "error", "fatal", "trace"].contains(&log_level.as_str()) {
             problems.push(format!("log-level {log_level:?} is unknown: use debug, info, warn, error or fatal"));
         }
@@ -232,7 +125,6 @@ impl DaemonConfig {
             &mut problems,
         );
         let listeners = listeners(&hosts, &exec_root, tls.is_some(), &mut problems);
-        let pools = pools(&args.default_address_pools, &file.default_address_pools, &mut problems);
         let runtimes = runtimes(&args.add_runtimes, file.runtimes, &mut problems);
         let default_runtime = args.default_runtime.or(file.default_runtime).unwrap_or_else(|| BUILT_IN_RUNTIME.into());
         if default_runtime != BUILT_IN_RUNTIME && !runtimes.contains_key(&default_runtime) {
@@ -249,13 +141,21 @@ impl DaemonConfig {
             log_level: if log_level == "fatal" { "error".into() } else { log_level },
             registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
             insecure_registries: args.insecure_registries.into_iter().chain(file.insecure_registries).collect(),
-            bridge: pools.first().copied().unwrap_or((Ipv4Addr::new(172, 17, 0, 1), 16)),
+            proxies: Proxies {
+                http: args.http_proxy.or(file.proxies.http_proxy),
+                https: args.https_proxy.or(file.proxies.https_proxy),
+                none_for: args.no_proxy.or(file.proxies.no_proxy),
+            },
+            at_once,
+            networks,
+            containers,
+            group: args.group.or(file.group),
+            advertise_addr: args.swarm_default_advertise_addr.or(file.swarm_default_advertise_addr).unwrap_or_default(),
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
             storage: storage(args.storage_driver.or(file.storage_driver), &mut problems),
             id_map: id_map(args.userns_remap.or(file.userns_remap), &mut problems),
-            icc: args.icc.or(file.icc).unwrap_or(true),
             log: log(args.log_driver.or(file.log_driver), &args.log_opts, file.log_opts, &mut problems),
             metrics_addr: args.metrics_addr.or(file.metrics_addr),
             overlay_key_period: key_period(args.overlay_key_period.or(file.overlay_key_period), &mut problems),
@@ -284,7 +184,13 @@ impl DaemonConfig {
     }
 
     pub(crate) fn registries(&self) -> RegistryConfig {
-        RegistryConfig { mirrors: self.registry_mirrors.clone(), insecure: self.insecure_registries.clone() }
+        RegistryConfig {
+            mirrors: self.registry_mirrors.clone(),
+            insecure: self.insecure_registries.clone(),
+            proxies: self.proxies.clone(),
+            downloads_at_once: self.at_once.0,
+            uploads_at_once: self.at_once.1,
+        }
     }
 
     /// What is different in `next` and comes into force with a restart alone.
@@ -295,14 +201,16 @@ impl DaemonConfig {
             ("data-root", self.data_root != next.data_root),
             ("exec-root", self.exec_root != next.exec_root),
             ("pidfile", self.pidfile != next.pidfile),
-            ("default-address-pools", self.bridge != next.bridge),
+            ("networks (bip, mtu, default-address-pools and so on)", self.networks != next.networks),
+            ("defaults of containers (dns, default-ulimits and so on)", self.containers != next.containers),
+            ("group", self.group != next.group),
+            ("swarm-default-advertise-addr", self.advertise_addr != next.advertise_addr),
             ("labels", self.labels != next.labels),
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
             ("runtimes", self.runtimes != next.runtimes || self.default_runtime != next.default_runtime),
             ("storage-driver", self.storage != next.storage),
             ("userns-remap", self.id_map != next.id_map),
-            ("icc", self.icc != next.icc),
             ("log-driver and log-opts", self.log != next.log),
             ("metrics-addr", self.metrics_addr != next.metrics_addr),
             ("overlay-key-period", self.overlay_key_period != next.overlay_key_period),
@@ -313,196 +221,15 @@ impl DaemonConfig {
     }
 }
 
-/// Flags and file together; every program must be there.
-fn runtimes(
-    flags: &[String],
-    file: BTreeMap<String, RuntimeJson>,
-    problems: &mut Vec<String>,
-) -> BTreeMap<String, ExternalRuntime> {
-    let mut all: Vec<(String, PathBuf, Vec<String>)> =
-        file.into_iter().map(|(name, runtime)| (name, runtime.path, runtime.runtime_args)).collect();
-    for text in flags {
-        match text.split_once('=') {
-            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
-                all.push((name.into(), path.into(), Vec::new()));
-            }
-            _ => problems.push(format!("add-runtime {text:?} cannot be read: write NAME=PATH")),
-        }
+/// How many layers come, and go, at the same time.
+fn at_once(args: &DaemonArgs, file: &args::ConfigFile, problems: &mut Vec<String>) -> (usize, usize) {
+    let usual = RegistryConfig::default();
+    let down = args.max_concurrent_downloads.or(file.max_concurrent_downloads).unwrap_or(usual.downloads_at_once);
+    let up = args.max_concurrent_uploads.or(file.max_concurrent_uploads).unwrap_or(usual.uploads_at_once);
+    if down == 0 || up == 0 {
+        problems.push("max-concurrent-downloads and -uploads are at least 1".into());
     }
-    let mut runtimes = BTreeMap::new();
-    for (name, path, args) in all {
-        if name == BUILT_IN_RUNTIME {
-            problems.push(format!("runtime {name:?} is the built-in one: choose another name"));
-        } else if !path.is_absolute() || !path.is_file() {
-            problems.push(format!("runtime {name:?}: {} is no program: write its whole path", path.display()));
-        } else {
-            runtimes.insert(name.clone(), ExternalRuntime { name, path, args });
-        }
-    }
-    runtimes
-}
-
-fn log(
-    driver: Option<String>,
-    flags: &[String],
-    file: BTreeMap<String, String>,
-    problems: &mut Vec<String>,
-) -> LogConfig {
-    let mut options = file;
-    for text in flags {
-        match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() => drop(options.insert(key.to_owned(), value.to_owned())),
-            _ => problems.push(format!("log-opt {text:?} cannot be read: write NAME=VALUE")),
-        }
-    }
-    LogConfig::parse(&driver.unwrap_or_default(), &options, &LogConfig::default()).unwrap_or_else(|error| {
-        problems.push(error.to_string());
-        LogConfig::default()
-    })
-}
-
-fn storage(asked: Option<String>, problems: &mut Vec<String>) -> Option<StorageDriver> {
-    let asked = asked.filter(|name| !name.is_empty())?;
-    let driver = StorageDriver::from_name(&asked);
-    if driver.is_none() {
-        problems.push(format!("storage-driver {asked:?} is not supported: use overlay2, btrfs or vfs"));
-    }
-    driver
-}
-
-fn id_map(asked: Option<String>, problems: &mut Vec<String>) -> Option<IdMap> {
-    let asked = asked.filter(|text| !text.is_empty())?;
-    let map = IdMap::resolve(&asked).map_err(|error| problems.push(format!("userns-remap: {}", with_causes(&error))));
-    map.ok()
-}
-
-/// What carries packets between containers of two nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DataPathWay {
-    Auto,
-    Userspace,
-    Kernel,
-}
-
-fn data_path(asked: Option<String>, problems: &mut Vec<String>) -> DataPathWay {
-    match asked.as_deref().unwrap_or_default() {
-        "" | "auto" => DataPathWay::Auto,
-        "userspace" => DataPathWay::Userspace,
-        "kernel" => DataPathWay::Kernel,
-        other => {
-            problems.push(format!("data-path {other:?} is not known: use auto, userspace or kernel"));
-            DataPathWay::Auto
-        }
-    }
-}
-
-/// Peers need a moment to hear of a key before it is used.
-fn key_period(asked: Option<String>, problems: &mut Vec<String>) -> Duration {
-    const USUAL: Duration = Duration::from_secs(12 * 3600);
-    const SHORTEST: Duration = Duration::from_secs(4);
-    let Some(text) = asked else { return USUAL };
-    match parse_duration(&text) {
-        Some(period) if period.is_zero() || period >= SHORTEST => period,
-        _ => {
-            problems.push(format!(
-                "overlay-key-period {text:?} cannot be used: write a duration of 4s or more such as 12h, or 0s for ever"
-            ));
-            USUAL
-        }
-    }
-}
-
-fn raft_heartbeat(asked: Option<String>, problems: &mut Vec<String>) -> Duration {
-    const USUAL: Duration = Duration::from_millis(50);
-    const USABLE: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(5);
-    let Some(text) = asked else { return USUAL };
-    parse_duration(&text).filter(|period| USABLE.contains(period)).unwrap_or_else(|| {
-        problems.push(format!("raft-heartbeat {text:?} cannot be used: write a duration from 20ms to 5s"));
-        USUAL
-    })
-}
-
-fn read_file(path: Option<PathBuf>) -> Result<ConfigFile, ConfigError> {
-    let wanted = path.is_some();
-    let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
-    let failed = |reason: String| ConfigError::File { path: path.clone(), reason };
-    match std::fs::read(&path) {
-        // An empty file says nothing.
-        Ok(bytes) if bytes.trim_ascii().is_empty() => Ok(ConfigFile::default()),
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !wanted => Ok(ConfigFile::default()),
-        Err(error) => Err(failed(error.to_string())),
-    }
-}
-
-fn api_tls(verify: bool, files: [Option<PathBuf>; 3], problems: &mut Vec<String>) -> Option<ApiTls> {
-    match files {
-        [Some(ca), Some(cert), Some(key)] if verify => Some(ApiTls { ca, cert, key }),
-        _ if verify => {
-            problems.push("tlsverify needs tlscacert, tlscert and tlskey".into());
-            None
-        }
-        [None, None, None] => None,
-        _ => {
-            problems.push("tlscacert, tlscert and tlskey do nothing without tlsverify: add it".into());
-            None
-        }
-    }
-}
-
-fn listeners(hosts: &[String], exec_root: &std::path::Path, tls: bool, problems: &mut Vec<String>) -> Vec<Listener> {
-    if hosts.is_empty() {
-        return vec![Listener::Unix(exec_root.join("skep.sock"))];
-    }
-    let mut listeners = Vec::new();
-    for host in hosts {
-        if let Some(path) = host.strip_prefix("unix://") {
-            listeners.push(Listener::Unix(path.into()));
-        } else if let Some(addr) = host.strip_prefix("tcp://") {
-            let loopback = addr.starts_with("127.") || addr.starts_with("localhost:") || addr.starts_with("[::1]");
-            if !tls && !loopback {
-                problems.push(format!(
-                    "host {host} would let anyone on the network take over this machine: set tlsverify, tlscacert, \
-                     tlscert and tlskey, or listen on 127.0.0.1"
-                ));
-            }
-            listeners.push(Listener::Tcp(addr.to_owned()));
-        } else {
-            problems.push(format!("host {host:?} cannot be read: write unix://PATH or tcp://HOST:PORT"));
-        }
-    }
-    listeners
-}
-
-fn pools(flags: &[String], file: &[PoolJson], problems: &mut Vec<String>) -> Vec<(Ipv4Addr, u8)> {
-    let mut pools = Vec::new();
-    let texts = flags.iter().cloned().chain(file.iter().map(|pool| format!("base={},size={}", pool.base, pool.size)));
-    for text in texts {
-        let field = |name: &str| text.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-        let base = field("base").and_then(|base| base.split_once('/')).and_then(|(addr, _)| addr.parse().ok());
-        let size = field("size").and_then(|size| size.parse::<u8>().ok()).filter(|size| (8..=29).contains(size));
-        match (base, size) {
-            (Some(base), Some(size)) => {
-                let base: Ipv4Addr = base;
-                pools.push((Ipv4Addr::from(u32::from(base) + 1), size));
-            }
-            _ => {
-                problems.push(format!("default-address-pool {text:?} cannot be read: write base=172.30.0.0/16,size=24"))
-            }
-        }
-    }
-    pools
-}
-
-fn labels(texts: &[String], problems: &mut Vec<String>) -> BTreeMap<String, String> {
-    let mut labels = BTreeMap::new();
-    for text in texts {
-        match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() => drop(labels.insert(key.to_owned(), value.to_owned())),
-            _ => problems.push(format!("label {text:?} cannot be read: write KEY=VALUE")),
-        }
-    }
-    labels
+    (down, up)
 }
 
 #[cfg(test)]
@@ -522,7 +249,7 @@ mod tests {
         for part in ["take over this machine", "http://x", "zfs", "KEY=VALUE", "from 20ms to 5s"] {
             assert!(text.contains(part), "{text}");
         }
-        let error = serde_json::from_str::<ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();
+        let error = serde_json::from_str::<args::ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
     }
 
@@ -540,12 +267,5 @@ mod tests {
         assert_eq!((next.log_level.as_str(), first.needing_restart(&next)), ("debug", vec!["labels"]));
         std::fs::write(&path, "{").unwrap();
         assert!(first.reload().unwrap_err().to_string().contains("daemon.json"));
-    }
-
-    #[test]
-    fn a_pool_becomes_the_bridge_network() {
-        let args =
-            DaemonArgs { default_address_pools: vec!["base=10.99.0.0/16,size=24".into()], ..DaemonArgs::default() };
-        assert_eq!(DaemonConfig::load(args).unwrap().bridge, (Ipv4Addr::new(10, 99, 0, 1), 24));
     }
 }

@@ -46,8 +46,11 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.storage = config.storage;
     engine.log = config.log.clone();
     engine.runtime = config.runtimes.get(&config.default_runtime).cloned();
-    engine.set_bridge(config.bridge.0, config.bridge.1);
-    engine.bridge.apart = !config.icc;
+    engine.bridge = config.networks.bridge.clone();
+    engine.pools.clone_from(&config.networks.pools);
+    engine.host_gateways.clone_from(&config.networks.host_gateways);
+    engine.defaults = config.containers.defaults.clone();
+    engine.init_path.clone_from(&config.containers.init_path);
     engine.registries = config.registries();
     Ok(engine)
 }
@@ -169,7 +172,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: &Listener, servers: &TaskTracker)
     let stop = daemon.stop.clone();
     match listener {
         Listener::Unix(path) => {
-            let listener = bind_unix(path)?;
+            let listener = bind_unix(path, daemon.config.group.as_deref())?;
             let server = axum::serve(listener, http::service(daemon.clone()));
             let server = server.with_graceful_shutdown(stop.cancelled_owned());
             servers.spawn(async move { drop(server.await) });
@@ -198,8 +201,8 @@ async fn bind_tcp(addr: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("tcp://{addr} cannot be listened on"))
 }
 
-/// Root alone may use the socket, and the group `skep` or `docker` where there is one.
-fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+/// Root alone may use the socket, and a group: the one that is named, or `skep` or `docker` where there is one.
+fn bind_unix(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -209,7 +212,13 @@ fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("unix://{} cannot be listened on", path.display()))?;
-    if let Some(gid) = ["skep", "docker"].into_iter().find_map(group_id) {
+    let gid = match group {
+        Some(name) => Some(name.parse().ok().or_else(|| group_id(name)).with_context(|| {
+            format!("group {name:?}, which is to use {}, is not in /etc/group: add it", path.display())
+        })?),
+        None => ["skep", "docker"].into_iter().find_map(group_id),
+    };
+    if let Some(gid) = gid {
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;

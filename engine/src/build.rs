@@ -4,6 +4,7 @@ mod builder;
 mod context;
 mod copying;
 pub(crate) mod instruction;
+mod mounting;
 mod parse;
 mod plan;
 mod running;

@@ -27,16 +27,18 @@ pub(crate) use helper::HelperProgram;
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
 pub use links::link_parts;
-pub use networks::{LocalNetworkSpec, NetworkRef};
+pub use networks::{AddressPool, LocalNetworkSpec, NetworkRef};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use skep_api::Timestamp;
+use skep_api::container::Ulimit;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
@@ -53,6 +55,7 @@ use crate::image::pull::{PullError, Puller, RegistryConfig};
 use crate::image::store::ImageStore;
 use crate::image::{builtin, familiar};
 use crate::network::{self, BridgeConfig, Networks};
+use crate::turns::Turns;
 use crate::volume::{VolumeError, VolumeStore};
 
 /// How an engine is set up.
@@ -77,7 +80,52 @@ pub struct EngineConfig {
     /// For containers that do not say.
     pub log: LogConfig,
     pub bridge: BridgeConfig,
+    /// Where networks that name no subnet get theirs.
+    pub pools: Vec<AddressPool>,
+    /// What `host-gateway` stands for; none: what the container reaches its host by.
+    pub host_gateways: Vec<IpAddr>,
+    /// The program that `--init` runs, by tini's arguments; none: our own.
+    pub init_path: Option<PathBuf>,
+    pub defaults: ContainerDefaults,
     pub registries: RegistryConfig,
+}
+
+/// What containers have that do not say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ContainerDefaults {
+    pub dns: Vec<String>,
+    pub dns_options: Vec<String>,
+    pub dns_search: Vec<String>,
+    pub ulimits: Vec<Ulimit>,
+    /// 0: 64 MiB.
+    pub shm_size_bytes: i64,
+    /// As the OCI runtime-spec has it; null: the built-in one.
+    pub seccomp_profile: serde_json::Value,
+}
+
+impl ContainerDefaults {
+    fn apply(&self, config: &mut ContainerConfig) {
+        for (own, usual) in [
+            (&mut config.dns, &self.dns),
+            (&mut config.dns_options, &self.dns_options),
+            (&mut config.dns_search, &self.dns_search),
+        ] {
+            if own.is_empty() {
+                own.clone_from(usual);
+            }
+        }
+        for usual in &self.ulimits {
+            if !config.ulimits.iter().any(|own| own.name == usual.name) {
+                config.ulimits.push(usual.clone());
+            }
+        }
+        if config.shm_size_bytes == 0 {
+            config.shm_size_bytes = self.shm_size_bytes;
+        }
+        if config.seccomp && config.seccomp_profile.is_null() {
+            config.seccomp_profile.clone_from(&self.seccomp_profile);
+        }
+    }
 }
 
 impl EngineConfig {
@@ -95,14 +143,12 @@ impl EngineConfig {
             runtime: None,
             log: LogConfig::default(),
             bridge: BridgeConfig::default(),
+            pools: AddressPool::usual(),
+            host_gateways: Vec::new(),
+            init_path: None,
+            defaults: ContainerDefaults::default(),
             registries: RegistryConfig::default(),
         }
-    }
-
-    /// Puts the bridge network at `gateway/prefix_len`.
-    pub fn set_bridge(&mut self, gateway: std::net::Ipv4Addr, prefix_len: u8) {
-        self.bridge.gateway = gateway;
-        self.bridge.prefix_len = prefix_len;
     }
 }
 
@@ -209,6 +255,8 @@ pub struct Engine {
     execs: ExecStore,
     /// Held by whatever brings layers that no image has yet.
     layers_under_way: tokio::sync::RwLock<()>,
+    /// At what steps of builds keep for the next ones.
+    build_caches: Turns,
     events: broadcast::Sender<EngineEvent>,
     past_events: Mutex<VecDeque<EngineEvent>>,
     tasks: TaskTracker,
@@ -256,6 +304,7 @@ impl Engine {
             images,
             execs: ExecStore::default(),
             layers_under_way: tokio::sync::RwLock::default(),
+            build_caches: Turns::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
             past_events: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -278,12 +327,16 @@ impl Engine {
         &self.networks
     }
 
+    fn shift(&self, map: IdMap) -> Shift {
+        Shift::new(map, &self.config.data_dir, &self.config.run_dir)
+    }
+
     fn dirs(&self, id: &str, config: &ContainerConfig) -> ContainerDirs {
         let id_map = config.id_map.as_ref();
         ContainerDirs {
             data: self.config.data_dir.join("containers").join(id),
             run: self.config.run_dir.join("containers").join(id),
-            shift: id_map.map(|map| Shift::new(map.clone(), &self.config.data_dir, &self.config.run_dir)),
+            shift: id_map.map(|map| self.shift(map.clone())),
             storage: config.storage.open(&self.config.data_dir),
         }
     }

@@ -14,6 +14,7 @@ mod mounts;
 mod network;
 mod sys;
 mod tree;
+mod turns;
 mod volume;
 
 pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
@@ -38,21 +39,21 @@ pub use container::state::{ContainerState, Exit, Running};
 pub use container::storage::StorageDriver;
 pub use container::user::UserError;
 pub use engine::{
-    Archiving, Attachment, BlockCount, Change, CommitOptions, Engine, EngineConfig, EngineError, EngineEvent, Exec,
-    ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec, NetworkRef, OutputReader, PathStat,
-    Probe, RemoveOptions, Usage, link_parts,
+    AddressPool, Archiving, Attachment, BlockCount, Change, CommitOptions, ContainerDefaults, Engine, EngineConfig,
+    EngineError, EngineEvent, Exec, ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec,
+    NetworkRef, OutputReader, PathStat, Probe, RemoveOptions, Usage, link_parts,
 };
 pub use image::builtin::WHOAMI;
 pub use image::pull::{
-    Credentials, CredentialsError, PullError, PullProgress, RegistryConfig, Resolved, decode_header,
+    Credentials, CredentialsError, Proxies, PullError, PullProgress, RegistryConfig, Resolved, decode_header,
 };
 pub use image::push::Pushed;
 pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{Platform, architecture, familiar, normalize, repository_path};
 pub use network::{
-    DEFAULT_NETWORK, Endpoint, Grant, Ipv6Side, Joining, KeeperReply, KeptNetwork, LocalNetwork, MacAddress,
-    NetworkKeeper, Parent, WantedPlace,
+    BridgeConfig, DEFAULT_NETWORK, Endpoint, Grant, HOST_BINDING, Ipv6Side, Joining, KeeperReply, KeptNetwork,
+    LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace,
 };
 pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

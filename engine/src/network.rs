@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use skep_api::{Subnet, Timestamp};
 use skep_host_net::{
@@ -49,23 +49,42 @@ pub const DEFAULT_NETWORK: &str = "bridge";
 /// The option that says how a network is reached, as Docker calls it.
 pub(crate) const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 
+/// How many bytes a packet of a network's may have.
+pub const MTU: &str = "com.docker.network.driver.mtu";
+/// The host's address that ports are published on unless another is named.
+pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+
 /// RFC 3927.
 const LINK_LOCAL_PREFIX_LEN: u8 = 16;
 
 /// How the default bridge is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeConfig {
     pub name: String,
     /// The first address of the bridge's network, with the prefix length.
     pub gateway: Ipv4Addr,
     pub prefix_len: u8,
+    /// Where addresses are picked; the whole subnet if absent.
+    pub range: Option<Subnet>,
+    /// None: it has IPv4 alone.
+    pub v6: Option<Ipv6Side>,
     /// Whether its containers do not reach each other.
     pub apart: bool,
+    /// As for a network that is made.
+    pub options: BTreeMap<String, String>,
 }
 
 impl Default for BridgeConfig {
     fn default() -> Self {
-        Self { name: "skep0".into(), gateway: Ipv4Addr::new(172, 17, 0, 1), prefix_len: 16, apart: false }
+        Self {
+            name: "skep0".into(),
+            gateway: Ipv4Addr::new(172, 17, 0, 1),
+            prefix_len: 16,
+            range: None,
+            v6: None,
+            apart: false,
+            options: BTreeMap::new(),
+        }
     }
 }
 
@@ -127,6 +146,17 @@ impl LocalNetwork {
     /// Whether its containers are reached by their own addresses from other hosts, too.
     fn is_routed(&self) -> bool {
         self.options.get(GATEWAY_MODE).is_some_and(|mode| mode == "nat-unprotected")
+    }
+
+    /// How many bytes a packet may have, if that is said.
+    fn mtu(&self) -> Option<u32> {
+        self.options.get(MTU)?.parse().ok()
+    }
+
+    /// The host's address that ports are published on unless another is named.
+    #[must_use]
+    pub fn host_binding(&self) -> Option<Ipv4Addr> {
+        self.options.get(HOST_BINDING)?.parse().ok()
     }
 
     /// What dockerd calls the way its containers are linked.
@@ -192,7 +222,10 @@ impl Networks {
         let default = LocalNetwork {
             gateway: config.gateway,
             device: config.name.clone(),
+            range: config.range,
+            v6: config.v6.clone(),
             apart: config.apart,
+            options: config.options.clone(),
             ..LocalNetwork::new(DEFAULT_NETWORK, subnet)
         };
         let mut all = BTreeMap::from([(default.id.clone(), default)]);
@@ -476,7 +509,8 @@ impl Networks {
                 let reach = Reach::Network(v6.subnet.prefix_len());
                 add_ipv6_address(inside, index, address, reach).await.map_err(io::Error::other)?;
             }
-            let up = LinkUnspec::new_with_index(index).up().build();
+            let up = LinkUnspec::new_with_index(index).up();
+            let up = network.mtu().into_iter().fold(up, LinkMessageBuilder::mtu).build();
             inside.link().set(up).execute().await.map_err(io::Error::other)?;
             self.route_out(member.id, inside).await
         };

@@ -4,6 +4,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use hyper::{Method, Request};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +53,9 @@ pub(crate) struct BuildArgs {
     /// OS[/ARCHITECTURE]
     #[arg(long, default_value = "")]
     platform: String,
+    /// id=ID[,src=FILE|,env=NAME]: what RUN --mount=type=secret shows (repeatable)
+    #[arg(long = "secret", value_name = "SECRET")]
+    secrets: Vec<String>,
     /// Images whose layers alone count as cached (repeatable)
     #[arg(long, value_name = "IMAGE")]
     cache_from: Vec<String>,
@@ -113,9 +118,8 @@ fn arguments(pairs: &[String]) -> Value {
     Value::Object(pairs.iter().map(pair).collect::<Map<_, _>>())
 }
 
-pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<()> {
-    let remote = args.context.to_str().filter(|context| is_remote(context));
-    let context = if remote.is_some() { whole("") } else { pack(&args.context)? };
+/// What the daemon is asked for, but for the context.
+fn query(args: &BuildArgs) -> anyhow::Result<String> {
     let ulimits: anyhow::Result<Vec<Value>> = args.ulimits.iter().map(|text| ulimit(text)).collect();
     let amount = |text: &Option<String>| match text.as_deref() {
         None => Ok("0".to_owned()),
@@ -159,19 +163,29 @@ pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<(
     {
         query += &format!("&{name}={}", escape(&value));
     }
-    if let Some(remote) = remote {
-        query += &format!("&remote={}", escape(remote));
-    }
     for host in &args.hosts {
         query += &format!("&extrahosts={}", escape(host));
     }
     for tag in &args.tags {
         query += &format!("&t={}", escape(tag));
     }
-    let request = Request::builder()
+    Ok(query)
+}
+
+pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<()> {
+    let remote = args.context.to_str().filter(|context| is_remote(context));
+    let context = if remote.is_some() { whole("") } else { pack(&args.context)? };
+    let mut query = query(args)?;
+    if let Some(remote) = remote {
+        query += &format!("&remote={}", escape(remote));
+    }
+    let mut request = Request::builder()
         .method(Method::POST)
         .header("content-type", "application/x-tar")
         .header("x-registry-config", Config::header_for_build()?);
+    if !args.secrets.is_empty() {
+        request = request.header("x-skep-build-secrets", secrets(&args.secrets)?);
+    }
     let mut id = None;
     let response = client.send_request(request, &format!("/build?{query}"), context).await?;
     read_steps(response, |step| {
@@ -187,6 +201,35 @@ pub(crate) async fn build(client: &Client, args: &BuildArgs) -> anyhow::Result<(
         }
         _ => Ok(()),
     }
+}
+
+/// Secrets by id, as the daemon takes them.
+fn secrets(given: &[String]) -> anyhow::Result<String> {
+    /// What the daemon takes for all headers of a request.
+    const LEN_MAX: usize = 200 << 10;
+    let mut secrets = Map::new();
+    for text in given {
+        let read = |names: &[&str]| {
+            let mut pairs = text.split(',').filter_map(|part| part.split_once('='));
+            pairs.find(|(name, _)| names.contains(name)).map(|(_, value)| value)
+        };
+        let id = read(&["id"]).with_context(|| format!("secret {text:?} cannot be read: id=ID is missing"))?;
+        let bytes = match (read(&["src", "source"]), read(&["env"])) {
+            (Some(file), _) => std::fs::read(file).with_context(|| format!("secret {id}: {file} cannot be read"))?,
+            (None, Some(name)) => {
+                std::env::var(name).with_context(|| format!("secret {id}: variable {name} is not set"))?.into_bytes()
+            }
+            // As docker has it: the variable of that name, or else the file.
+            (None, None) => match std::env::var(id) {
+                Ok(value) => value.into_bytes(),
+                Err(_) => std::fs::read(id).with_context(|| format!("secret {id}: it is no variable and no file"))?,
+            },
+        };
+        secrets.insert(id.to_owned(), json!(BASE64_STANDARD.encode(bytes)));
+    }
+    let header = BASE64_URL_SAFE.encode(Value::Object(secrets).to_string());
+    anyhow::ensure!(header.len() <= LEN_MAX, "the secrets are larger than {} KiB together", LEN_MAX >> 11);
+    Ok(header)
 }
 
 /// Whether a context is for the daemon to fetch.

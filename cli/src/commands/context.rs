@@ -71,28 +71,36 @@ pub(crate) enum ContextCommand {
     },
 }
 
+/// Keeps a new context: as `docker` describes it, or else where `from` is.
+fn create(
+    store: &ContextStore,
+    name: String,
+    description: String,
+    docker: Option<&str>,
+    from: Option<&str>,
+) -> anyhow::Result<()> {
+    check_name(&name)?;
+    if store.exists(&name) {
+        bail!("context {name:?} already exists: change it with 'skep context update'");
+    }
+    let (host, tls) = match from {
+        Some(from) => {
+            let from = store.find(from)?;
+            (from.host.clone(), from.tls().unwrap_or_default())
+        }
+        None => read_endpoint(docker.unwrap_or_default())?,
+    };
+    let skip_verify = tls.skip_verify;
+    store.keep(&NamedContext { name: name.clone(), description, host, skip_verify, tls_dir: PathBuf::new() }, &tls)?;
+    line(&name)
+}
+
 /// Runs a command; `current` is the context in force.
 pub(crate) fn run(command: ContextCommand, current: &str) -> anyhow::Result<()> {
     let store = ContextStore::open()?;
     match command {
         ContextCommand::Create { name, description, docker, from } => {
-            check_name(&name)?;
-            if store.exists(&name) {
-                bail!("context {name:?} already exists: change it with 'skep context update'");
-            }
-            let (host, tls) = match from {
-                Some(from) => {
-                    let from = store.find(&from)?;
-                    (from.host.clone(), from.tls().unwrap_or_default())
-                }
-                None => read_endpoint(&docker.unwrap_or_default())?,
-            };
-            let skip_verify = tls.skip_verify;
-            store.keep(
-                &NamedContext { name: name.clone(), description, host, skip_verify, tls_dir: PathBuf::new() },
-                &tls,
-            )?;
-            line(&name)
+            create(&store, name, description, docker.as_deref(), from.as_deref())
         }
         ContextCommand::Update { name, description, docker } => {
             let mut context = store.find(&name)?;

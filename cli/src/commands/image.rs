@@ -145,6 +145,8 @@ pub(crate) struct RemoveArgs {
     /// Of no effect: images have no parents of their own
     #[arg(long, hide = true)]
     no_prune: bool,
+    #[command(flatten)]
+    platform: PlatformArg,
     #[arg(required = true)]
     images: Vec<String>,
 }
@@ -380,8 +382,9 @@ async fn push(client: &Client, args: &PushArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn remove(client: &Client, args: &RemoveArgs) -> anyhow::Result<()> {
+    let platform = args.platform.query('&')?.replace("platform=", "platforms=");
     for image in &args.images {
-        let removed = client.delete(&format!("/images/{image}?force={}", args.force)).await?;
+        let removed = client.delete(&format!("/images/{image}?force={}{platform}", args.force)).await?;
         for entry in removed.as_array().into_iter().flatten() {
             for (what, name) in entry.as_object().into_iter().flatten() {
                 line(&format!("{what}: {}", name.as_str().unwrap_or_default()))?;

@@ -286,6 +286,18 @@ fn event_line(event: &Value) -> String {
     )
 }
 
+fn size_of(value: &Value) -> &Value {
+    &value["Size"]
+}
+
+fn written_of(container: &Value) -> &Value {
+    &container["SizeRw"]
+}
+
+fn held_of(volume: &Value) -> &Value {
+    &volume["UsageData"]["Size"]
+}
+
 async fn df(client: &Client, verbose: bool, format: &FormatArg) -> anyhow::Result<()> {
     let used = client.get("/system/df").await?;
     if format.format.is_some() {
@@ -308,13 +320,12 @@ async fn df(client: &Client, verbose: bool, format: &FormatArg) -> anyhow::Resul
     let (images, containers) = (list("Images"), list("Containers"));
     let (volumes, builds) = (list("Volumes"), list("BuildCache"));
     let has = |value: &Value| value.as_i64().is_some_and(|count| count > 0);
-    let (written, held): (fn(&Value) -> &Value, fn(&Value) -> &Value) = (|v| &v["SizeRw"], |v| &v["UsageData"]["Size"]);
-    let (whole, layers): (fn(&Value) -> &Value, _) = (|v| &v["Size"], used["LayersSize"].as_f64().unwrap_or(0.0));
+    let layers = used["LayersSize"].as_f64().unwrap_or(0.0);
     let rows = [
-        row("Images", images, &|v| has(&v["Containers"]), &whole, layers),
-        row("Containers", containers, &|v| v["State"] == "running", &written, sum(containers, &written)),
-        row("Local Volumes", volumes, &|v| has(&v["UsageData"]["RefCount"]), &held, sum(volumes, &held)),
-        row("Build Cache", builds, &|v| v["InUse"] == true, &whole, sum(builds, &whole)),
+        row("Images", images, &|v| has(&v["Containers"]), &size_of, layers),
+        row("Containers", containers, &|v| v["State"] == "running", &written_of, sum(containers, &written_of)),
+        row("Local Volumes", volumes, &|v| has(&v["UsageData"]["RefCount"]), &held_of, sum(volumes, &held_of)),
+        row("Build Cache", builds, &|v| v["InUse"] == true, &size_of, sum(builds, &size_of)),
     ];
     let columns = [
         ("Type", "TYPE"),

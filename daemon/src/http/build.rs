@@ -9,6 +9,8 @@ use axum::Json;
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, with_causes};
@@ -98,6 +100,7 @@ impl BuildQuery {
             shm_size_bytes: self.shmsize,
             cgroup_parent: self.cgroupparent.clone(),
             ulimits: map("ulimits", &self.ulimits)?,
+            secrets: secrets(headers)?,
             credentials: registry_config(headers)?,
         })
     }
@@ -180,6 +183,19 @@ fn registry_config(headers: &HeaderMap) -> Result<BTreeMap<String, Credentials>,
         Some((registry, Credentials::Basic { username, password }))
     };
     Ok(entries.unwrap_or_default().into_iter().filter_map(entry).collect())
+}
+
+/// `X-Skep-Build-Secrets`: what `RUN --mount=type=secret` shows, each in base 64, by id; itself as the header above.
+fn secrets(headers: &HeaderMap) -> Result<BTreeMap<String, SecretBytes>, ApiError> {
+    let Some(header) = headers.get("x-skep-build-secrets") else { return Ok(BTreeMap::new()) };
+    let wrong = || ApiError::bad_request("X-Skep-Build-Secrets cannot be read: it is JSON by id, in base 64 for URLs");
+    let bytes = skep_engine::decode_header(header.as_bytes()).map_err(|_| wrong())?;
+    let secrets: BTreeMap<String, String> = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
+    let secret = |(id, text): (String, String)| {
+        let bytes = BASE64_STANDARD.decode(text).map_err(|_| wrong())?;
+        Ok((id, SecretBytes::new(bytes)))
+    };
+    secrets.into_iter().map(secret).collect()
 }
 
 /// A build's context on disk, gone with the build.

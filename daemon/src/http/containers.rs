@@ -6,6 +6,7 @@ mod checks;
 pub(super) mod create;
 mod describe;
 pub(super) mod files;
+mod modes;
 mod mounts;
 mod ports;
 mod security;

@@ -444,7 +444,9 @@ pub(super) async fn remove(
     state: State,
     Path(name): Path<String>,
     Query(query): Query<ForceQuery>,
+    Query(params): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Vec<Value>>, ApiError> {
+    state.engine.image_for(&name, platform_described(params.get("platforms"))?.as_ref())?;
     let removal = state.engine.remove_image(&name, query.is_on())?;
     Ok(Json(removal_json(&removal)))
 }

@@ -88,7 +88,7 @@ pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiE
     check_pools(&body.default_addr_pool, body.subnet_size)?;
     let request = InitRequest {
         listen: body.listen_addr,
-        advertise: body.advertise_addr,
+        advertise: advertised(&state, body.advertise_addr),
         availability: body.availability,
         spec: body.spec,
         pools: body.default_addr_pool,
@@ -97,6 +97,11 @@ pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiE
         data_path_port: body.data_path_port,
     };
     Ok(Json(state.swarm.init(request).await?))
+}
+
+/// What is said, or else the daemon's usual.
+fn advertised(state: &State, said: String) -> String {
+    if said.is_empty() { state.config.advertise_addr.clone() } else { said }
 }
 
 fn check_pools(pools: &[String], size: u8) -> Result<(), ApiError> {
@@ -132,7 +137,7 @@ pub(super) async fn join(state: State, body: Bytes) -> Result<(), ApiError> {
     let body: JoinBody = parse(&body)?;
     let request = JoinRequest {
         listen: body.listen_addr,
-        advertise: body.advertise_addr,
+        advertise: advertised(&state, body.advertise_addr),
         data_path_addr: body.data_path_addr,
         availability: body.availability,
         token: body.join_token,

@@ -89,7 +89,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": skep_api::Timestamp::from_system(std::time::SystemTime::now()),
         "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
         "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
-        "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "ExperimentalBuild": false, "LiveRestoreEnabled": true,
+        "HttpProxy": state.config.proxies.http, "HttpsProxy": state.config.proxies.https, "NoProxy": state.config.proxies.none_for, "ExperimentalBuild": false, "LiveRestoreEnabled": true,
         "Isolation": "",
         "InitBinary": "skep-init",
     });
@@ -173,8 +173,13 @@ pub(super) async fn disk_usage(state: State) -> Json<Value> {
                 row
             })
             .collect();
+        let cache = |(id, bytes): (String, u64)| {
+            json!({"ID": id, "Type": "exec.cachemount", "Description": "kept for RUN --mount=type=cache", "InUse": false,
+                "Shared": false, "Size": bytes})
+        };
+        let caches: Vec<Value> = engine.build_caches().into_iter().map(cache).collect();
         json!({"LayersSize": engine.layers_size(), "Images": images, "Containers": containers, "Volumes": volumes,
-            "BuildCache": []})
+            "BuildCache": caches})
     });
     Json(measured.await.unwrap_or_default())
 }

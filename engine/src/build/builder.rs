@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use skep_api::SecretBytes;
 use skep_api::container::Ulimit;
 use tokio::sync::mpsc;
 
@@ -50,6 +51,8 @@ pub struct BuildOptions {
     pub shm_size_bytes: i64,
     pub cgroup_parent: String,
     pub ulimits: Vec<Ulimit>,
+    /// What `RUN --mount=type=secret` shows, by id.
+    pub secrets: BTreeMap<String, SecretBytes>,
     /// By registry.
     pub credentials: BTreeMap<String, Credentials>,
 }

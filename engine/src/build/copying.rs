@@ -110,7 +110,7 @@ impl Builder {
     }
 
     /// The layers that `--from` names: another stage's, or an image's.
-    async fn origin(&self, name: &str) -> Result<Vec<String>, BuildError> {
+    pub(super) async fn origin(&self, name: &str) -> Result<Vec<String>, BuildError> {
         if let Some(stage) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
             return Ok(stage.layers.clone());
         }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::build::builder::{BuildError, BuildOptions, BuildOutput, Builder, Stage, key, short};
 use crate::build::context::{Sources, clean};
+use crate::build::mounting;
 use crate::build::parse::{self, Dockerfile, Instruction};
 use crate::build::words;
 use crate::engine::{Engine, now};
@@ -293,7 +294,8 @@ impl Plan {
         let base = self.base_name(stage).ok();
         let copied = stage.body.iter().flat_map(|instruction| &instruction.flags);
         let froms = copied.filter(|(flag, _)| flag == "from").map(|(_, value)| value.clone());
-        base.into_iter().chain(froms).filter_map(|name| self.stage_of(&name, number)).collect()
+        let mounted = stage.body.iter().flat_map(mounting::origins);
+        base.into_iter().chain(froms).chain(mounted).filter_map(|name| self.stage_of(&name, number)).collect()
     }
 
     pub(super) fn base_name(&self, stage: &Written) -> Result<String, BuildError> {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::build::builder::{BuildError, Builder, Stage, USING_CACHE, key, short};
+use crate::build::mounting::{self, RunMount};
 use crate::build::parse::Instruction;
 use crate::build::stage;
 use crate::container::config::{ContainerConfig, NetworkMode};
@@ -17,12 +18,15 @@ const PROXY_ARGS: [&str; 8] =
 
 impl Builder {
     pub(super) async fn run_command(&self, stage: &mut Stage, instruction: &Instruction) -> Result<(), BuildError> {
-        if let Some((flag, _)) = instruction.flags.iter().find(|(flag, _)| flag != "network") {
+        if let Some((flag, _)) =
+            instruction.flags.iter().find(|(flag, _)| !["network", "mount"].contains(&flag.as_str()))
+        {
             return Err(BuildError::Dockerfile(format!(
                 "line {}: the --{flag} option requires BuildKit, which this daemon does not have: leave it out",
                 instruction.line
             )));
         }
+        let mounts = self.mounts(stage, instruction)?;
         let command = run_line(stage, instruction);
         let args: Vec<String> = stage
             .args
@@ -32,6 +36,9 @@ impl Builder {
             .collect();
         let counted: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !is_proxy(arg)).collect();
         stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
+        if !mounts.is_empty() {
+            stage.key = key(&[&stage.key, &self.mounts_key(&mounts).await?]);
+        }
         if let Some(Some(layer)) = self.plan.cached(&stage.key) {
             self.tell(USING_CACHE.into()).await?;
             stage.add_layer(layer);
@@ -46,7 +53,7 @@ impl Builder {
             };
         let proxies = self.plan.options.build_args.iter().filter(|(name, _)| PROXY_ARGS.contains(&name.as_str()));
         let proxies = proxies.filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
-        let config = ContainerConfig {
+        let mut config = ContainerConfig {
             name: format!("build-{:016x}", rand::random::<u64>()),
             image: crate::build::BUILD_IMAGE.into(),
             args: command.clone(),
@@ -64,7 +71,9 @@ impl Builder {
             log: LogConfig { driver: LogDriver::None, ..LogConfig::default() },
             ..ContainerConfig::default()
         };
-        let layer = self.run_container(config, stage.layers.clone(), &command).await?;
+        let held = self.mount(&mounts, &mut config).await?;
+        let layer = self.run_container(config, stage.layers.clone(), &command, mounts).await?;
+        drop(held);
         self.plan.remember(&stage.key, &layer)?;
         stage.add_layer(layer);
         Self::note(stage, instruction, false);
@@ -77,7 +86,9 @@ impl Builder {
         config: ContainerConfig,
         layers: Vec<String>,
         command: &[String],
+        mounts: Vec<RunMount>,
     ) -> Result<String, BuildError> {
+        let below: Vec<_> = layers.iter().map(|layer| self.plan.engine.image_store().layer_dir(layer)).collect();
         let id = self.plan.engine.create_on(config, layers)?;
         self.tell(format!(" ---> Running in {}\n", short(&id))).await?;
         let gone = Gone { engine: self.plan.engine.clone(), id: id.clone() };
@@ -97,7 +108,10 @@ impl Builder {
         }
         let dirs = self.plan.engine.container_dirs(&id)?;
         let store = self.plan.engine.image_store().clone();
-        let sealed = tokio::task::spawn_blocking(move || stage::seal_changes(&store, &dirs)).await;
+        let sealed = tokio::task::spawn_blocking(move || {
+            stage::seal_changes(&store, &dirs, |changed| mounting::remove_mount_points(changed, &below, &mounts))
+        })
+        .await;
         let layer = sealed.map_err(io::Error::other).flatten().map_err(|error| BuildError::Step {
             step: format!("keeping what '{}' wrote", command.join(" ")),
             reason: error.to_string(),

@@ -36,7 +36,7 @@ impl Mounted {
     /// Makes a layer of what was changed.
     pub(crate) fn seal(self, store: &ImageStore) -> io::Result<String> {
         self.dirs.unmount()?;
-        seal_changes(store, &self.dirs)
+        seal_changes(store, &self.dirs, |_| ())
     }
 }
 
@@ -48,11 +48,12 @@ impl Drop for Mounted {
     }
 }
 
-/// Makes a layer of what was changed in a root; takes it away.
-pub(crate) fn seal_changes(store: &ImageStore, dirs: &ContainerDirs) -> io::Result<String> {
+/// Makes a layer of what was changed in a root, once that is tidied up; takes it away.
+pub(crate) fn seal_changes(store: &ImageStore, dirs: &ContainerDirs, tidy: impl FnOnce(&Path)) -> io::Result<String> {
     let dir = store.incoming()?;
     fs::remove_dir(&dir)?;
     fs::rename(dirs.changed()?, &dir)?;
+    tidy(&dir);
     layer::seal(store, &dir).map(|(diff_id, _)| diff_id)
 }
 

@@ -151,17 +151,19 @@ impl ContainerDirs {
         &self,
         config: &ContainerConfig,
         addresses: &[IpAddr],
-        host: Ipv4Addr,
+        host: &[IpAddr],
     ) -> io::Result<Vec<FileMount>> {
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         for line in &config.hosts {
-            let line = match line.strip_prefix(HOST_GATEWAY) {
-                Some(names) => format!("{host}{names}"),
-                None => line.clone(),
+            let lines = match line.strip_prefix(HOST_GATEWAY) {
+                Some(names) => host.iter().map(|host| format!("{host}{names}")).collect(),
+                None => vec![line.clone()],
             };
-            // As docker writes it, and scripts read it.
-            let line = if line.contains('\t') { line } else { line.replacen(' ', "\t", 1) };
-            hosts += &format!("{line}\n");
+            for line in lines {
+                // As docker writes it, and scripts read it.
+                let line = if line.contains('\t') { line } else { line.replacen(' ', "\t", 1) };
+                hosts += &format!("{line}\n");
+            }
         }
         let whole = match config.domainname.as_str() {
             "" => config.hostname.clone(),

@@ -101,6 +101,8 @@ pub(crate) struct Place<'a> {
     pub(crate) peers: &'a BTreeMap<String, i32>,
     /// None: the host's.
     pub(crate) shift: Option<&'a Shift>,
+    /// What an init is run by, before the command.
+    pub(crate) init_words: &'a [&'a str],
 }
 
 /// The capabilities that `config` comes to.
@@ -146,7 +148,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
     let capabilities = capabilities(config);
     let mut args = config.command();
     if config.init {
-        args.splice(0..0, ["/sbin/skep-init".to_owned(), "init".to_owned(), "--".to_owned()]);
+        args.splice(0..0, place.init_words.iter().map(|&word| word.to_owned()));
     }
     let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
     json!({

@@ -1,6 +1,7 @@
 //! Making a container: what its image adds to what it is asked to be, and what it is called.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::container::Record;
@@ -27,6 +28,7 @@ impl Engine {
         for mount in &config.mounts {
             targets::check(mount).map_err(EngineError::Invalid)?;
         }
+        self.config.defaults.apply(&mut config);
         config.id_map = self.choose_id_map(&config)?;
         config.storage = self.storage;
         if config.command().is_empty() {
@@ -95,6 +97,12 @@ impl Engine {
     }
 
     /// How the users of a new container become users of the host.
+    /// What lies at `path` below the data directory, as a container made so may see it.
+    pub(crate) fn view_for(&self, config: &ContainerConfig, path: &Path) -> Result<PathBuf, EngineError> {
+        let shift = self.choose_id_map(config)?.map(|map| self.shift(map));
+        Ok(shift.map_or_else(|| path.to_owned(), |shift| shift.view(path)))
+    }
+
     fn choose_id_map(&self, config: &ContainerConfig) -> Result<Option<IdMap>, EngineError> {
         let Some(map) = self.config.id_map.as_ref().filter(|_| !config.host_users) else { return Ok(None) };
         let why = if config.privileged {

@@ -12,6 +12,7 @@ use crate::image::pull::{Credentials, PullProgress, RegistryConfig, Resolved};
 use crate::image::push::Pushed;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
 use crate::image::{Platform, archive, familiar, normalize};
+use crate::turns::Turns;
 
 /// One line of an image's history, the newest first.
 #[derive(Clone, Debug)]
@@ -168,14 +169,32 @@ impl Engine {
         all
     }
 
-    /// Removes layers that no image has, unless some are just coming in; returns the bytes that are
+    /// Removes layers that no image has and what builds keep, unless some are just coming in; returns the bytes that are
     /// free now.
     pub fn prune_layers(&self) -> Result<u64, EngineError> {
         let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(0) };
         let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.layers.clone()).collect();
         let bytes = self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))?;
         self.prune_storage()?;
-        Ok(bytes)
+        let kept: u64 = self.build_caches().iter().map(|(_, bytes)| bytes).sum();
+        match std::fs::remove_dir_all(self.images.cache_mounts()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(disk_error("removing what builds keep for the next ones")(error))
+            }
+            _ => Ok(bytes + kept),
+        }
+    }
+
+    /// What steps of builds keep for the next ones: ids and bytes.
+    #[must_use]
+    pub fn build_caches(&self) -> Vec<(String, u64)> {
+        let dirs = std::fs::read_dir(self.images.cache_mounts()).into_iter().flatten().flatten();
+        dirs.map(|dir| (dir.file_name().to_string_lossy().into_owned(), crate::disk::usage(&dir.path()))).collect()
+    }
+
+    /// Turns at those that are not shared.
+    pub(crate) fn caches(&self) -> &Turns {
+        &self.build_caches
     }
 
     fn prune_storage(&self) -> Result<(), EngineError> {

@@ -18,7 +18,7 @@ use tokio::process::Child;
 use super::kept::planned;
 use super::lifecycle::start_ticks;
 use super::networks::{member, places};
-use super::{Container, Engine, now};
+use super::{Container, Engine, EngineConfig, now};
 use crate::container::config::{
     ContainerConfig, ContainerMount, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort, SharedMemory,
 };
@@ -58,7 +58,7 @@ impl Engine {
                 }
             };
             let cgroup = self.cgroup(&container.id, &config);
-            let init = self.config.data_dir.join("bin/skep-init");
+            let init = Init::new(&self.config);
             let mut volumes = self.volume_dirs(&config);
             for (name, dir) in &mut volumes {
                 // One that is a file system of its own is in no view.
@@ -296,12 +296,31 @@ struct Connected {
     endpoints: Vec<Endpoint>,
 }
 
+/// Where an init is shown to containers.
+const INIT: &str = "/sbin/skep-init";
+
+/// The program that is a container's first if it asks for an init.
+struct Init {
+    path: PathBuf,
+    /// What it is run by, before the command.
+    words: &'static [&'static str],
+}
+
+impl Init {
+    fn new(config: &EngineConfig) -> Self {
+        match &config.init_path {
+            Some(path) => Self { path: path.clone(), words: &[INIT, "--"] },
+            None => Self { path: config.data_dir.join("bin/skep-init"), words: &[INIT, "init", "--"] },
+        }
+    }
+}
+
 /// What a container needs from outside its own directories.
 struct Outside {
     /// None: the host's.
     netns: Option<PathBuf>,
     cgroup: PathBuf,
-    init: PathBuf,
+    init: Init,
     volumes: BTreeMap<String, PathBuf>,
     shim: ShimConfig,
     /// Whether it has never run.
@@ -309,7 +328,7 @@ struct Outside {
     /// The first processes of the containers whose namespaces it shares.
     peers: BTreeMap<String, i32>,
     /// Where it reaches the host.
-    host: Ipv4Addr,
+    host: Vec<IpAddr>,
     shared_memory: Option<PathBuf>,
     /// Whose network it is in, and so whose /etc/hosts and the like it sees.
     etc_of: Option<Arc<Container>>,
@@ -394,11 +413,11 @@ fn prepare(
     dirs.as_root(|| make_working_dir(config, &dirs.rootfs(), &outside.volumes))?;
     let mut files = match &outside.etc_of {
         Some(other) => other.dirs.shown_etc(config.read_only),
-        None => dirs.write_etc(config, addresses, outside.host)?,
+        None => dirs.write_etc(config, addresses, &outside.host)?,
     };
     files.extend(dirs.write_payloads(&config.payloads)?);
     if config.init {
-        files.push(FileMount { source: dirs.view(&outside.init), target: "/sbin/skep-init".into(), read_only: true });
+        files.push(FileMount { source: dirs.view(&outside.init.path), target: INIT.into(), read_only: true });
     }
     let place = Place {
         rootfs: &dirs.rootfs(),
@@ -412,6 +431,7 @@ fn prepare(
         shared_memory: outside.shared_memory.as_deref(),
         peers: &outside.peers,
         shift: dirs.shift.as_ref(),
+        init_words: outside.init.words,
     };
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));

@@ -1,7 +1,7 @@
 //! The host's networks for its users, and containers that join and leave them while they run.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use skep_api::{Subnet, with_causes};
@@ -11,7 +11,9 @@ use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::network::parent::{Mode, ModeError, is_link};
-use crate::network::{DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, Ipv6Side, LocalNetwork, Member, Parent, WantedPlace};
+use crate::network::{
+    DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, HOST_BINDING, Ipv6Side, LocalNetwork, MTU, Member, Parent, WantedPlace,
+};
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
@@ -48,12 +50,27 @@ const V6_LEN_MAX: u8 = 120;
 /// What a network's gateway can be asked for.
 const GATEWAY_MODES: [&str; 2] = ["nat", "nat-unprotected"];
 
-/// Where subnets are picked, and how large: as dockerd does.
-const POOLS: [(Ipv4Addr, u8, u8); 3] = [
-    (Ipv4Addr::new(172, 18, 0, 0), 15, 16),
-    (Ipv4Addr::new(172, 20, 0, 0), 14, 16),
-    (Ipv4Addr::new(192, 168, 0, 0), 16, 20),
-];
+/// A pool that networks get subnets of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressPool {
+    pub base: Subnet,
+    /// Of each of the subnets.
+    pub prefix_len: u8,
+}
+
+impl AddressPool {
+    /// As Docker has them, but for what the default bridge takes.
+    #[must_use]
+    pub fn usual() -> Vec<Self> {
+        let pools = [
+            (Ipv4Addr::new(172, 18, 0, 0), 15, 16),
+            (Ipv4Addr::new(172, 20, 0, 0), 14, 16),
+            (Ipv4Addr::new(192, 168, 0, 0), 16, 20),
+        ];
+        let pool = |(base, len, prefix_len)| Some(Self { base: Subnet::new(base, len)?, prefix_len });
+        pools.into_iter().filter_map(pool).collect()
+    }
+}
 
 impl Engine {
     /// The host's networks, by id; the default one is `bridge`.
@@ -83,7 +100,7 @@ impl Engine {
         }
         let subnet = match spec.subnet {
             Some(subnet) => subnet,
-            None => free_subnet(&all).ok_or_else(|| {
+            None => free_subnet(&all, &self.config.pools).ok_or_else(|| {
                 EngineError::Conflict(
                     "could not find an available address pool among the defaults: give --subnet".into(),
                 )
@@ -303,15 +320,26 @@ impl Engine {
 
     /// Where a container reaches its host: `through` the way out of the networks that others keep, by its first
     /// network's gateway, or else by the default one's.
-    pub(super) fn host_gateway(&self, config: &ContainerConfig, through: Option<Ipv4Addr>) -> Ipv4Addr {
+    pub(super) fn host_gateway(&self, config: &ContainerConfig, through: Option<Ipv4Addr>) -> Vec<IpAddr> {
+        if !self.config.host_gateways.is_empty() {
+            return self.config.host_gateways.clone();
+        }
         if config.network == NetworkMode::Host {
-            return Ipv4Addr::LOCALHOST;
+            return vec![Ipv4Addr::LOCALHOST.into()];
         }
         let places = places(&config.network).unwrap_or_default();
         let first = places.first().and_then(|place| self.networks.get(&place.network));
         let bridge =
             first.filter(|network| !network.internal && network.parent.is_none()).map(|network| network.gateway);
-        through.or(bridge).unwrap_or(self.config.bridge.gateway)
+        vec![through.or(bridge).unwrap_or(self.config.bridge.gateway).into()]
+    }
+
+    /// The host's address that a container's ports are published on unless another is named.
+    #[must_use]
+    pub fn host_binding(&self, mode: &NetworkMode) -> Ipv4Addr {
+        let places = places(mode).unwrap_or_default();
+        let network = places.first().and_then(|place| self.networks.get(&place.network));
+        network.and_then(|network| network.host_binding()).unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
     fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
@@ -320,7 +348,7 @@ impl Engine {
             let doing = disk_error(format!("writing the hosts of container {}", container.id));
             let config = container.config();
             let host = self.host_gateway(&config, None);
-            container.dirs.write_etc(&config, &endpoint.addresses(), host).map_err(doing)?;
+            container.dirs.write_etc(&config, &endpoint.addresses(), &host).map_err(doing)?;
         }
         Ok(())
     }
@@ -382,20 +410,46 @@ pub(super) fn member<'a>(container: &'a Container, config: &'a ContainerConfig) 
     }
 }
 
-fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
+/// Refuses an option whose value is not understood.
+fn check_option(
+    options: &BTreeMap<String, String>,
+    key: &str,
+    want: &str,
+    fits: impl Fn(&str) -> bool,
+) -> Result<(), EngineError> {
+    match options.get(key) {
+        Some(value) if !fits(value) => {
+            Err(EngineError::Invalid(format!("network option {key}={value:?} cannot be used: write {want}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses options of the bridge driver that are unknown, or said in another way than is understood.
+fn check_options(options: &BTreeMap<String, String>) -> Result<(), EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
-    for key in spec.options.keys() {
-        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE, GATEWAY_MODE].contains(&key.as_str());
+    for key in options.keys() {
+        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE, GATEWAY_MODE, MTU, HOST_BINDING];
+        let known = known.contains(&key.as_str());
         if !known && key.starts_with("com.docker.network.") {
             return invalid(format!("network option {key} is not supported yet"));
         }
     }
-    if let Some(mode) = spec.options.get(GATEWAY_MODE).filter(|mode| !GATEWAY_MODES.contains(&mode.as_str())) {
+    if let Some(mode) = options.get(GATEWAY_MODE).filter(|mode| !GATEWAY_MODES.contains(&mode.as_str())) {
         return invalid(format!(
             "network option {GATEWAY_MODE}={mode:?} is unknown: use {}",
             GATEWAY_MODES.join(" or ")
         ));
     }
+    check_option(options, MTU, "a number from 68 to 65535", |text| {
+        text.parse::<u32>().is_ok_and(|mtu| (68..=65535).contains(&mtu))
+    })?;
+    check_option(options, HOST_BINDING, "an IPv4 address", |text| text.parse::<Ipv4Addr>().is_ok())
+}
+
+fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
+    let invalid = |why: String| Err(EngineError::Invalid(why));
+    check_options(&spec.options)?;
     if subnet.prefix_len() > 30 {
         return invalid(format!("subnet {subnet} has no room for containers: use /30 or larger"));
     }
@@ -472,12 +526,12 @@ fn on_parent(id: &str, spec: &LocalNetworkSpec) -> Result<(String, Option<Parent
 }
 
 /// A subnet that neither another network nor a route of the host's has.
-fn free_subnet(all: &[LocalNetwork]) -> Option<Subnet> {
+fn free_subnet(all: &[LocalNetwork], pools: &[AddressPool]) -> Option<Subnet> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     let routed: Vec<Subnet> = routes.lines().skip(1).filter_map(route).collect();
-    let pools = POOLS.iter().filter_map(|&(base, len, part)| Some((Subnet::new(base, len)?, part)));
+    let pools = pools.iter();
     pools
-        .flat_map(|(pool, part)| pool.parts(part).collect::<Vec<_>>())
+        .flat_map(|pool| pool.base.parts(pool.prefix_len).collect::<Vec<_>>())
         .find(|subnet| !all.iter().map(|n| n.subnet).chain(routed.iter().copied()).any(|other| other.overlaps(*subnet)))
 }
 
@@ -498,9 +552,9 @@ mod tests {
         let line = "eth0\t00004D0A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0";
         assert_eq!(route(line).unwrap().to_string(), "10.77.0.0/16");
         assert_eq!(route("eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0"), None);
-        let first = free_subnet(&[]).unwrap();
+        let first = free_subnet(&[], &AddressPool::usual()).unwrap();
         let taken = LocalNetwork::new("taken", first);
-        assert!(!free_subnet(&[taken]).unwrap().overlaps(first));
+        assert!(!free_subnet(&[taken], &AddressPool::usual()).unwrap().overlaps(first));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Images from registries: OCI and Docker manifests, multi-arch indexes, mirrors, insecure ones by
 //! permission; digests are verified, layers fetched and unpacked in parallel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,14 +25,39 @@ use crate::image::layer::LayerBlob;
 use crate::image::platform::{self, Platform};
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack::{self, UnpackError};
+use crate::turns::Turns;
 
 /// Which registries are asked, and how.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RegistryConfig {
     /// Asked before Docker Hub, in this order; `http://` or `https://` URLs.
     pub mirrors: Vec<String>,
     /// Registries (`host:port`) that may be spoken to without TLS.
     pub insecure: BTreeSet<String>,
+    pub proxies: Proxies,
+    /// How many layers of an image come, or go, at the same time.
+    pub downloads_at_once: usize,
+    pub uploads_at_once: usize,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            mirrors: Vec::new(),
+            insecure: BTreeSet::new(),
+            proxies: Proxies::default(),
+            downloads_at_once: 3,
+            uploads_at_once: 5,
+        }
+    }
+}
+
+/// What stands between this host and registries: URLs, and whom it does not stand before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies {
+    pub http: Option<String>,
+    pub https: Option<String>,
+    pub none_for: Option<String>,
 }
 
 /// What a user logs in with.
@@ -133,7 +158,6 @@ pub struct PullProgress {
     pub bytes: Option<(u64, u64)>,
 }
 
-const LAYERS_AT_ONCE: usize = 3;
 /// As often as dockerd tells of a download.
 const TOLD_EVERY_BYTES: u64 = 512 << 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -154,27 +178,8 @@ static ROOTS: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
 pub(crate) struct Puller {
     config: ArcSwap<RegistryConfig>,
     store: Arc<ImageStore>,
-    under_way: LayersUnderWay,
-}
-
-/// The layers on their way in: whoever wants one of them too waits for it.
-#[derive(Default)]
-struct LayersUnderWay(Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>);
-
-impl LayersUnderWay {
-    /// The turn to bring a layer.
-    async fn turn(&self, diff_id: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut layers = self.0.lock().expect("nobody panics while holding it");
-            layers.retain(|_, turn| turn.strong_count() > 0);
-            layers.get(diff_id).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let turn = Arc::default();
-                layers.insert(diff_id.to_owned(), Arc::downgrade(&turn));
-                turn
-            })
-        };
-        turn.lock_owned().await
-    }
+    /// At layers on their way in: whoever wants one of them too waits for it.
+    under_way: Turns,
 }
 
 /// What a name stands for in its registry.
@@ -190,7 +195,7 @@ pub struct Resolved {
 
 impl Puller {
     pub(crate) fn new(config: RegistryConfig, store: Arc<ImageStore>) -> Self {
-        Self { config: ArcSwap::from_pointee(config), store, under_way: LayersUnderWay::default() }
+        Self { config: ArcSwap::from_pointee(config), store, under_way: Turns::default() }
     }
 
     /// What is fetched from now on goes by this.
@@ -200,6 +205,10 @@ impl Puller {
 
     pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
         self.config.load().insecure.contains(reference.registry()) || is_loopback(reference.registry())
+    }
+
+    pub(crate) fn uploads_at_once(&self) -> usize {
+        self.config.load().uploads_at_once
     }
 
     /// The places to ask for `image`: mirrors first for Docker Hub, then its own registry.
@@ -223,8 +232,12 @@ impl Puller {
         } else {
             ClientProtocol::Https
         };
+        let Proxies { http, https, none_for } = self.config.load().proxies.clone();
         Client::new(ClientConfig {
             protocol,
+            http_proxy: http,
+            https_proxy: https,
+            no_proxy: none_for,
             connect_timeout: Some(CONNECT_LIMIT),
             read_timeout: Some(READ_LIMIT),
             tls_certs_only: ROOTS.clone(),
@@ -319,7 +332,7 @@ impl Puller {
             });
         }
         futures::stream::iter(manifest.layers.iter().zip(&config.rootfs.diff_ids).map(Ok))
-            .try_for_each_concurrent(LAYERS_AT_ONCE, |(layer, diff_id)| {
+            .try_for_each_concurrent(self.config.load().downloads_at_once, |(layer, diff_id)| {
                 self.layer(image, (&client, &place), layer, diff_id, progress)
             })
             .await?;
@@ -345,7 +358,7 @@ impl Puller {
         if !self.store.has_layer(diff_id) {
             tell("Pulling fs layer");
         }
-        let _turn = self.under_way.turn(diff_id).await;
+        let _turn = self.under_way.take(diff_id).await;
         if self.store.has_layer(diff_id) {
             tell("Already exists");
             return Ok(());

@@ -22,7 +22,6 @@ use crate::image::store::{Image, ImageStore};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYERS_AT_ONCE: usize = 3;
 /// Layers grow and shrink by little between these levels; the time does not.
 const LEVEL: Compression = Compression::new(3);
 
@@ -63,7 +62,7 @@ impl Puller {
         };
         let pushes: Vec<BoxFuture<'_, _>> = image.layers.iter().map(|diff_id| push(diff_id).boxed()).collect();
         let blobs: Vec<LayerBlob> = futures::stream::iter(pushes)
-            .buffered(LAYERS_AT_ONCE)
+            .buffered(self.uploads_at_once())
             .try_collect()
             .await
             .map_err(|reason| PullError::Push { image: name.to_owned(), reason })?;

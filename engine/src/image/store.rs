@@ -242,6 +242,11 @@ impl ImageStore {
         disk::write_whole(&path.with_extension("json"), &serde_json::to_vec(blob)?)
     }
 
+    /// What steps of builds keep from one build to the next.
+    pub(crate) fn cache_mounts(&self) -> PathBuf {
+        self.dir.join("cache-mounts")
+    }
+
     /// The configuration blob of an image, byte for byte.
     pub(crate) fn config_blob(&self, id: &str) -> io::Result<Vec<u8>> {
         fs::read(self.dir.join("configs").join(&id["sha256:".len()..]))

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use skep_host_net::{Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_index};
 
 use super::{LocalNetwork, MacAddress};
@@ -24,7 +24,9 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
         }
         None => without_ipv6(name),
     }
-    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+    let up = LinkUnspec::new_with_index(index).up();
+    let up = network.mtu().into_iter().fold(up, LinkMessageBuilder::mtu).build();
+    handle.link().set(up).execute().await?;
     Ok(index)
 }
 
@@ -59,7 +61,7 @@ pub(super) async fn make_veth(
     (link, mac): (u32, MacAddress),
 ) -> io::Result<()> {
     let host = format!("veth{}{}", &container[..container.len().min(8)], link_suffix(link));
-    let pair = veth_pair(&host, bridge, namespace, link, mac);
+    let pair = veth_pair(&host, bridge, namespace, link, (mac, network.mtu()));
     let outside = Netlink::open()?;
     if let Some(index) = link_index(outside.handle(), &host).await {
         // Of the container's last run: the kernel takes a namespace and its links down in its own
@@ -79,12 +81,15 @@ pub(super) async fn make_veth(
 ///
 /// The pair is made where it belongs, in one step: a link that is moved to another namespace holds up
 /// every other change of the host's network for some 15 ms.
-fn veth_pair(host: &str, bridge: u32, namespace: &Netns, link: u32, mac: MacAddress) -> LinkMessage {
+fn veth_pair(
+    host: &str,
+    bridge: u32,
+    namespace: &Netns,
+    link: u32,
+    (mac, mtu): (MacAddress, Option<u32>),
+) -> LinkMessage {
     let inside = eth(link);
     let peer = LinkUnspec::new_with_name(&inside).setns_by_fd(namespace.as_raw_fd()).address(mac.bytes().to_vec());
-    LinkVeth::new(host, &inside)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-        .controller(bridge)
-        .up()
-        .build()
+    let pair = mtu.into_iter().fold(LinkVeth::new(host, &inside), LinkMessageBuilder::mtu);
+    pair.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).controller(bridge).up().build()
 }

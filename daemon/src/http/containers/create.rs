@@ -1,6 +1,7 @@
 //! Making a container from a request.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,17 +13,19 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    BlockLimit, BlockLimitKind, ContainerConfig, DEFAULT_NETWORK, Device, HOST_GATEWAY, LogConfig, MountSource,
-    NamespaceMode, NetworkMode, Platform, ResourceLimits, RestartPolicy, SharedMemory, block_device,
+    BlockLimit, BlockLimitKind, ContainerConfig, Device, HOST_GATEWAY, LogConfig, MountSource, NetworkMode, Platform,
+    ResourceLimits, RestartPolicy, block_device,
 };
 use skep_worker::health_check;
 
+use super::modes::{Modes, cgroup_mode};
 use super::mounts::{add_inherited, keep_data_root_below, keep_writable_below, mounts, volumes_from};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
+use crate::config::ContainerSettings;
 use crate::http::images::platform;
 use crate::http::json::read;
-use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
+use crate::http::networks::joining::EndpointBody;
 use crate::http::{ApiError, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
@@ -50,13 +53,13 @@ pub(super) struct CreateBody {
     volumes: BTreeMap<String, Value>,
     pub(super) exposed_ports: BTreeMap<String, Value>,
     pub(super) host_config: HostConfig,
-    networking_config: NetworkingConfig,
+    pub(super) networking_config: NetworkingConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct NetworkingConfig {
-    endpoints_config: BTreeMap<String, EndpointBody>,
+pub(super) struct NetworkingConfig {
+    pub(super) endpoints_config: BTreeMap<String, EndpointBody>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,7 +85,7 @@ pub(super) struct HostConfig {
     pub(super) links: Vec<String>,
     group_add: Vec<String>,
     readonly_rootfs: bool,
-    init: bool,
+    init: Option<bool>,
     sysctls: BTreeMap<String, String>,
     pub(super) oom_score_adj: i64,
     security_opt: Vec<String>,
@@ -91,8 +94,8 @@ pub(super) struct HostConfig {
     devices: Vec<DeviceBody>,
     device_cgroup_rules: Vec<String>,
     pub(super) shm_size: i64,
-    pid_mode: String,
-    ipc_mode: String,
+    pub(super) pid_mode: String,
+    pub(super) ipc_mode: String,
     #[serde(rename = "UTSMode")]
     pub(super) uts_mode: String,
     userns_mode: String,
@@ -250,7 +253,9 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     let log = &body.host_config.log_config;
     let log = state.engine.log_config(&log.driver, &log.config).map_err(ApiError::bad_request)?;
     let links = body.host_config.links.clone();
-    let mut config = body.config(name, image.config.healthcheck.as_ref(), log)?;
+    let host_ip = engine.host_binding(&modes.network);
+    let usual = Usual { containers: &state.config.containers, log, host_ip };
+    let mut config = body.config(name, image.config.healthcheck.as_ref(), usual)?;
     add_inherited(&mut config.mounts, from);
     keep_data_root_below(&mut config.mounts, engine.data_dir())?;
     keep_writable_below(&mut config.mounts, &request);
@@ -262,7 +267,7 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     let publish_all = request.pointer("/HostConfig/PublishAllPorts") == Some(&Value::Bool(true));
     if publish_all {
         let all = config.exposed_ports.iter().chain(image.config.exposed_ports.keys());
-        config.ports.extend(exposed(all, &config.ports)?);
+        config.ports.extend(exposed(all, &config.ports, host_ip)?);
     }
     Modes {
         network: config.network,
@@ -281,79 +286,11 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     Ok(config)
 }
 
-/// Whose namespaces a container is in.
-struct Modes {
-    network: NetworkMode,
-    pid: NamespaceMode,
-    ipc: NamespaceMode,
-    shared_memory: SharedMemory,
-    uts: NamespaceMode,
-}
-
-impl Modes {
-    async fn read(state: &State, body: &CreateBody) -> Result<Self, ApiError> {
-        let (engine, host) = (&state.engine, &body.host_config);
-        let peer = |name: &str| engine.inspect(name).map(|peer| peer.id);
-        let mode = |flag: &str, text: &str| match text {
-            "" | "private" | "shareable" | "none" => Ok(NamespaceMode::Private),
-            "host" => Ok(NamespaceMode::Host),
-            other => match other.strip_prefix("container:") {
-                Some(name) => Ok(NamespaceMode::Container(peer(name)?)),
-                None => {
-                    Err(ApiError::bad_request(format!("invalid {flag} mode {other:?}: use host or container:NAME")))
-                }
-            },
-        };
-        let network = match host.network_mode.as_str() {
-            "host" => NetworkMode::Host,
-            "none" => NetworkMode::None,
-            other => match other.strip_prefix("container:") {
-                Some(name) => NetworkMode::Container(peer(name)?),
-                None => local_networks(state, other, body).await?,
-            },
-        };
-        Ok(Self {
-            network,
-            pid: mode("pid", &host.pid_mode)?,
-            ipc: mode("ipc", &host.ipc_mode)?,
-            shared_memory: match host.ipc_mode.as_str() {
-                "shareable" => SharedMemory::Shareable,
-                "none" => SharedMemory::None,
-                _ => SharedMemory::Private,
-            },
-            uts: mode("uts", &host.uts_mode)?,
-        })
-    }
-}
-
-/// Places in networks: in the one that is named first, where `mac` is meant for, then in all that are
-/// described.
-async fn local_networks(state: &State, mode: &str, body: &CreateBody) -> Result<NetworkMode, ApiError> {
-    let (described, mac) = (&body.networking_config, &body.mac_address);
-    let mode = if matches!(mode, "" | "default") { DEFAULT_NETWORK } else { mode };
-    let first = joinable(state, mode).await?;
-    let mut places = vec![first.any_place()];
-    for (name, endpoint) in &described.endpoints_config {
-        // As the client has it for the default one.
-        let name = if name == "default" { mode } else { name };
-        let network = joinable(state, name).await?;
-        let place = endpoint.place(&network)?;
-        match places.iter_mut().find(|other| other.network == network.id()) {
-            Some(other) => *other = place,
-            None => places.push(place),
-        }
-    }
-    if first.id() != DEFAULT_NETWORK && places[0].links.is_empty() {
-        places[0].links = first.links(&body.host_config.links)?;
-    }
-    if let Some(mac) = mac_address(mac)? {
-        places[0].mac.get_or_insert(mac);
-    }
-    Ok(if places == [first.any_place()] && first.id() == DEFAULT_NETWORK {
-        NetworkMode::Bridge
-    } else {
-        NetworkMode::Local(places)
-    })
+/// What a container has that does not say.
+struct Usual<'a> {
+    containers: &'a ContainerSettings,
+    log: LogConfig,
+    host_ip: Ipv4Addr,
 }
 
 impl CreateBody {
@@ -361,8 +298,9 @@ impl CreateBody {
         self,
         name: &str,
         image_check: Option<&HealthConfig>,
-        log: LogConfig,
+        usual: Usual<'_>,
     ) -> Result<ContainerConfig, ApiError> {
+        let Usual { containers: usual, log, host_ip } = usual;
         self.check()?;
         let host = self.host_config;
         let restart = restart_policy(&host.restart_policy)?;
@@ -386,7 +324,7 @@ impl CreateBody {
             domainname: self.domainname,
             labels: self.labels,
             mounts: mounts(&host.binds, &host.mounts, &host.tmpfs, &self.volumes)?,
-            init: host.init,
+            init: host.init.unwrap_or(usual.init),
             read_only: host.readonly_rootfs,
             no_new_privileges: security.no_new_privileges,
             host_users: host.userns_mode == "host",
@@ -401,7 +339,7 @@ impl CreateBody {
             devices: host.devices.into_iter().map(device).collect::<Result<_, _>>()?,
             device_rules: device_rules(host.device_cgroup_rules)?,
             shm_size_bytes: host.shm_size,
-            cgroup_mode: cgroup_mode(&host.cgroupns_mode, host.privileged)?,
+            cgroup_mode: cgroup_mode(&host.cgroupns_mode, host.privileged, usual.sees_cgroups)?,
             cgroup_parent: host.cgroup_parent,
             sysctls: host.sysctls,
             ulimits: host.resources.ulimits,
@@ -414,7 +352,7 @@ impl CreateBody {
             dns: host.dns,
             dns_search: host.dns_search,
             dns_options: host.dns_options,
-            ports: published(&host.port_bindings)?,
+            ports: published(&host.port_bindings, host_ip)?,
             exposed_ports: self.exposed_ports.into_keys().collect(),
             auto_remove: host.auto_remove,
             restart,
@@ -511,16 +449,6 @@ pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, 
     Ok(policy)
 }
 
-/// Privileged containers see all cgroups where these are of version 1, as programs in them that run containers expect.
-fn cgroup_mode(text: &str, privileged: bool) -> Result<NamespaceMode, ApiError> {
-    match text {
-        "" if privileged && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => Ok(NamespaceMode::Host),
-        "" | "private" => Ok(NamespaceMode::Private),
-        "host" => Ok(NamespaceMode::Host),
-        other => Err(ApiError::bad_request(format!("invalid cgroup namespace mode: {other}: use private or host"))),
-    }
-}
-
 fn device(body: DeviceBody) -> Result<Device, ApiError> {
     let host_path = body.path_on_host;
     if !Path::new(&host_path).exists() {
@@ -565,8 +493,10 @@ mod tests {
     #[track_caller]
     fn check(body: &str, want: &str) {
         let value: Value = serde_json::from_str(body).unwrap();
+        let containers = ContainerSettings::default();
+        let usual = Usual { containers: &containers, log: LogConfig::default(), host_ip: Ipv4Addr::UNSPECIFIED };
         let made = refuse_unsupported(&value).and_then(|()| {
-            serde_json::from_value::<CreateBody>(value).unwrap().config("c", None, LogConfig::default()).map(|config| {
+            serde_json::from_value::<CreateBody>(value).unwrap().config("c", None, usual).map(|config| {
                 let mounts: Vec<_> = config.mounts.iter().map(|mount| &mount.target).collect();
                 format!("{:?} {mounts:?} {:?} {:?} {:?}", config.restart, config.ports, config.hosts, config.args)
             })

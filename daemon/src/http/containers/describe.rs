@@ -353,8 +353,8 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
     let places = match &container.config.network {
         NetworkMode::Bridge => &default[..],
         NetworkMode::Local(places) => places,
-        NetworkMode::Host => return json!({"host": endpoint()}),
-        NetworkMode::None => return json!({"none": endpoint()}),
+        NetworkMode::Host => return json!({"host": endpoint(0)}),
+        NetworkMode::None => return json!({"none": endpoint(0)}),
         NetworkMode::Container(_) => return json!({}),
         NetworkMode::Joined(joined) => {
             return Value::Object(joined.iter().map(|place| planned_place(engine, place)).collect());
@@ -371,7 +371,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         let network = engine.network(&place.network).ok();
         let granted = held.and_then(|held| held.grant.as_ref());
         let name = network.as_ref().map(|network| &network.name).or_else(|| granted.map(|grant| &grant.network_name));
-        let mut value = endpoint();
+        let mut value = endpoint(place.gateway_priority);
         value["NetworkID"] = json!(crate::http::networks::predefined_id(&place.network));
         if !place.aliases.is_empty() {
             value["Aliases"] = json!(place.aliases);
@@ -382,7 +382,6 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
         if place.address.is_some() || place.address_v6.is_some() || !place.link_local.is_empty() {
             value["IPAMConfig"] = ipam_config(place);
         }
-        value["GwPriority"] = json!(place.gateway_priority);
         if !place.driver_options.is_empty() {
             value["DriverOpts"] = json!(place.driver_options);
         }
@@ -421,7 +420,7 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
 /// A place that was planned with the container, and its network's name.
 fn planned_place(engine: &Engine, place: &JoinedNetwork) -> (String, Value) {
     let kept = engine.kept_network(&place.id);
-    let mut value = endpoint();
+    let mut value = endpoint(0);
     value["NetworkID"] = json!(place.id);
     value["IPAddress"] = json!(place.address);
     if let Some(kept) = &kept {
@@ -464,9 +463,9 @@ pub(in crate::http) fn endpoint_id(container: &str, network: &str) -> String {
     format!("{:.32}{:.32}", container, format!("{network:0<32}"))
 }
 
-fn endpoint() -> Value {
+fn endpoint(gateway_priority: i64) -> Value {
     json!({
-        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
+        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": gateway_priority,
         "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "",
         "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": null,
     })

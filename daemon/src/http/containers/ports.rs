@@ -30,15 +30,19 @@ fn parse_port(key: &str) -> Result<(u16, Protocol), ApiError> {
     Ok((number, protocol))
 }
 
-/// The ports that a request publishes. One that is given for the host's IPv6 addresses alone is
+/// The ports that a request publishes, on the `usual` address unless another is named. One that is given for the host's IPv6 addresses alone is
 /// passed over where the same is given for IPv4.
-pub(super) fn published(bindings: &BTreeMap<String, Vec<PortBinding>>) -> Result<Vec<PublishedPort>, ApiError> {
+pub(super) fn published(
+    bindings: &BTreeMap<String, Vec<PortBinding>>,
+    usual: Ipv4Addr,
+) -> Result<Vec<PublishedPort>, ApiError> {
     let mut ports: Vec<PublishedPort> = Vec::new();
     for (key, bindings) in bindings {
         let (container_port, protocol) = parse_port(key)?;
         for PortBinding { host_ip, host_port } in bindings {
             let host_ip: Ipv4Addr = match host_ip.as_str() {
-                "" | "0.0.0.0" | "::" => Ipv4Addr::UNSPECIFIED,
+                "" => usual,
+                "0.0.0.0" | "::" => Ipv4Addr::UNSPECIFIED,
                 other => other.parse().map_err(|_| {
                     ApiError::unsupported(format!(
                         "publishing on the address {other} is not supported yet: use an IPv4 address"
@@ -73,6 +77,7 @@ fn host_ports(text: &str) -> Result<(u16, u16), ApiError> {
 pub(super) fn exposed<'a>(
     all: impl Iterator<Item = &'a String>,
     published: &[PublishedPort],
+    host_ip: Ipv4Addr,
 ) -> Result<Vec<PublishedPort>, ApiError> {
     let mut more: Vec<PublishedPort> = Vec::new();
     for key in all {
@@ -81,13 +86,7 @@ pub(super) fn exposed<'a>(
             ports.iter().any(|port| port.container_port == container_port && port.protocol == protocol)
         };
         if !has(published) && !has(&more) {
-            more.push(PublishedPort {
-                protocol,
-                container_port,
-                host_ip: Ipv4Addr::UNSPECIFIED,
-                host_port: 0,
-                host_port_last: 0,
-            });
+            more.push(PublishedPort { protocol, container_port, host_ip, host_port: 0, host_port_last: 0 });
         }
     }
     Ok(more)
@@ -99,7 +98,7 @@ mod tests {
 
     #[track_caller]
     fn check(json: &str, want: &str) {
-        let got = match published(&serde_json::from_str(json).unwrap()) {
+        let got = match published(&serde_json::from_str(json).unwrap(), Ipv4Addr::UNSPECIFIED) {
             Ok(ports) => {
                 let text = |p: &PublishedPort| {
                     let last = if p.host_port_last == 0 { String::new() } else { format!("-{}", p.host_port_last) };

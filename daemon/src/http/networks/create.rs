@@ -204,10 +204,14 @@ pub(in crate::http) async fn create(state: State, body: Bytes) -> Result<(Status
                 body.driver
             )));
         }
-        let id = state.engine.create_network(body.local_spec()?)?;
+        let mut spec = body.local_spec()?;
+        let driver = if spec.on_parent { MACVLAN } else { "bridge" };
+        state.config.networks.complete(driver, &mut spec.options);
+        let id = state.engine.create_network(spec)?;
         return Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": ""}))));
     }
-    let spec = body.spec()?;
+    let mut spec = body.spec()?;
+    state.config.networks.complete("overlay", &mut spec.driver.options);
     let outcome = state.swarm.manager().await?.execute(Command::CreateNetwork { spec }).await?;
     Ok((StatusCode::CREATED, Json(json!({"Id": created(outcome), "Warning": ""}))))
 }
