@@ -62,6 +62,9 @@ fn containers_have_ipv6_where_the_network_has() {
     let ping = ["ping", "-6", "-c", "1", "-W", "3", "fd77::2"];
     assert!(inside(&ping).contains("1 packets received"));
 
+    let told = host.ok(&["port", "web"]);
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["8000/tcp -> 0.0.0.0:8080", "8000/tcp -> [::]:8080"]);
+
     // Other networks do not see it, and one without IPv6 has none.
     host.ok(&[&create[..], &["away"]].concat());
     host.ok(&["run", "-d", "--name", "stranger", "--network", "away", "busybox", "sleep", "1000"]);
@@ -101,6 +104,65 @@ fn containers_have_ipv6_where_the_network_has() {
     host.ok(&["network", "rm", "six", "away", "four"]);
     let rules = host.exec("nft", &["list", "tables"]).stdout;
     assert!(!rules.contains("ip6 skep"), "{rules}");
+}
+
+#[test]
+fn networks_of_one_host_may_have_ipv6_alone() {
+    take_turn!();
+    let scene = scene();
+    let (host, other) = (scene.host(), scene.rig.host(2));
+    let create = ["network", "create", "-d", "bridge", "--ipv4=false", "--ipv6", "--subnet", "fd66::/64"];
+    host.ok(&[&create[..], &["six"]].concat());
+    let told = host.ok(&["network", "inspect", "-f", "{{.EnableIPv4}} {{.EnableIPv6}} {{json .IPAM.Config}}", "six"]);
+    assert_eq!(told.trim(), r#"false true [{"Subnet":"fd66::/64","Gateway":"fd66::1"}]"#);
+    host.ok(&["run", "-d", "--name", "web", "--network", "six", "-p", "8081:8000", "skep/whoami"]);
+    host.ok(&["run", "-d", "--name", "box", "--network", "six", "busybox", "sleep", "1000"]);
+    let check = || {
+        let inside = |command: &[&str]| host.ok(&[&["exec", "box"], command].concat());
+        assert_eq!(inside(&["ip", "-4", "-o", "addr", "show", "eth0"]), "", "it has no IPv4 address");
+        assert!(inside(&["ip", "-6", "route", "show", "default"]).contains("via fd66::1"));
+        assert!(inside(&["cat", "/etc/hosts"]).contains("fd66::3\t"));
+        let names = inside(&["nslookup", "web", "127.0.0.11"]);
+        assert!(names.contains("fd66::2") && !names.contains("NXDOMAIN"), "{names}");
+        let get = ["run", "--rm", "--network", "six", "busybox", "timeout", "3", "wget", "-q", "-O", "-"];
+        wait_until("a neighbour answers by its name", LIMIT, || {
+            let ran = host.run(&[&get[..], &["http://web:8000/"]].concat());
+            (ran.stdout.contains("fd66::"), ran.stdout + &ran.stderr)
+        });
+        // Its ports are the host's by IPv6, with the client's own address, and nowhere else.
+        let answer = other.curl("http://[fd77::1]:8081/");
+        assert!(answer.contains("fd77::2"), "{answer:?}");
+        assert_eq!(other.curl(&format!("http://{}:8081/", host.addr())), "");
+        assert!(inside(&["ping", "-6", "-c", "1", "-W", "3", "fd77::2"]).contains("1 packets received"));
+    };
+    check();
+    let place = host.api().get("/containers/web/json").unwrap().body;
+    let place = &place["NetworkSettings"]["Networks"]["six"];
+    let shown =
+        ["IPAddress", "Gateway", "GlobalIPv6Address", "IPv6Gateway"].map(|member| place[member].as_str().unwrap());
+    assert_eq!((shown, &place["IPPrefixLen"]), (["", "", "fd66::2", "fd66::1"], &json!(0)));
+    assert_eq!(host.ok(&["port", "web"]).trim(), "8000/tcp -> [::]:8081");
+    host.kill_daemon();
+    host.start_daemon();
+    check();
+    // Beside a network that has IPv4, both are there; neither sees the other's containers.
+    host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.66.0.0/24", "four"]);
+    host.ok(&["network", "connect", "four", "box"]);
+    let addresses = host.ok(&["exec", "box", "ip", "-o", "addr"]);
+    assert!(addresses.contains("10.66.0.2/24") && addresses.contains("fd66::3/64"), "{addresses}");
+    for (wrong, want) in [
+        (&["network", "create", "-d", "bridge", "--ipv4=false", "nothing"][..], "IPv4 or IPv6 must be enabled"),
+        (
+            &[&create[..], &["--subnet", "10.67.0.0/24", "both"]].concat(),
+            "10.67.0.0/24 is of IPv4, which is turned off",
+        ),
+        (&["run", "--network", "six", "--ip", "10.66.0.9", "busybox", "true"], "has IPv6 alone"),
+    ] {
+        let why = host.fails(wrong);
+        assert!(why.contains(want), "{want}: {why}");
+    }
+    host.ok(&["rm", "-f", "web", "box"]);
+    host.ok(&["network", "rm", "six", "four"]);
 }
 
 /// What answers inside the network of a container.

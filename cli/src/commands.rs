@@ -6,6 +6,7 @@ pub(crate) mod container;
 pub(crate) mod context;
 pub(crate) mod files;
 pub(crate) mod image;
+pub(crate) mod inspect;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod payload;

@@ -75,7 +75,7 @@ enum Command {
     #[command(subcommand)]
     System(commands::system::SystemCommand),
     /// Show anything in full
-    Inspect(commands::container::InspectArgs),
+    Inspect(commands::inspect::InspectArgs),
     /// List this host's containers
     Ps(commands::system::PsArgs),
     /// List this host's images
@@ -226,7 +226,7 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         Command::OfImages(command) => commands::image::run(client, command).await,
         Command::Image(command) => commands::image::run_group(client, command).await,
         Command::System(command) => commands::system::run(client, command).await,
-        Command::Inspect(args) => container::inspect(client, &args, None, "").await,
+        Command::Inspect(args) => commands::inspect::inspect(client, &args, None, "").await,
         Command::Ps(args) => commands::system::ps(client, args).await,
         Command::Images(args) => commands::image::list(client, &args).await,
         Command::Builder(command) => commands::build::run_builder(client, command).await,

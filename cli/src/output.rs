@@ -98,6 +98,11 @@ pub(crate) fn filters(given: &[String]) -> anyhow::Result<Value> {
     Ok(Value::Object(filters))
 }
 
+/// `ADDRESS:PORT`, as it is written for each kind of address.
+pub(crate) fn socket(address: &str, port: &str) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
 impl FormatArg {
     /// Prints one value: indented JSON unless a template is given.
     pub(crate) fn print(&self, value: &Value) -> anyhow::Result<()> {

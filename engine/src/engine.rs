@@ -13,6 +13,7 @@ mod launch;
 mod lifecycle;
 mod links;
 mod networks;
+mod pools;
 mod volumes;
 
 pub use attach::{Attachment, InputWriter, OutputReader};
@@ -27,7 +28,8 @@ pub(crate) use helper::HelperProgram;
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
 pub use links::link_parts;
-pub use networks::{AddressPool, LocalNetworkSpec, NetworkRef};
+pub use networks::{LocalNetworkSpec, NetworkRef};
+pub use pools::AddressPool;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;

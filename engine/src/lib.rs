@@ -52,8 +52,8 @@ pub use image::store::{Image, ImageConfig, Removal};
 pub use image::unpack::UnpackError;
 pub use image::{Platform, architecture, familiar, normalize, repository_path};
 pub use network::{
-    BridgeConfig, DEFAULT_NETWORK, Endpoint, Grant, HOST_BINDING, Ipv6Side, Joining, KeeperReply, KeptNetwork,
-    LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace,
+    BridgeConfig, DEFAULT_NETWORK, Endpoint, Grant, HOST_BINDING, Ipv4Side, Ipv6Side, Joining, KeeperReply,
+    KeptNetwork, LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace,
 };
 pub use sys::{FreedMemory, let_go_of_code};
 pub use volume::{Volume, VolumeError};

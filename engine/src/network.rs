@@ -6,6 +6,7 @@ mod guard;
 mod keeper;
 pub(crate) mod lease;
 mod links;
+mod local;
 mod names;
 pub(crate) mod parent;
 mod place;
@@ -15,13 +16,12 @@ mod v6;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
-use serde::{Deserialize, Serialize};
-use skep_api::{Subnet, Timestamp};
+use skep_api::Subnet;
 use skep_host_net::{
     LOOPBACK_INDEX, Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6_in, forward_ipv6,
     link_index,
@@ -30,6 +30,8 @@ use skep_name_server::NameServers;
 
 pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, KeptNetwork, NetworkKeeper};
+pub(crate) use local::GATEWAY_MODE;
+pub use local::{BridgeConfig, DEFAULT_NETWORK, HOST_BINDING, Ipv4Side, LocalNetwork, MTU};
 pub use parent::Parent;
 pub use place::{Endpoint, MacAddress, WantedPlace};
 pub use v6::Ipv6Side;
@@ -43,136 +45,8 @@ use crate::network::links::{eth, make_bridge, make_veth};
 use crate::network::names::Links;
 use crate::network::ruleset::{cleared, ruleset};
 
-/// The network that every host has.
-pub const DEFAULT_NETWORK: &str = "bridge";
-
-/// The option that says how a network is reached, as Docker calls it.
-pub(crate) const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
-
-/// How many bytes a packet of a network's may have.
-pub const MTU: &str = "com.docker.network.driver.mtu";
-/// The host's address that ports are published on unless another is named.
-pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
-
 /// RFC 3927.
 const LINK_LOCAL_PREFIX_LEN: u8 = 16;
-
-/// How the default bridge is set up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BridgeConfig {
-    pub name: String,
-    /// The first address of the bridge's network, with the prefix length.
-    pub gateway: Ipv4Addr,
-    pub prefix_len: u8,
-    /// Where addresses are picked; the whole subnet if absent.
-    pub range: Option<Subnet>,
-    /// None: it has IPv4 alone.
-    pub v6: Option<Ipv6Side>,
-    /// Whether its containers do not reach each other.
-    pub apart: bool,
-    /// As for a network that is made.
-    pub options: BTreeMap<String, String>,
-}
-
-impl Default for BridgeConfig {
-    fn default() -> Self {
-        Self {
-            name: "skep0".into(),
-            gateway: Ipv4Addr::new(172, 17, 0, 1),
-            prefix_len: 16,
-            range: None,
-            v6: None,
-            apart: false,
-            options: BTreeMap::new(),
-        }
-    }
-}
-
-/// A network of this host's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalNetwork {
-    pub id: String,
-    pub name: String,
-    pub created: Timestamp,
-    pub labels: BTreeMap<String, String>,
-    pub options: BTreeMap<String, String>,
-    pub subnet: Subnet,
-    /// Where addresses are picked; the whole subnet if absent.
-    pub range: Option<Subnet>,
-    pub gateway: Ipv4Addr,
-    /// Addresses that are somebody else's, by name.
-    pub reserved: BTreeMap<String, Ipv4Addr>,
-    /// Whether nothing of it gets out, nor anything in.
-    pub internal: bool,
-    /// Whether what gets out has the host's address.
-    pub masquerade: bool,
-    /// Whether its containers do not reach each other.
-    #[serde(default)]
-    pub apart: bool,
-    /// The name of the network's own link on the host; none if it has none.
-    pub device: String,
-    /// The link that its containers stand on; none: a bridge of its own.
-    #[serde(default)]
-    pub parent: Option<Parent>,
-    /// None: it has IPv4 alone.
-    #[serde(default)]
-    pub v6: Option<Ipv6Side>,
-}
-
-impl LocalNetwork {
-    /// The usual network on a subnet, with its first address for the gateway.
-    #[must_use]
-    pub fn new(id: &str, subnet: Subnet) -> Self {
-        Self {
-            id: id.to_owned(),
-            name: id.to_owned(),
-            created: Timestamp::NEVER,
-            labels: BTreeMap::new(),
-            options: BTreeMap::new(),
-            subnet,
-            range: None,
-            gateway: subnet.nth(1).unwrap_or_else(|| subnet.base()),
-            reserved: BTreeMap::new(),
-            internal: false,
-            masquerade: true,
-            apart: false,
-            // The kernel takes 15 bytes.
-            device: format!("br-{}", &id[..id.len().min(12)]),
-            parent: None,
-            v6: None,
-        }
-    }
-
-    /// Whether its containers are reached by their own addresses from other hosts, too.
-    fn is_routed(&self) -> bool {
-        self.options.get(GATEWAY_MODE).is_some_and(|mode| mode == "nat-unprotected")
-    }
-
-    /// How many bytes a packet may have, if that is said.
-    fn mtu(&self) -> Option<u32> {
-        self.options.get(MTU)?.parse().ok()
-    }
-
-    /// The host's address that ports are published on unless another is named.
-    #[must_use]
-    pub fn host_binding(&self) -> Option<Ipv4Addr> {
-        self.options.get(HOST_BINDING)?.parse().ok()
-    }
-
-    /// What dockerd calls the way its containers are linked.
-    #[must_use]
-    pub const fn driver(&self) -> &'static str {
-        if self.parent.is_some() { "macvlan" } else { "bridge" }
-    }
-
-    pub(crate) fn stands_on(&self, link: &str) -> bool {
-        self.parent.as_ref().is_some_and(|parent| parent.link == link)
-    }
-
-    fn has_names(&self) -> bool {
-        self.id != DEFAULT_NETWORK
-    }
-}
 
 impl Eq for PublishedPort {}
 
@@ -219,14 +93,13 @@ impl Networks {
         fs::create_dir_all(&dir)?;
         let subnet = Subnet::new(config.gateway, config.prefix_len)
             .ok_or_else(|| io::Error::other("the bridge's prefix length is not possible"))?;
+        let v4 = Ipv4Side { gateway: config.gateway, range: config.range, ..Ipv4Side::new(subnet) };
         let default = LocalNetwork {
-            gateway: config.gateway,
             device: config.name.clone(),
-            range: config.range,
             v6: config.v6.clone(),
             apart: config.apart,
             options: config.options.clone(),
-            ..LocalNetwork::new(DEFAULT_NETWORK, subnet)
+            ..LocalNetwork::new(DEFAULT_NETWORK, Some(v4))
         };
         let mut all = BTreeMap::from([(default.id.clone(), default)]);
         for entry in fs::read_dir(&dir)?.flatten() {
@@ -491,7 +364,9 @@ impl Networks {
             lease.places.push(held.clone());
             held
         };
-        let mac = place.mac.unwrap_or_else(|| MacAddress::of(held.address));
+        let first = held.address.map(IpAddr::from).or_else(|| held.address_v6.map(IpAddr::from));
+        let mac =
+            place.mac.or_else(|| first.map(MacAddress::of)).ok_or_else(|| io::Error::other("no address is given"))?;
         let made = async {
             match &network.parent {
                 Some(parent) => parent.make_link(below, netns, held.link, mac).await?,
@@ -499,9 +374,9 @@ impl Networks {
             }
             let index =
                 link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;
-            let prefix_len = network.subnet.prefix_len();
+            let own = network.v4.as_ref().and_then(|v4| Some((held.address?, v4.subnet.prefix_len())));
             let beside = place.link_local.iter().map(|&address| (address, LINK_LOCAL_PREFIX_LEN));
-            for (address, len) in std::iter::once((held.address, prefix_len)).chain(beside) {
+            for (address, len) in own.into_iter().chain(beside) {
                 inside.address().add(index, address.into(), len).execute().await.map_err(io::Error::other)?;
             }
             if let (Some(address), Some(v6)) = (held.address_v6, &network.v6) {
@@ -534,7 +409,8 @@ impl Networks {
             let networks = places.iter().filter_map(|place| all.get(&place.network));
             let outward: Vec<_> = networks.filter(|network| !network.internal).collect();
             let v6 = outward.iter().find_map(|network| network.v6.as_ref()).map(|v6| v6.gateway);
-            (outward.first().map(|network| network.gateway), v6, has_priorities)
+            let v4 = outward.iter().find_map(|network| network.v4.as_ref()).map(|v4| v4.gateway);
+            (v4, v6, has_priorities)
         };
         let v4 = gateway.map(|gateway| RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build());
         let v6 = gateway_v6.map(|gateway| RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build());

@@ -52,7 +52,7 @@ impl NetworkKeeper for SwarmNetworks {
             Ok(Endpoint {
                 address_v6: None,
                 network: grant.network.to_string(),
-                address: grant.address,
+                address: Some(grant.address),
                 link: 0,
                 gateway_priority: 0,
                 names,
@@ -114,7 +114,7 @@ impl SwarmNetworks {
                     container: container.to_owned(),
                     network: endpoint.network.clone(),
                     names: endpoint.names.clone(),
-                    address: Some(endpoint.address),
+                    address: endpoint.address,
                 });
             }
         }
@@ -123,7 +123,7 @@ impl SwarmNetworks {
 
 fn convert(joining: Joining) -> skep_overlay_net::Joining {
     let place = |at: &Endpoint| {
-        Some(NetworkAddress { network: at.network.parse::<NetworkId>().ok()?, address: at.address, link: at.link })
+        Some(NetworkAddress { network: at.network.parse::<NetworkId>().ok()?, address: at.address?, link: at.link })
     };
     let port = |port: &PublishedPort| LocalPort {
         protocol: port.protocol,

@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use super::files::{self, CommitArgs, CopyArgs};
 use super::image::pull;
+use super::inspect::{InspectArgs, inspect};
 use super::prune::{self, PruneArgs};
 use super::run::{CreateArgs, LimitArgs, create_body, restart_policy};
 use super::stats::StatsArgs;
 use super::system::{LogsArgs, PsArgs};
 use super::values::{environment, file_lines};
 use crate::client::{Client, escape, read_json};
-use crate::output::{FormatArg, line};
+use crate::output::{line, socket};
 use crate::streams::{Streams, exit_code, hand_signals_on};
 
 /// Within this a process's end follows that of its streams.
@@ -192,7 +193,7 @@ pub(crate) struct ExecArgs {
 #[derive(clap::Args)]
 pub(crate) struct Containers {
     #[arg(required = true)]
-    containers: Vec<String>,
+    pub(crate) containers: Vec<String>,
 }
 
 #[derive(clap::Args)]
@@ -228,20 +229,6 @@ pub(crate) struct RmArgs {
     link: bool,
     #[command(flatten)]
     names: Containers,
-}
-
-#[derive(clap::Args)]
-pub(crate) struct InspectArgs {
-    #[command(flatten)]
-    names: Containers,
-    /// Count the bytes of a container's files, too
-    #[arg(short, long)]
-    size: bool,
-    /// Look only among container, image, volume, network, service, task, node, secret, config
-    #[arg(long = "type", value_name = "KIND")]
-    kind: Option<String>,
-    #[command(flatten)]
-    format: FormatArg,
 }
 
 pub(crate) async fn run(client: &Client, command: ContainerCommand) -> anyhow::Result<ExitCode> {
@@ -523,53 +510,6 @@ async fn wait(client: &Client, names: &Containers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where an object of each kind is found, in the order in which they are tried.
-const KINDS: [(&str, &str, &str); 9] = [
-    ("container", "/containers/", "/json"),
-    ("image", "/images/", "/json"),
-    ("volume", "/volumes/", ""),
-    ("network", "/networks/", ""),
-    ("service", "/services/", ""),
-    ("task", "/tasks/", ""),
-    ("node", "/nodes/", ""),
-    ("secret", "/secrets/", ""),
-    ("config", "/configs/", ""),
-];
-
-/// Shows objects of one kind, or of whatever kind has the name; `query` is what is asked besides.
-pub(crate) async fn inspect(
-    client: &Client,
-    args: &InspectArgs,
-    kind: Option<&str>,
-    query: &str,
-) -> anyhow::Result<()> {
-    let kind = kind.or(args.kind.as_deref());
-    let kinds: Vec<_> = KINDS.iter().filter(|(name, ..)| kind.is_none_or(|kind| kind == *name)).collect();
-    let known = || KINDS.map(|(name, ..)| name).join(", ");
-    anyhow::ensure!(!kinds.is_empty(), "type {:?} is not known: use {}", kind.unwrap_or_default(), known());
-    let mut found = Vec::new();
-    for name in &args.names.containers {
-        found.push(find(client, &kinds, name, &format!("size={}{query}", args.size)).await?);
-    }
-    args.format.print_all(&found)
-}
-
-async fn find(client: &Client, kinds: &[&(&str, &str, &str)], name: &str, query: &str) -> anyhow::Result<Value> {
-    let mut first = None;
-    for (kind, before, after) in kinds {
-        // An image's name has slashes that are no part of the path.
-        let name = if *kind == "image" { name.to_owned() } else { escape(name) };
-        match client.get(&format!("{before}{name}{after}?{query}")).await {
-            Ok(value) => return Ok(value),
-            Err(error) => drop(first.get_or_insert(error)),
-        }
-    }
-    match (first, kinds) {
-        (Some(error), [_]) => Err(error),
-        _ => anyhow::bail!("nothing is called {name}: no container, image, volume, network or object of the swarm"),
-    }
-}
-
 async fn top(client: &Client, container: &str, options: &str) -> anyhow::Result<()> {
     let query = if options.is_empty() { String::new() } else { format!("?ps_args={}", escape(options)) };
     let table = client.get(&format!("/containers/{}/top{query}", escape(container))).await?;
@@ -595,7 +535,7 @@ async fn port(client: &Client, container: &str, only: Option<&str>) -> anyhow::R
         for binding in bindings.as_array().into_iter().flatten() {
             let text = |key: &str| binding[key].as_str().unwrap_or_default().to_owned();
             let front = if only.is_some() { String::new() } else { format!("{port} -> ") };
-            line(&format!("{front}{}:{}", text("HostIp"), text("HostPort")))?;
+            line(&format!("{front}{}", socket(&text("HostIp"), &text("HostPort"))))?;
             shown = true;
         }
     }

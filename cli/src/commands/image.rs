@@ -10,8 +10,8 @@ use hyper::{Method, Response};
 use serde_json::{Value, json};
 
 use super::build::{BuildArgs, build};
-use super::container::{InspectArgs, inspect};
 use super::files::write_to;
+use super::inspect::{InspectArgs, inspect};
 use super::prune::{self, PruneAllArgs};
 use crate::client::{Client, escape};
 use crate::credentials::Config;

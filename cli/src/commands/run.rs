@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use super::values::{HealthArgs, environment, file_lines, members, mount, size, ulimit};
+use super::values::{HealthArgs, environment, file_lines, members, mount, network_place, size, ulimit};
 use crate::client::escape;
 use crate::streams::Streams;
 
@@ -257,39 +257,6 @@ impl CreateArgs {
         }
         Ok((first, places))
     }
-}
-
-/// Reads `NETWORK`, or `name=NETWORK` with what is asked of the place there.
-fn network_place(text: &str) -> anyhow::Result<(String, Value)> {
-    if !text.contains('=') {
-        return Ok((text.to_owned(), json!({})));
-    }
-    let (mut name, mut place, mut aliases, mut link_local) = (None, json!({}), Vec::new(), Vec::new());
-    for part in text.split(',') {
-        let wrong = || format!("network {text:?} cannot be read: {part:?} is no KEY=VALUE that is known");
-        let (key, value) = part.split_once('=').with_context(wrong)?;
-        match key {
-            "name" => name = Some(value.to_owned()),
-            "alias" => aliases.push(value),
-            "link-local-ip" => link_local.push(value),
-            "ip" => place["IPAMConfig"]["IPv4Address"] = json!(value),
-            "ip6" => place["IPAMConfig"]["IPv6Address"] = json!(value),
-            "mac-address" => place["MacAddress"] = json!(value),
-            "gw-priority" => place["GwPriority"] = json!(value.parse::<i64>().with_context(wrong)?),
-            "driver-opt" => {
-                let (option, value) = value.split_once('=').with_context(wrong)?;
-                place["DriverOpts"][option] = json!(value);
-            }
-            _ => anyhow::bail!(wrong()),
-        }
-    }
-    if !aliases.is_empty() {
-        place["Aliases"] = json!(aliases);
-    }
-    if !link_local.is_empty() {
-        place["IPAMConfig"]["LinkLocalIPs"] = json!(link_local);
-    }
-    Ok((name.with_context(|| format!("network {text:?} cannot be read: name=NETWORK is missing"))?, place))
 }
 
 /// What a container may use; for `run`, `create` and `update` alike.
@@ -576,20 +543,6 @@ mod tests {
         check("9000-9001:80-81", r#""81/tcp":[{"HostIp":"","HostPort":"9001"}]"#);
         check("9000-9002:80-81", "cannot be read");
         check("web:80", "cannot be read");
-    }
-
-    #[test]
-    fn networks_are_read_with_what_is_asked_of_the_place_there() {
-        let read = |text: &str| network_place(text).map_err(|error| format!("{error:#}"));
-        assert_eq!(read("green").unwrap(), ("green".into(), json!({})));
-        let (name, place) = read("name=green,alias=a,alias=b,ip=10.1.0.9,gw-priority=-1,driver-opt=x=y").unwrap();
-        assert_eq!(name, "green");
-        let want = json!({"IPAMConfig": {"IPv4Address": "10.1.0.9"}, "GwPriority": -1, "DriverOpts": {"x": "y"},
-            "Aliases": ["a", "b"]});
-        assert_eq!(place, want);
-        assert!(read("alias=a").unwrap_err().contains("name=NETWORK is missing"));
-        assert!(read("name=green,colour=red").unwrap_err().contains("colour=red"));
-        assert!(read("name=green,gw-priority=high").is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::stats::bytes;
 use super::values::duration;
 use crate::client::{Client, escape};
 use crate::credentials::{Config, registry_name};
-use crate::output::{FormatArg, ListArgs, age, filters, line};
+use crate::output::{FormatArg, ListArgs, age, filters, line, socket};
 
 /// `skep system …`
 #[derive(clap::Subcommand)]
@@ -196,7 +196,7 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> anyhow::Result<()> {
         let ports = container["Ports"].as_array().into_iter().flatten().map(|port| {
             let inner = format!("{}/{}", port["PrivatePort"], text(&port["Type"]));
             match port["PublicPort"].as_u64() {
-                Some(public) => format!("{}:{public}->{inner}", text(&port["IP"])),
+                Some(public) => format!("{}->{inner}", socket(&text(&port["IP"]), &public.to_string())),
                 None => inner,
             }
         });

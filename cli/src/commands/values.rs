@@ -201,6 +201,39 @@ impl HealthArgs {
     }
 }
 
+/// Reads `NETWORK`, or `name=NETWORK` with what is asked of the place there.
+pub(crate) fn network_place(text: &str) -> anyhow::Result<(String, Value)> {
+    if !text.contains('=') {
+        return Ok((text.to_owned(), json!({})));
+    }
+    let (mut name, mut place, mut aliases, mut link_local) = (None, json!({}), Vec::new(), Vec::new());
+    for part in text.split(',') {
+        let wrong = || format!("network {text:?} cannot be read: {part:?} is no KEY=VALUE that is known");
+        let (key, value) = part.split_once('=').with_context(wrong)?;
+        match key {
+            "name" => name = Some(value.to_owned()),
+            "alias" => aliases.push(value),
+            "link-local-ip" => link_local.push(value),
+            "ip" => place["IPAMConfig"]["IPv4Address"] = json!(value),
+            "ip6" => place["IPAMConfig"]["IPv6Address"] = json!(value),
+            "mac-address" => place["MacAddress"] = json!(value),
+            "gw-priority" => place["GwPriority"] = json!(value.parse::<i64>().with_context(wrong)?),
+            "driver-opt" => {
+                let (option, value) = value.split_once('=').with_context(wrong)?;
+                place["DriverOpts"][option] = json!(value);
+            }
+            _ => anyhow::bail!(wrong()),
+        }
+    }
+    if !aliases.is_empty() {
+        place["Aliases"] = json!(aliases);
+    }
+    if !link_local.is_empty() {
+        place["IPAMConfig"]["LinkLocalIPs"] = json!(link_local);
+    }
+    Ok((name.with_context(|| format!("network {text:?} cannot be read: name=NETWORK is missing"))?, place))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,5 +270,19 @@ mod tests {
         assert!(size("much").is_err());
         assert_eq!(words("sh -c 'a b'").unwrap(), ["sh", "-c", "a b"]);
         assert!(words("sh -c 'a").is_err());
+    }
+
+    #[test]
+    fn networks_are_read_with_what_is_asked_of_the_place_there() {
+        let read = |text: &str| network_place(text).map_err(|error| format!("{error:#}"));
+        assert_eq!(read("green").unwrap(), ("green".into(), json!({})));
+        let (name, place) = read("name=green,alias=a,alias=b,ip=10.1.0.9,gw-priority=-1,driver-opt=x=y").unwrap();
+        assert_eq!(name, "green");
+        let want = json!({"IPAMConfig": {"IPv4Address": "10.1.0.9"}, "GwPriority": -1, "DriverOpts": {"x": "y"},
+            "Aliases": ["a", "b"]});
+        assert_eq!(place, want);
+        assert!(read("alias=a").unwrap_err().contains("name=NETWORK is missing"));
+        assert!(read("name=green,colour=red").unwrap_err().contains("colour=red"));
+        assert!(read("name=green,gw-priority=high").is_err());
     }
 }

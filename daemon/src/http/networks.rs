@@ -132,26 +132,23 @@ impl Known {
 }
 
 fn local_details(network: &LocalNetwork) -> Value {
-    let mut config = json!({"Subnet": network.subnet, "Gateway": network.gateway});
-    if let Some(range) = network.range {
-        config["IPRange"] = json!(range);
-    }
-    if !network.reserved.is_empty() {
-        config["AuxiliaryAddresses"] = json!(network.reserved);
-    }
-    let v6 = network.v6.as_ref().map(|v6| {
-        let mut config = json!({"Subnet": v6.subnet, "Gateway": v6.gateway});
-        if let Some(range) = v6.range {
-            config["IPRange"] = json!(range);
+    let config = |subnet: Value, gateway: Value, range: Value, reserved: Value| {
+        let mut config = json!({"Subnet": subnet, "Gateway": gateway});
+        if !range.is_null() {
+            config["IPRange"] = range;
         }
-        if !v6.reserved.is_empty() {
-            config["AuxiliaryAddresses"] = json!(v6.reserved);
+        if reserved.as_object().is_some_and(|reserved| !reserved.is_empty()) {
+            config["AuxiliaryAddresses"] = reserved;
         }
         config
-    });
-    let configs: Vec<Value> = std::iter::once(config).chain(v6).collect();
+    };
+    let v4 = network.v4.as_ref();
+    let v4 = v4.map(|v4| config(json!(v4.subnet), json!(v4.gateway), json!(v4.range), json!(v4.reserved)));
+    let v6 = network.v6.as_ref();
+    let v6 = v6.map(|v6| config(json!(v6.subnet), json!(v6.gateway), json!(v6.range), json!(v6.reserved)));
+    let configs: Vec<Value> = v4.into_iter().chain(v6).collect();
     json!({"Created": network.created, "Internal": network.internal, "Options": network.options,
-        "EnableIPv6": network.v6.is_some(), "IPAM": {"Driver": "default", "Options": null, "Config": configs}})
+        "EnableIPv4": network.v4.is_some(), "EnableIPv6": network.v6.is_some(), "IPAM": {"Driver": "default", "Options": null, "Config": configs}})
 }
 
 fn ipam_json(network: &Network) -> Value {
@@ -285,10 +282,10 @@ pub(super) async fn inspect(
 /// The containers in a network of this host's.
 fn members(state: &State, id: &str) -> Value {
     let network = state.engine.network(id).ok();
-    let prefix_len = network.as_ref().map_or(32, |network| network.subnet.prefix_len());
+    let v4 = network.as_ref().and_then(|network| network.v4.as_ref()).map_or(32, |v4| v4.subnet.prefix_len());
     let v6 = network.and_then(|network| network.v6).map_or(128, |v6| v6.subnet.prefix_len());
     let member = |(id, name, endpoint): (String, String, Endpoint)| {
-        let address = format!("{}/{prefix_len}", endpoint.address);
+        let address = endpoint.address.map(|address| format!("{address}/{v4}")).unwrap_or_default();
         let endpoint_id = super::containers::endpoint_id(&id, &endpoint.network);
         let address_v6 = endpoint.address_v6.map(|address| format!("{address}/{v6}")).unwrap_or_default();
         let mac = endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default();
@@ -317,7 +314,7 @@ fn containers(state: &State, network: NetworkId) -> Value {
             NetworkMode::Joined(joined) if running => joined.iter().find(|place| place.id == id),
             _ => None,
         };
-        let held = container.state.endpoints().iter().find(|held| held.network == id).map(|held| held.address);
+        let held = container.state.endpoints().iter().find(|held| held.network == id).and_then(|held| held.address);
         if let Some(address) = held.or_else(|| planned.map(|place| place.address)) {
             found.insert(container.id.clone(), value(&container, address));
         }

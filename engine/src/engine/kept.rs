@@ -14,7 +14,7 @@ use crate::network::{Endpoint, Joining, KeptNetwork, Member, NetworkKeeper, Want
 pub(super) fn planned(networks: &[JoinedNetwork]) -> Vec<Endpoint> {
     let endpoint = |(link, joined): (u32, &JoinedNetwork)| Endpoint {
         network: joined.id.clone(),
-        address: joined.address,
+        address: Some(joined.address),
         address_v6: None,
         link,
         gateway_priority: 0,

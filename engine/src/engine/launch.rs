@@ -114,7 +114,7 @@ impl Engine {
                 let granted = self.ask_keeper(&member, &places).await?;
                 let (endpoints, ports) = self.networks.connect(&member, &places, granted).await?;
                 let through = self.join_kept(&member, &endpoints, &ports).await?;
-                let address = endpoints.first().map_or(Ipv4Addr::LOCALHOST, |endpoint| endpoint.address);
+                let address = endpoints.first().and_then(|endpoint| endpoint.address).unwrap_or(Ipv4Addr::LOCALHOST);
                 Ok(Connected { address, through, ports, endpoints })
             }
             NetworkMode::Host | NetworkMode::Container(_) => Ok(alone()),

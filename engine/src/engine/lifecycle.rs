@@ -491,7 +491,7 @@ fn endpoints_of(running: &Running, config: &ContainerConfig) -> Vec<Endpoint> {
         let network = DEFAULT_NETWORK.to_owned();
         return vec![Endpoint {
             network,
-            address: running.address,
+            address: Some(running.address),
             address_v6: None,
             link: 0,
             gateway_priority: 0,

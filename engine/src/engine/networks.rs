@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use skep_api::{Subnet, with_causes};
 
+use super::pools::free_subnet;
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::network::parent::{Mode, ModeError, is_link};
 use crate::network::{
-    DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, HOST_BINDING, Ipv6Side, LocalNetwork, MTU, Member, Parent, WantedPlace,
+    DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, HOST_BINDING, Ipv4Side, Ipv6Side, LocalNetwork, MTU, Member, Parent,
+    WantedPlace,
 };
 
 /// A network to make.
@@ -21,6 +23,8 @@ pub struct LocalNetworkSpec {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
+    /// Whether it has no IPv4 addresses, whatever is said of them.
+    pub ipv6_alone: bool,
     /// One that is free if absent.
     pub subnet: Option<Subnet>,
     pub range: Option<Subnet>,
@@ -50,28 +54,6 @@ const V6_LEN_MAX: u8 = 120;
 /// What a network's gateway can be asked for.
 const GATEWAY_MODES: [&str; 2] = ["nat", "nat-unprotected"];
 
-/// A pool that networks get subnets of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressPool {
-    pub base: Subnet,
-    /// Of each of the subnets.
-    pub prefix_len: u8,
-}
-
-impl AddressPool {
-    /// As Docker has them, but for what the default bridge takes.
-    #[must_use]
-    pub fn usual() -> Vec<Self> {
-        let pools = [
-            (Ipv4Addr::new(172, 18, 0, 0), 15, 16),
-            (Ipv4Addr::new(172, 20, 0, 0), 14, 16),
-            (Ipv4Addr::new(192, 168, 0, 0), 16, 20),
-        ];
-        let pool = |(base, len, prefix_len)| Some(Self { base: Subnet::new(base, len)?, prefix_len });
-        pools.into_iter().filter_map(pool).collect()
-    }
-}
-
 impl Engine {
     /// The host's networks, by id; the default one is `bridge`.
     #[must_use]
@@ -99,17 +81,22 @@ impl Engine {
             return Err(EngineError::Conflict(format!("network with name {} already exists", spec.name)));
         }
         let subnet = match spec.subnet {
-            Some(subnet) => subnet,
-            None => free_subnet(&all, &self.config.pools).ok_or_else(|| {
+            _ if spec.ipv6_alone => None,
+            Some(subnet) => Some(subnet),
+            None => Some(free_subnet(&all, &self.config.pools).ok_or_else(|| {
                 EngineError::Conflict(
                     "could not find an available address pool among the defaults: give --subnet".into(),
                 )
-            })?,
+            })?),
         };
-        if let Some(other) = all.iter().find(|network| network.subnet.overlaps(subnet)) {
+        let overlapping = |subnet: &Subnet| {
+            let others = all.iter().filter_map(|other| Some((other, other.v4.as_ref()?.subnet)));
+            others.into_iter().find(|(_, other)| other.overlaps(*subnet)).map(|found| (*subnet, found))
+        };
+        if let Some((subnet, (other, its))) = subnet.as_ref().and_then(overlapping) {
             return Err(EngineError::Forbidden(format!(
-                "Pool overlaps with other one on this address space: {subnet} with network {}, which is {}",
-                other.name, other.subnet
+                "Pool overlaps with other one on this address space: {subnet} with network {}, which is {its}",
+                other.name
             )));
         }
         let v6_of = |network: &LocalNetwork| network.v6.as_ref().map(|v6| v6.subnet);
@@ -329,9 +316,15 @@ impl Engine {
         }
         let places = places(&config.network).unwrap_or_default();
         let first = places.first().and_then(|place| self.networks.get(&place.network));
-        let bridge =
-            first.filter(|network| !network.internal && network.parent.is_none()).map(|network| network.gateway);
-        vec![through.or(bridge).unwrap_or(self.config.bridge.gateway).into()]
+        let bridge = first.filter(|network| !network.internal && network.parent.is_none());
+        let bridge = bridge.and_then(|network| network.host_address());
+        vec![through.map(IpAddr::from).or(bridge).unwrap_or_else(|| self.config.bridge.gateway.into())]
+    }
+
+    /// Whether a network of this host's lets nothing out.
+    #[must_use]
+    pub fn is_internal(&self, id: &str) -> bool {
+        self.networks.get(id).is_some_and(|network| network.internal)
     }
 
     /// The host's address that a container's ports are published on unless another is named.
@@ -378,7 +371,7 @@ impl Container {
 
     /// Where a container that runs is in a network; none if it is not there.
     pub(super) fn address_in(&self, network: &str) -> Option<Ipv4Addr> {
-        self.endpoints().iter().find(|endpoint| endpoint.network == network).map(|endpoint| endpoint.address)
+        self.endpoints().iter().find(|endpoint| endpoint.network == network).and_then(|endpoint| endpoint.address)
     }
 
     fn change_endpoints(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {
@@ -447,23 +440,35 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<(), EngineError> 
     check_option(options, HOST_BINDING, "an IPv4 address", |text| text.parse::<Ipv4Addr>().is_ok())
 }
 
-fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, EngineError> {
+/// The IPv4 addresses that a network asks for.
+fn v4_of(spec: &LocalNetworkSpec, subnet: Subnet) -> Result<Ipv4Side, EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
-    check_options(&spec.options)?;
     if subnet.prefix_len() > 30 {
         return invalid(format!("subnet {subnet} has no room for containers: use /30 or larger"));
     }
-    let id = hex::encode(rand::random::<[u8; 32]>());
-    let mut network = LocalNetwork::new(&id, subnet);
+    let mut v4 = Ipv4Side { range: spec.range, reserved: spec.reserved.clone(), ..Ipv4Side::new(subnet) };
     if let Some(gateway) = spec.gateway {
         if !subnet.contains(gateway) {
             return invalid(format!("no matching subnet for gateway {gateway}: it is not in {subnet}"));
         }
-        network.gateway = gateway;
+        v4.gateway = gateway;
     }
     if let Some(range) = spec.range.filter(|range| !(subnet.contains(range.base()) && subnet.contains(range.last()))) {
         return invalid(format!("no matching subnet for range {range}: it is not in {subnet}"));
     }
+    Ok(v4)
+}
+
+/// A network that is asked for; without a subnet it has IPv6 alone.
+fn network_of(spec: LocalNetworkSpec, subnet: Option<Subnet>) -> Result<LocalNetwork, EngineError> {
+    let invalid = |why: String| Err(EngineError::Invalid(why));
+    check_options(&spec.options)?;
+    if subnet.is_none() && spec.v6.is_none() {
+        return invalid("IPv4 or IPv6 must be enabled: a network has addresses of one of them at least".into());
+    }
+    let id = hex::encode(rand::random::<[u8; 32]>());
+    let v4 = subnet.map(|subnet| v4_of(&spec, subnet)).transpose()?;
+    let mut network = LocalNetwork::new(&id, v4);
     if let Some(v6) = spec.v6.as_ref().filter(|v6| !v6.subnet.contains(v6.gateway)) {
         return invalid(format!("no matching subnet for gateway {}: it is not in {}", v6.gateway, v6.subnet));
     }
@@ -497,8 +502,6 @@ fn network_of(spec: LocalNetworkSpec, subnet: Subnet) -> Result<LocalNetwork, En
         masquerade: spec.options.get(MASQUERADE).is_none_or(|value| value != "false"),
         apart: spec.options.get(NEIGHBOURS).is_some_and(|value| value == "false"),
         options: spec.options,
-        range: spec.range,
-        reserved: spec.reserved,
         internal: spec.internal,
         v6: spec.v6,
         ..network
@@ -525,42 +528,14 @@ fn on_parent(id: &str, spec: &LocalNetworkSpec) -> Result<(String, Option<Parent
     Ok((String::new(), Some(Parent { link, mode, own: false })))
 }
 
-/// A subnet that neither another network nor a route of the host's has.
-fn free_subnet(all: &[LocalNetwork], pools: &[AddressPool]) -> Option<Subnet> {
-    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let routed: Vec<Subnet> = routes.lines().skip(1).filter_map(route).collect();
-    let pools = pools.iter();
-    pools
-        .flat_map(|pool| pool.base.parts(pool.prefix_len).collect::<Vec<_>>())
-        .find(|subnet| !all.iter().map(|n| n.subnet).chain(routed.iter().copied()).any(|other| other.overlaps(*subnet)))
-}
-
-/// A line of /proc/net/route; the default route is nobody's subnet.
-fn route(line: &str) -> Option<Subnet> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
-    let (base, mask) = (number(fields.get(1)?)?, number(fields.get(7)?)?);
-    (mask != 0).then(|| Subnet::new(Ipv4Addr::from(base), u8::try_from(mask.count_ones()).unwrap_or(32))).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn routes_are_read_and_their_subnets_avoided() {
-        let line = "eth0\t00004D0A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0";
-        assert_eq!(route(line).unwrap().to_string(), "10.77.0.0/16");
-        assert_eq!(route("eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0"), None);
-        let first = free_subnet(&[], &AddressPool::usual()).unwrap();
-        let taken = LocalNetwork::new("taken", first);
-        assert!(!free_subnet(&[taken], &AddressPool::usual()).unwrap().overlaps(first));
-    }
-
-    #[test]
     fn what_does_not_fit_together_is_refused() {
         let subnet: Subnet = "10.1.0.0/24".parse().unwrap();
-        let fails = |spec: LocalNetworkSpec, subnet: Subnet| network_of(spec, subnet).unwrap_err().to_string();
+        let fails = |spec: LocalNetworkSpec, subnet: Subnet| network_of(spec, Some(subnet)).unwrap_err().to_string();
         let gateway = Some(Ipv4Addr::new(10, 2, 0, 1));
         assert!(fails(LocalNetworkSpec { gateway, ..Default::default() }, subnet).contains("10.2.0.1"));
         let range = Some("10.1.1.0/24".parse().unwrap());

@@ -38,7 +38,8 @@ impl Lease {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) network: String,
-    pub(crate) address: Ipv4Addr,
+    /// None, where the network has IPv6 alone.
+    pub(crate) address: Option<Ipv4Addr>,
     pub(crate) address_v6: Option<Ipv6Addr>,
     /// What its neighbours call it.
     pub(crate) names: Vec<String>,
@@ -51,33 +52,38 @@ pub(crate) struct Held {
 /// The addresses that containers have in a network.
 pub(crate) fn taken_addresses(leases: &BTreeMap<String, Lease>, network: &str) -> BTreeSet<Ipv4Addr> {
     let places = leases.values().flat_map(|lease| &lease.places);
-    places.filter(|place| place.network == network).map(|place| place.address).collect()
+    places.filter(|place| place.network == network).filter_map(|place| place.address).collect()
 }
 
-/// An address in a network: the one that is asked for, or a free one.
+/// An address in a network: the one that is asked for, or a free one; none where the network has IPv6 alone.
 pub(crate) fn pick_address(
     network: &LocalNetwork,
     taken: &BTreeSet<Ipv4Addr>,
     wanted: Option<Ipv4Addr>,
-) -> io::Result<Ipv4Addr> {
+) -> io::Result<Option<Ipv4Addr>> {
     let name = &network.name;
+    let Some(v4) = &network.v4 else {
+        return match wanted {
+            None => Ok(None),
+            Some(address) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("address {address} cannot be had: network {name} has IPv6 alone"),
+            )),
+        };
+    };
+    let subnet = v4.subnet;
     let reserved = |address: Ipv4Addr| {
-        address == network.gateway
-            || taken.contains(&address)
-            || network.reserved.values().any(|&other| other == address)
+        address == v4.gateway || taken.contains(&address) || v4.reserved.values().any(|&other| other == address)
     };
     if let Some(address) = wanted {
-        check_wanted(name, address, network.subnet, network.subnet.contains(address), reserved(address))?;
-        return Ok(address);
+        check_wanted(name, address, subnet, subnet.contains(address), reserved(address))?;
+        return Ok(Some(address));
     }
-    let pool = network.range.unwrap_or(network.subnet);
+    let pool = v4.range.unwrap_or(subnet);
     // The first and the last address of the subnet are nobody's, also where the range begins with it.
-    let unusable =
-        |address: Ipv4Addr| address == network.subnet.base() || address == network.subnet.last() || reserved(address);
-    (0..pool.len())
-        .filter_map(|offset| pool.nth(offset))
-        .find(|&address| !unusable(address))
-        .ok_or_else(|| io::Error::other(format!("network {name} has no address left: remove containers")))
+    let unusable = |address: Ipv4Addr| address == subnet.base() || address == subnet.last() || reserved(address);
+    let free = (0..pool.len()).filter_map(|offset| pool.nth(offset)).find(|&address| !unusable(address));
+    free.map(Some).ok_or_else(|| io::Error::other(format!("network {name} has no address left: remove containers")))
 }
 
 /// An IPv6 address in a network: the one that is asked for, or a free one; none where the network has no IPv6.
@@ -172,6 +178,7 @@ mod tests {
     use skep_api::service::Protocol;
 
     use super::*;
+    use crate::network::Ipv4Side;
     use crate::network::Ipv6Side;
 
     fn port(host_port: u16) -> PublishedPort {
@@ -181,26 +188,28 @@ mod tests {
 
     #[test]
     fn addresses_are_given_once_and_those_asked_for_are_obeyed() {
-        let network = LocalNetwork::new("n", "10.1.2.0/29".parse().unwrap());
+        let network = LocalNetwork::new("n", Some(Ipv4Side::new("10.1.2.0/29".parse().unwrap())));
         let address = |last: u8| Ipv4Addr::new(10, 1, 2, last);
         let mut taken = BTreeSet::new();
         for last in 2..=6 {
             let picked = pick_address(&network, &taken, None).unwrap();
-            assert_eq!(picked, address(last));
-            taken.insert(picked);
+            assert_eq!(picked, Some(address(last)));
+            taken.extend(picked);
         }
         assert!(pick_address(&network, &taken, None).unwrap_err().to_string().contains("no address left"));
         taken.remove(&address(4));
-        assert_eq!(pick_address(&network, &taken, Some(address(4))).unwrap(), address(4));
+        assert_eq!(pick_address(&network, &taken, Some(address(4))).unwrap(), Some(address(4)));
         assert!(pick_address(&network, &taken, Some(address(1))).is_err(), "the gateway's");
         assert!(pick_address(&network, &taken, Some(Ipv4Addr::new(10, 9, 9, 9))).is_err());
-        let ranged = LocalNetwork { range: Some("10.1.2.4/30".parse().unwrap()), ..network };
-        assert_eq!(pick_address(&ranged, &BTreeSet::new(), None).unwrap(), address(4));
+        let v4 = network.v4.clone().unwrap();
+        let v4 = Ipv4Side { range: Some("10.1.2.4/30".parse().unwrap()), ..v4 };
+        let ranged = LocalNetwork { v4: Some(v4), ..network };
+        assert_eq!(pick_address(&ranged, &BTreeSet::new(), None).unwrap(), Some(address(4)));
     }
 
     #[test]
     fn addresses_of_ipv6_are_given_once_where_there_are_some() {
-        let mut network = LocalNetwork::new("n", "10.1.2.0/29".parse().unwrap());
+        let mut network = LocalNetwork::new("n", Some(Ipv4Side::new("10.1.2.0/29".parse().unwrap())));
         let wanted: Ipv6Addr = "fd00::9".parse().unwrap();
         assert_eq!(pick_address_v6(&network, &BTreeMap::new(), None).unwrap(), None);
         assert!(pick_address_v6(&network, &BTreeMap::new(), Some(wanted)).is_err());
@@ -212,7 +221,7 @@ mod tests {
             let address = Ipv4Addr::new(10, 1, 2, 2);
             let place = Held {
                 network: "n".into(),
-                address,
+                address: Some(address),
                 address_v6: picked,
                 names: Vec::new(),
                 link: 0,

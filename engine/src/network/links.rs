@@ -15,8 +15,10 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
         handle.link().add(LinkBridge::new(name).build()).execute().await?;
     }
     let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-    let (gateway, prefix_len) = (network.gateway, network.subnet.prefix_len());
-    add_existing_is_fine(handle.address().add(index, gateway.into(), prefix_len).execute().await)?;
+    if let Some(v4) = &network.v4 {
+        let (gateway, prefix_len) = (v4.gateway.into(), v4.subnet.prefix_len());
+        add_existing_is_fine(handle.address().add(index, gateway, prefix_len).execute().await)?;
+    }
     match &network.v6 {
         Some(v6) => {
             allow_ipv6(name);

@@ -132,12 +132,14 @@ fn zones(all: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>)
             if let Some(address) = place.address_v6 {
                 add(zone.names_v6.entry(name.clone()).or_default(), address);
             }
-            add(zone.names.entry(name).or_default(), place.address);
+            if let Some(address) = place.address {
+                add(zone.names.entry(name).or_default(), address);
+            }
         }
         if let (Some(name), Some(network)) = (place.names.first(), all.get(&place.network)) {
             let called = format!("{name}.{}", network.name);
             zone.reverse_v6.extend(place.address_v6.map(|address| (address, called.clone())));
-            zone.reverse.insert(place.address, called);
+            zone.reverse.extend(place.address.map(|address| (address, called)));
         }
     }
     zones

@@ -43,7 +43,8 @@ pub struct WantedPlace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub network: String,
-    pub address: Ipv4Addr,
+    /// None, where the network has IPv6 alone.
+    pub address: Option<Ipv4Addr>,
     #[serde(default)]
     pub address_v6: Option<Ipv6Addr>,
     /// The number of its link inside: eth0 is 0.
@@ -62,7 +63,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// What the container is reached at.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(self.address.into()).chain(self.address_v6.map(IpAddr::from)).collect()
+        self.address.map(IpAddr::from).into_iter().chain(self.address_v6.map(IpAddr::from)).collect()
     }
 }
 
@@ -75,8 +76,12 @@ impl MacAddress {
     /// The one that goes with an address: whoever has the address next has it, too, so that neighbours
     /// that remember it are right.
     #[must_use]
-    pub fn of(address: Ipv4Addr) -> Self {
-        let [a, b, c, d] = address.octets();
+    pub fn of(address: impl Into<IpAddr>) -> Self {
+        let [a, b, c, d] = match address.into() {
+            IpAddr::V4(address) => address.octets(),
+            // Neighbours differ in the last bytes.
+            IpAddr::V6(address) => address.to_bits().to_be_bytes()[12..].try_into().unwrap_or_default(),
+        };
         Self([0x02, 0x42, a, b, c, d])
     }
 

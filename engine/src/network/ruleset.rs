@@ -25,7 +25,8 @@ const IPV4: Family = Family { table: TABLE, name: "ip", loopback: Some("127.0.0.
 
 /// The whole table of IPv4.
 pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    let sides: Vec<_> = networks.values().map(|network| (network, network.subnet.to_string())).collect();
+    let side = |network: &LocalNetwork| network.v4.as_ref().map(|v4| v4.subnet.to_string());
+    let sides: Vec<_> = networks.values().filter_map(|network| Some((network, side(network)?))).collect();
     cleared(TABLE) + &table(&IPV4, networks, &sides, &published(networks, leases))
 }
 
@@ -89,7 +90,7 @@ fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String
     let mut dnat = String::new();
     for lease in leases.values() {
         let outward = |network: &str| networks.get(network).is_some_and(|network| !network.internal);
-        let own = lease.places.iter().find(|place| outward(&place.network)).map(|place| place.address);
+        let own = lease.places.iter().filter(|place| outward(&place.network)).find_map(|place| place.address);
         for port in &lease.ports {
             let to = match (lease.through, own) {
                 (Some(through), _) => through.to_string(),
@@ -111,12 +112,14 @@ mod tests {
 
     use super::*;
     use crate::container::config::PublishedPort;
-    use crate::network::GATEWAY_MODE;
     use crate::network::lease::Held;
+    use crate::network::{GATEWAY_MODE, Ipv4Side};
 
     #[test]
     fn rules_lead_ports_in_and_keep_networks_apart() {
-        let network = |name: &str, subnet: &str| (name.to_owned(), LocalNetwork::new(name, subnet.parse().unwrap()));
+        let network = |name: &str, subnet: &str| {
+            (name.to_owned(), LocalNetwork::new(name, Some(Ipv4Side::new(subnet.parse().unwrap()))))
+        };
         let mut networks = BTreeMap::from([network("one", "10.1.0.0/16"), network("two", "10.2.0.0/16")]);
         let port = PublishedPort {
             protocol: Protocol::Tcp,
@@ -127,7 +130,7 @@ mod tests {
         };
         let place = Held {
             network: "one".into(),
-            address: Ipv4Addr::new(10, 1, 0, 2),
+            address: Some(Ipv4Addr::new(10, 1, 0, 2)),
             address_v6: None,
             names: Vec::new(),
             link: 0,

@@ -71,11 +71,14 @@ mod tests {
 
     use super::*;
     use crate::container::config::PublishedPort;
+    use crate::network::Ipv4Side;
     use crate::network::lease::Held;
 
     #[test]
     fn rules_are_there_for_networks_with_ipv6_alone() {
-        let network = |name: &str, subnet: &str| (name.to_owned(), LocalNetwork::new(name, subnet.parse().unwrap()));
+        let network = |name: &str, subnet: &str| {
+            (name.to_owned(), LocalNetwork::new(name, Some(Ipv4Side::new(subnet.parse().unwrap()))))
+        };
         let mut networks = BTreeMap::from([network("one", "10.1.0.0/16"), network("two", "10.2.0.0/16")]);
         assert_eq!(ruleset(&networks, &BTreeMap::new()), "");
         let side = Ipv6Side::new("fd00:1::/64".parse().unwrap(), None);
@@ -90,7 +93,7 @@ mod tests {
         };
         let place = Held {
             network: "one".into(),
-            address: Ipv4Addr::new(10, 1, 0, 2),
+            address: Some(Ipv4Addr::new(10, 1, 0, 2)),
             address_v6: Some("fd00:1::2".parse().unwrap()),
             names: Vec::new(),
             link: 0,
@@ -103,5 +106,19 @@ mod tests {
         assert!(!rules.contains("9090"), "an IPv4 address is not widened: {rules}");
         assert!(rules.contains("ip6 daddr fd00:1::/64 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
         assert!(rules.contains("iifname \"br-one\" oifname { \"br-two\" } drop"), "{rules}");
+    }
+
+    #[test]
+    fn records_are_read_whatever_addresses_a_network_has() {
+        let both = LocalNetwork {
+            v6: Some(Ipv6Side::new("fd00::/64".parse().unwrap(), None)),
+            ..LocalNetwork::new("n", Some(Ipv4Side::new("10.1.0.0/16".parse().unwrap())))
+        };
+        let record = serde_json::to_value(&both).unwrap();
+        assert_eq!(record["subnet"], "10.1.0.0/16", "as before there were networks of IPv6 alone");
+        for network in [LocalNetwork { v4: None, ..both.clone() }, LocalNetwork { v6: None, ..both.clone() }, both] {
+            let record = serde_json::to_string(&network).unwrap();
+            assert_eq!(serde_json::from_str::<LocalNetwork>(&record).unwrap(), network);
+        }
     }
 }

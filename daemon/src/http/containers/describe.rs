@@ -1,7 +1,7 @@
 //! Containers as the Engine API tells of them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use skep_api::Timestamp;
 use skep_engine::{
     ContainerConfig, ContainerMount, ContainerState, DEFAULT_NETWORK, Endpoint, Engine, HealthStatus, Inspection,
-    JoinedNetwork, KeptNetwork, Link, MountSource, NamespaceMode, NetworkMode, PublishedPort, StorageDriver,
-    WantedPlace, familiar,
+    JoinedNetwork, KeptNetwork, Link, LocalNetwork, MountSource, NamespaceMode, NetworkMode, PublishedPort,
+    StorageDriver, WantedPlace, familiar,
 };
 
 use super::mounts::clean_target;
@@ -30,6 +30,24 @@ fn ports(state: &ContainerState) -> &[PublishedPort] {
     }
 }
 
+/// The host's addresses that a container's port is served at: all of a kind, where the container has one of that
+/// kind which others may reach, or the one that was asked for.
+fn served_at(engine: &Engine, container: &Inspection, port: &PublishedPort) -> Vec<IpAddr> {
+    if !port.host_ip.is_unspecified() {
+        return vec![port.host_ip.into()];
+    }
+    let endpoints = container.state.endpoints().iter();
+    // What is not this host's is reached by IPv4 as well.
+    let outward = endpoints.filter(|held| !engine.is_internal(&held.network));
+    let places: Vec<_> = outward.collect();
+    let v4 = (places.is_empty() || places.iter().any(|held| held.address.is_some())).then_some(UNSPECIFIED_V4);
+    let v6 = places.iter().any(|held| held.address_v6.is_some()).then_some(UNSPECIFIED_V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+const UNSPECIFIED_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const UNSPECIFIED_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
 /// One row of a list; `linked` are the names that others have for containers.
 pub(in crate::http) fn summary(
     engine: &Engine,
@@ -39,8 +57,9 @@ pub(in crate::http) fn summary(
     let config = &container.config;
     let mut listed: Vec<_> = ports(&container.state)
         .iter()
-        .map(|port| {
-            json!({"IP": port.host_ip, "PrivatePort": port.container_port, "PublicPort": port.host_port,
+        .flat_map(|port| served_at(engine, container, port).into_iter().map(move |ip| (ip, port)))
+        .map(|(ip, port)| {
+            json!({"IP": ip, "PrivatePort": port.container_port, "PublicPort": port.host_port,
             "Type": port.protocol.as_str()})
         })
         .collect();
@@ -315,10 +334,10 @@ fn network_settings(engine: &Engine, container: &Inspection) -> Value {
     let mut bindings = Map::new();
     for port in ports(&container.state) {
         let key = format!("{}/{}", port.container_port, port.protocol.as_str());
-        let binding = json!({"HostIp": port.host_ip, "HostPort": port.host_port.to_string()});
-        match bindings.entry(key).or_insert_with(|| json!([])) {
-            Value::Array(list) => list.push(binding),
-            other => *other = json!([binding]),
+        let served = served_at(engine, container, port);
+        let served = served.iter().map(|ip| json!({"HostIp": ip, "HostPort": port.host_port.to_string()}));
+        if let Value::Array(list) = bindings.entry(key).or_insert_with(|| json!([])) {
+            list.extend(served);
         }
     }
     if matches!(container.state, ContainerState::Running(_)) {
@@ -389,32 +408,40 @@ fn networks(engine: &Engine, container: &Inspection) -> Value {
             value["MacAddress"] = json!(mac);
         }
         if let Some(held) = held {
-            value["IPAddress"] = json!(held.address);
-            value["EndpointID"] = json!(endpoint_id(&container.id, &held.network));
-            if place.network != DEFAULT_NETWORK {
-                value["DNSNames"] = json!(held.names);
-            }
-            let outward = network.as_ref().filter(|network| !network.internal).map(|network| network.gateway);
-            if let Some(gateway) = outward.or_else(|| granted.and_then(|grant| grant.gateway)) {
-                value["Gateway"] = json!(gateway);
-            }
-            let v6 = network.as_ref().and_then(|network| network.v6.as_ref());
-            if let (Some(address), Some(v6)) = (held.address_v6, v6) {
-                value["GlobalIPv6Address"] = json!(address);
-                value["GlobalIPv6PrefixLen"] = json!(v6.subnet.prefix_len());
-                if outward.is_some() {
-                    value["IPv6Gateway"] = json!(v6.gateway);
-                }
-            }
-            let prefix_len = network.as_ref().map(|network| network.subnet.prefix_len());
-            value["IPPrefixLen"] = json!(prefix_len.or_else(|| granted.map(|grant| grant.prefix_len)));
-            if let Some(kept) = engine.kept_network(&held.network).filter(|_| granted.is_some()) {
-                describe_kept(&mut value, &kept, held.address);
-            }
+            describe_held(&mut value, engine, &container.id, held, network.as_ref());
         }
         (name.unwrap_or(&place.network).clone(), value)
     };
     Value::Object(places.iter().map(place).collect())
+}
+
+/// Says of a place what a running container has there; `network` is known if it is this host's.
+fn describe_held(value: &mut Value, engine: &Engine, container: &str, held: &Endpoint, network: Option<&LocalNetwork>) {
+    let granted = held.grant.as_ref();
+    value["IPAddress"] = held.address.map_or_else(|| json!(""), |address| json!(address));
+    value["EndpointID"] = json!(endpoint_id(container, &held.network));
+    if held.network != DEFAULT_NETWORK {
+        value["DNSNames"] = json!(held.names);
+    }
+    let outward = network.filter(|network| !network.internal);
+    let gateway = outward.and_then(|network| network.v4.as_ref()).map(|v4| v4.gateway);
+    if let Some(gateway) = gateway.or_else(|| granted.and_then(|grant| grant.gateway)) {
+        value["Gateway"] = json!(gateway);
+    }
+    let v6 = network.and_then(|network| network.v6.as_ref());
+    if let (Some(address), Some(v6)) = (held.address_v6, v6) {
+        value["GlobalIPv6Address"] = json!(address);
+        value["GlobalIPv6PrefixLen"] = json!(v6.subnet.prefix_len());
+        if outward.is_some() {
+            value["IPv6Gateway"] = json!(v6.gateway);
+        }
+    }
+    let v4 = network.and_then(|network| network.v4.as_ref()).map(|v4| v4.subnet.prefix_len());
+    value["IPPrefixLen"] = json!(v4.or_else(|| granted.map(|grant| grant.prefix_len)).unwrap_or(0));
+    let kept = engine.kept_network(&held.network).filter(|_| granted.is_some());
+    if let (Some(kept), Some(address)) = (kept, held.address) {
+        describe_kept(value, &kept, address);
+    }
 }
 
 /// A place that was planned with the container, and its network's name.

@@ -87,11 +87,6 @@ impl CreateBody {
         if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
             return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
         }
-        if self.enable_ipv4 == Some(false) {
-            return Err(ApiError::unsupported(
-                "networks of IPv6 alone are not supported yet: leave EnableIPv4 out, and give it an IPv6 subnet beside",
-            ));
-        }
         let v6 = self.take_ipv6()?;
         let of_v6 = v6.clone().unwrap_or_default();
         if of_v6.range.is_some() || !of_v6.reserved.is_empty() {
@@ -136,7 +131,14 @@ impl CreateBody {
 impl CreateBody {
     fn local_spec(mut self) -> Result<LocalNetworkSpec, ApiError> {
         let on_parent = self.driver == MACVLAN;
+        let ipv6_alone = self.enable_ipv4 == Some(false);
         let said = self.take_ipv6()?;
+        if let Some(config) = self.ipam.config.iter().find(|config| ipv6_alone && !config.subnet.is_empty()) {
+            let subnet = &config.subnet;
+            return Err(ApiError::bad_request(format!(
+                "subnet {subnet} is of IPv4, which is turned off: leave EnableIPv4 out, or the subnet"
+            )));
+        }
         let wanted = self.enable_ipv6.unwrap_or_else(|| said.is_some());
         let v6 = wanted.then(|| {
             let Ipv6Config { subnet, gateway, range, reserved } = said.unwrap_or_default();
@@ -145,6 +147,7 @@ impl CreateBody {
         let spec = self.spec()?;
         Ok(LocalNetworkSpec {
             on_parent,
+            ipv6_alone,
             name: spec.name,
             labels: spec.labels,
             options: spec.driver.options,
@@ -209,6 +212,11 @@ pub(in crate::http) async fn create(state: State, body: Bytes) -> Result<(Status
         state.config.networks.complete(driver, &mut spec.options);
         let id = state.engine.create_network(spec)?;
         return Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warning": ""}))));
+    }
+    if body.enable_ipv4 == Some(false) {
+        return Err(ApiError::unsupported(
+            "networks of IPv6 alone are not supported in a swarm: leave EnableIPv4 out, and ask for IPv6 beside (--ipv6)",
+        ));
     }
     let mut spec = body.spec()?;
     state.config.networks.complete("overlay", &mut spec.driver.options);
