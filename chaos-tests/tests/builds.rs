@@ -168,6 +168,8 @@ fn check_mounts(flags: &[&str]) {
     write("note", "changed\n");
     assert_eq!(build(&[]).matches("Using cache").count(), 2, "up to the step that binds it");
     assert_eq!(read("/both"), "changed\ntool\n");
+    host.kill_daemon();
+    host.start_daemon_with(flags);
     build(&["--no-cache"]);
     assert_eq!(read("/count").trim(), "2");
     assert!(host.ok(&["system", "df"]).lines().any(|line| line.starts_with("Build Cache") && line.contains(" 1 ")));

@@ -468,7 +468,7 @@ fn a_file_of_settings_is_looked_through_before_anything_is_done() {
         check(r#"{"dns": ["10.0.0.2"], "features": {"buildkit": true}, "proxies": {"http-proxy": "http://p:1"}}"#);
     assert_eq!((good.success, good.stdout.as_str()), (true, "configuration OK\n"), "{good:?}");
     let bad = check(r#"{"dns": ["nowhere"], "iptables": false, "bip": "10.0.0.1"}"#);
-    for want in ["nowhere", "iptables cannot be switched off", "bip \"10.0.0.1\""] {
+    for want in ["nowhere", "iptables: false cannot be had", "bip \"10.0.0.1\""] {
         assert!(!bad.success && bad.stderr.contains(want), "{want}: {bad:?}");
     }
 }

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_problem_is_told_at_once_and_unknown_keys_are_named() {
+    fn every_problem_is_told_at_once() {
         let args = DaemonArgs {
             hosts: vec!["tcp://0.0.0.0:2375".into(), "http://x".into()],
             storage_driver: Some("zfs".into()),
@@ -249,8 +249,6 @@ mod tests {
         for part in ["take over this machine", "http://x", "zfs", "KEY=VALUE", "from 20ms to 5s"] {
             assert!(text.contains(part), "{text}");
         }
-        let error = serde_json::from_str::<args::ConfigFile>(r#"{"colour":"red"}"#).unwrap_err().to_string();
-        assert!(error.contains("colour"), "{error}");
     }
 
     #[test]

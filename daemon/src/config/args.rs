@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Flags of `skep daemon`. Names are dockerd's where both have the thing.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -175,44 +176,99 @@ pub struct DaemonArgs {
     pub fixed: FixedArgs,
 }
 
-/// Settings of dockerd's that are here as they are: each takes the one value that is the case.
-#[derive(Clone, Debug, Default, clap::Args)]
+/// Settings of dockerd's that have one value here; see [`fixed`](super::fixed).
+#[derive(Clone, Debug, Default, clap::Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct FixedArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub userland_proxy: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub iptables: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip6tables: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_forward: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_forward_no_drop: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_masq: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub experimental: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_logs: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux_enabled: Option<bool>,
+    #[arg(short = 'b', long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
     #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub containerd: Option<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_gateway: Option<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_gateway_v6: Option<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewall_backend: Option<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<String>,
     #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub userland_proxy_path: Option<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_timeout: Option<i64>,
     #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_download_attempts: Option<u32>,
-    #[arg(long = "exec-opt", hide = true)]
-    pub exec_opts: Vec<String>,
-    #[arg(long = "storage-opt", hide = true)]
-    pub storage_opts: Vec<String>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_control_plane_mtu: Option<u32>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_rt_period: Option<i64>,
+    #[arg(long, hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_rt_runtime: Option<i64>,
+    #[arg(long = "allow-nondistributable-artifacts", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_nondistributable_artifacts: Vec<String>,
     #[arg(long = "authorization-plugin", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub authorization_plugins: Vec<String>,
+    #[arg(long = "cdi-spec-dir", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cdi_spec_dirs: Vec<String>,
+    #[arg(long = "exec-opt", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exec_opts: Vec<String>,
     #[arg(long = "node-generic-resource", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub node_generic_resources: Vec<String>,
+    #[arg(long = "storage-opt", hide = true)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub storage_opts: Vec<String>,
 }
 
-/// The same as a file; an unknown key is an error.
+/// The same as a file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[serde(rename_all = "kebab-case", default)]
 pub(super) struct ConfigFile {
     pub(super) hosts: Vec<String>,
     pub(super) data_root: Option<PathBuf>,
@@ -266,22 +322,9 @@ pub(super) struct ConfigFile {
     pub(super) tlscacert: Option<PathBuf>,
     pub(super) tlscert: Option<PathBuf>,
     pub(super) tlskey: Option<PathBuf>,
-    pub(super) userland_proxy: Option<bool>,
-    pub(super) iptables: Option<bool>,
-    pub(super) ip6tables: Option<bool>,
-    pub(super) ip_forward: Option<bool>,
-    pub(super) ip_masq: Option<bool>,
-    pub(super) experimental: Option<bool>,
-    pub(super) raw_logs: Option<bool>,
-    pub(super) selinux_enabled: Option<bool>,
-    pub(super) log_format: Option<String>,
-    pub(super) shutdown_timeout: Option<i64>,
-    pub(super) max_download_attempts: Option<u32>,
-    pub(super) exec_opts: Vec<String>,
-    pub(super) storage_opts: Vec<String>,
-    pub(super) authorization_plugins: Vec<String>,
-    pub(super) node_generic_resources: Vec<String>,
-    pub(super) features: BTreeMap<String, bool>,
+    /// All else that is in it.
+    #[serde(flatten)]
+    pub(super) others: Map<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]

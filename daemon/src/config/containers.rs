@@ -49,7 +49,10 @@ impl ContainerSettings {
             dns_search: lists(&args.dns_search, &file.dns_search),
             ulimits: ulimits(args, file, problems),
             shm_size_bytes: shm_size(args, file, problems),
-            seccomp_profile: profile.map_or(Value::Null, |path| seccomp(path, problems)),
+            // As dockerd calls its own.
+            seccomp_profile: profile
+                .filter(|path| path.as_os_str() != "builtin")
+                .map_or(Value::Null, |path| seccomp(path, problems)),
         };
         let init = args.init.or(file.init).unwrap_or(false);
         Self { defaults, shares_memory, sees_cgroups, init, init_path }

@@ -281,6 +281,6 @@ fn failure(error: &BuildError) -> Value {
 
 /// Removes what builds left that no image has.
 pub(super) async fn prune(state: State) -> Result<Json<Value>, ApiError> {
-    let bytes = state.engine.prune_layers()?;
+    let bytes = state.engine.prune_builds()?;
     Ok(Json(json!({"CachesDeleted": null, "SpaceReclaimed": bytes})))
 }

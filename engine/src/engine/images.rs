@@ -169,13 +169,21 @@ impl Engine {
         all
     }
 
-    /// Removes layers that no image has and what builds keep, unless some are just coming in; returns the bytes that are
+    /// Removes layers that no image has, unless some are just coming in; returns the bytes that are
     /// free now.
     pub fn prune_layers(&self) -> Result<u64, EngineError> {
         let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(0) };
         let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.layers.clone()).collect();
         let bytes = self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))?;
         self.prune_storage()?;
+        Ok(bytes)
+    }
+
+    /// Removes all that builds have left, what they keep for the next ones too, unless one is under way; returns the
+    /// bytes that are free now.
+    pub fn prune_builds(&self) -> Result<u64, EngineError> {
+        let bytes = self.prune_layers()?;
+        let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(bytes) };
         let kept: u64 = self.build_caches().iter().map(|(_, bytes)| bytes).sum();
         match std::fs::remove_dir_all(self.images.cache_mounts()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

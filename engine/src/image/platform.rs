@@ -68,7 +68,8 @@ impl Platform {
     }
 
     /// How well what is `offered` serves who wants this: 0 is best, none not at all. Processors run what was made
-    /// for older variants of theirs, and most of those with 64 bits what was made for 32.
+    /// for older variants of theirs, and most of those with 64 bits what was made for 32. What does not say what it
+    /// is for may be for anything.
     #[must_use]
     pub fn rank(&self, offered: &Self) -> Option<u32> {
         let (wanted, offered) = (self.normal(), offered.normal());
@@ -76,6 +77,9 @@ impl Platform {
             let digits = variant.trim_start_matches('v').split('.').next().unwrap_or_default();
             if variant.is_empty() { Some(least) } else { digits.parse::<u32>().ok() }
         };
+        if offered.os.is_empty() || offered.architecture.is_empty() {
+            return Some(1000);
+        }
         if wanted.os != offered.os {
             return None;
         }
@@ -181,5 +185,6 @@ mod tests {
         assert_eq!(chosen("windows/amd64"), None);
         assert!(platform("amd64").takes(&platform("386")) && platform("arm64").takes(&platform("arm")));
         assert!(!platform("amd64").takes(&platform("linux/amd64/v3")), "it may use what is not there");
+        assert!(platform("amd64").takes(&Platform::default()));
     }
 }
