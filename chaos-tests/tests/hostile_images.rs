@@ -266,24 +266,70 @@ fn image_of_layer(layer: &[u8]) -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-/// CVE-2024-23651, CVE-2024-23652, CVE-2024-23653: the flags they need are not there.
+/// CVE-2024-23653: a step gains nothing; and what it mounts is never the host's.
 #[test]
-fn a_build_mounts_nothing_and_gains_nothing() {
+fn a_build_mounts_nothing_of_the_host_and_gains_nothing() {
     take_turn!();
     let scene = Scene::with_hosts(1);
     let host = scene.host();
-    for flag in
-        ["--mount=type=cache,target=/c,source=../../..", "--mount=type=bind,source=/,target=/h", "--security=insecure"]
-    {
+    let build = |steps: &str, link: Option<&str>| {
         let context = tempfile::tempdir_in(host.dir()).unwrap();
-        fs::write(context.path().join("Dockerfile"), format!("FROM busybox\nRUN {flag} touch /made\n")).unwrap();
-        let refused = host.fails(&["build", context.path().to_str().unwrap()]);
-        assert!(refused.contains(flag.split('=').next().unwrap().trim_start_matches('-')), "{flag}: {refused}");
+        fs::write(context.path().join("Dockerfile"), format!("FROM busybox\n{steps}\n")).unwrap();
+        link.into_iter().for_each(|to| symlink(to, context.path().join("out")).unwrap());
+        host.run(&["build", "--no-cache", "--secret", "id=s,env=PATH", context.path().to_str().unwrap()])
+    };
+    let up = format!("../../../../../../../..{}", scene.path());
+    for (steps, want) in [
+        ("RUN --security=insecure touch /made", "--security"),
+        ("RUN --mount=type=cache,target=/c,source=../../.. touch /made", "unexpected key 'source'"),
+        ("RUN --mount=type=cache,target=/proc touch /made", "/proc"),
+        ("RUN --mount=type=secret,id=s,target=/proc/sys/kernel/core_pattern touch /made", "/proc"),
+        ("RUN ln -s /proc /p\nRUN --mount=type=secret,id=s,target=/p/cmdline touch /made", "/p"),
+        (&format!("RUN --mount=type=bind,source={up},target=/h touch /made"), "No such file"),
+    ] {
+        let ran = build(steps, None);
+        assert!(!ran.success && ran.stderr.contains(want), "{steps}: {ran:?}");
     }
+    // The root of the context is all that there is above, also by a link in it.
+    for (source, link) in [("/", None), ("../../..", None), ("out", Some("/")), ("out", Some(scene.path().as_str()))] {
+        let look =
+            format!("RUN --mount=source={source},target=/h ls -R /h; cat /h/secret /h/{}/secret; true", scene.path());
+        let ran = build(&look, link);
+        assert!(!format!("{ran:?}").contains(SECRET), "{source}: {ran:?}");
+    }
+    // The name of a cache is no path.
+    let named = build(&format!("RUN --mount=type=cache,id={up},target=/c touch /c/made"), None);
+    assert!(named.success, "{named:?}");
+    let gained = build("RUN grep -h CapEff /proc/self/status; ! mount -t tmpfs x /tmp", None);
+    assert!(gained.success, "{gained:?}");
+    scene.assert_intact();
+}
+
+/// CVE-2024-23652: what was made to mount something on is taken away again, and nothing else, though the step puts a link in
+/// its way. CVE-2024-23651: so it is where a cache has such a link in it.
+#[test]
+fn where_a_step_mounted_something_no_link_leads_out() {
+    take_turn!();
+    let scene = Scene::with_hosts(1);
+    let host = scene.host();
+    let empty = host.dir().join("empty");
+    fs::create_dir_all(empty.join("dir")).unwrap();
+    fs::write(empty.join("file"), "").unwrap();
+    let outside = empty.display();
     let context = tempfile::tempdir_in(host.dir()).unwrap();
-    let steps = "FROM busybox\nRUN grep -h CapEff /proc/self/status; ! mount -t tmpfs x /tmp\n";
+    let mounts = "--mount=type=tmpfs,target=/x/dir --mount=source=note,target=/x/file";
+    let steps = format!(
+        "FROM busybox\nRUN {mounts} mv /x /y && ln -s {outside} /x\n\
+         RUN --mount=type=cache,target=/c ln -sfn {outside} /c/link\n\
+         RUN --mount=type=cache,target=/c --mount=type=tmpfs,target=/c/link/dir true; ls -l /c\n"
+    );
     fs::write(context.path().join("Dockerfile"), steps).unwrap();
-    host.ok(&["build", context.path().to_str().unwrap()]);
+    fs::write(context.path().join("note"), "here").unwrap();
+    // Whether the last step can be done is no matter: it must do nothing outside.
+    let ran = host.run(&["build", "-t", "swapped", context.path().to_str().unwrap()]);
+    assert!(ran.stdout.contains("Step 4/4"), "the links are in the way: {ran:?}");
+    assert!(empty.join("dir").is_dir() && empty.join("file").is_file(), "what is the host's was removed");
+    assert_eq!(fs::read_dir(empty.join("dir")).unwrap().count(), 0);
     scene.assert_intact();
 }
 

@@ -61,6 +61,15 @@ fn kernel_version() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
+/// A proxy's URL without the credentials that it may have.
+fn masked(url: Option<&String>) -> String {
+    let url = url.map_or("", String::as_str);
+    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+        Some((scheme, host)) => format!("{scheme}://xxxxx:xxxxx@{host}"),
+        None => url.to_owned(),
+    }
+}
+
 pub(super) async fn info(state: State) -> Json<Value> {
     let containers = state.engine.list();
     let running = containers.iter().filter(|c| matches!(c.state, ContainerState::Running(_))).count();
@@ -83,13 +92,15 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
         "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });
+    let proxies = &state.config.proxies;
     let fixed = json!({
         "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
-        "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": false, "OomKillDisable": false,
+        "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": state.config.log_level == "debug", "OomKillDisable": false,
         "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": skep_api::Timestamp::from_system(std::time::SystemTime::now()),
         "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
         "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
-        "HttpProxy": state.config.proxies.http, "HttpsProxy": state.config.proxies.https, "NoProxy": state.config.proxies.none_for, "ExperimentalBuild": false, "LiveRestoreEnabled": true,
+        "HttpProxy": masked(proxies.http.as_ref()), "HttpsProxy": masked(proxies.https.as_ref()),
+        "NoProxy": proxies.none_for.clone().unwrap_or_default(), "ExperimentalBuild": false, "LiveRestoreEnabled": true,
         "Isolation": "",
         "InitBinary": "skep-init",
     });

@@ -132,6 +132,7 @@ fn next_part(cut: &mut Option<Part>, piece: &[u8]) -> Option<Part> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::os::unix::net::UnixDatagram;
     use std::time::Duration;
 
@@ -222,6 +223,23 @@ mod tests {
         assert!(receive(&server).ends_with("- two\n"));
         let kept = text(read(dir.path().join("log"), FileFormat::Binary, options(None), || true));
         assert_eq!(kept, "one\ntwo\n");
+    }
+
+    #[test]
+    fn a_stream_of_messages_tells_them_apart() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("tcp://{}", server.local_addr().unwrap());
+        let options = [("gelf-address".to_owned(), address)].into();
+        let config = LogConfig::parse("gelf", &options, &LogConfig::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(&dir.path().join("log"), &config);
+        writer.write(Stream::Stdout, b"one\ntwo\n", Timestamp::from_nanos(1)).unwrap();
+        drop(writer);
+        let mut told = Vec::new();
+        server.accept().unwrap().0.read_to_end(&mut told).unwrap();
+        let messages = told.split(|&byte| byte == 0).filter(|message| !message.is_empty());
+        let message = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["short_message"].clone();
+        assert_eq!(messages.map(message).collect::<Vec<_>>(), ["one", "two"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::container::config::{ContainerMount, MountSource};
+use crate::container::config::{ContainerConfig, ContainerMount, MountSource};
 use crate::sys;
 
 /// Files that tell of the machine, which a container may be shown its own of. As runc has them.
@@ -33,8 +33,13 @@ pub(crate) fn check(mount: &ContainerMount) -> Result<(), String> {
     if real { Ok(()) } else { check_path(&mount.target, &target) }
 }
 
+/// The same of a file that is shown.
+pub(crate) fn check_file(target: &str) -> Result<(), String> {
+    check_path(target, &plain(Path::new(target)))
+}
+
 /// As [`check`], with what links in `rootfs` come to; nothing is mounted there yet.
-pub(crate) fn check_in_root(mounts: &[ContainerMount], rootfs: &Path) -> io::Result<()> {
+pub(crate) fn check_in_root(config: &ContainerConfig, rootfs: &Path) -> io::Result<()> {
     for own in ["proc", "sys"] {
         if fs::symlink_metadata(rootfs.join(own)).is_ok_and(|meta| meta.is_symlink()) {
             return Err(io::Error::other(format!(
@@ -42,10 +47,11 @@ pub(crate) fn check_in_root(mounts: &[ContainerMount], rootfs: &Path) -> io::Res
             )));
         }
     }
-    for mount in mounts {
-        let target = resolved(rootfs, Path::new(&mount.target));
-        if target != plain(Path::new(&mount.target)) {
-            check_path(&mount.target, &target).map_err(io::Error::other)?;
+    let files = config.payloads.iter().map(|payload| &payload.target);
+    for target in config.mounts.iter().map(|mount| &mount.target).chain(files) {
+        let leads_to = resolved(rootfs, Path::new(target));
+        if leads_to != plain(Path::new(target)) {
+            check_path(target, &leads_to).map_err(io::Error::other)?;
         }
     }
     Ok(())
@@ -119,7 +125,8 @@ mod tests {
             fs::create_dir(root.path().join(dir)).unwrap();
         }
         std::os::unix::fs::symlink("../../proc", root.path().join("data/link")).unwrap();
-        let check = |target: &str| check_in_root(&[tmpfs(target)], root.path());
+        let config = |target: &str| ContainerConfig { mounts: vec![tmpfs(target)], ..ContainerConfig::default() };
+        let check = |target: &str| check_in_root(&config(target), root.path());
         assert!(check("/data/other/new").is_ok());
         assert!(check("/data/link/self/attr").is_err());
         fs::remove_dir(root.path().join("sys")).unwrap();

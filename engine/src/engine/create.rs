@@ -28,6 +28,9 @@ impl Engine {
         for mount in &config.mounts {
             targets::check(mount).map_err(EngineError::Invalid)?;
         }
+        for payload in &config.payloads {
+            targets::check_file(&payload.target).map_err(EngineError::Invalid)?;
+        }
         self.config.defaults.apply(&mut config);
         config.id_map = self.choose_id_map(&config)?;
         config.storage = self.storage;

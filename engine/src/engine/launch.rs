@@ -404,7 +404,7 @@ fn prepare(
     fs::create_dir_all(&dirs.run)?;
     fs::set_permissions(&dirs.data, fs::Permissions::from_mode(0o710))?;
     dirs.mount_root(layers)?;
-    targets::check_in_root(&config.mounts, &dirs.rootfs())?;
+    targets::check_in_root(config, &dirs.rootfs())?;
     if outside.first {
         dirs.as_root(|| populate_volumes(config, &dirs.rootfs(), &outside.volumes))?;
     }
