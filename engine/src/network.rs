@@ -432,12 +432,33 @@ impl Networks {
             Some(lease) if !lease.ports.is_empty() => self.write_rules().await,
             _ => Ok(()),
         };
+        if let Some(lease) = &lease {
+            // What is not removed here goes with the namespace.
+            drop(self.leave_parents(container, lease).await);
+        }
         if lease.is_some_and(|lease| !lease.places.is_empty()) {
             self.serve_names().await;
         }
         // The namespace's ends of the veth pairs take the host's ends with them.
         let removed = Netns::remove(&self.netns_path(container));
         rules.and(removed)
+    }
+
+    /// Takes a container's links off those of the host's that they stand on: with the namespace the kernel would take
+    /// them down in its own time, which may be seconds, and nobody else could have their addresses meanwhile.
+    async fn leave_parents(&self, container: &str, lease: &Lease) -> io::Result<()> {
+        let on_parent = |place: &&Held| self.get(&place.network).is_some_and(|network| network.parent.is_some());
+        let links: Vec<u32> = lease.places.iter().filter(on_parent).map(|place| place.link).collect();
+        if links.is_empty() {
+            return Ok(());
+        }
+        let inside = Netlink::open_in(&Netns::open(&self.netns_path(container))?).await?;
+        for link in links {
+            if let Some(index) = link_index(inside.handle(), &eth(link)).await {
+                inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes what a container calls its neighbours; that is served with the next change of who is where.
