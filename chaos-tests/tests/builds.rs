@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use skep_chaos_tests::{LIMIT, Rig, take_turn, wait_until};
+use skep_chaos_tests::{LIMIT, Rig, program, take_turn, wait_until};
 
 /// A host with busybox, and a build's context of one Dockerfile.
 fn scene(dockerfile: &str) -> (Rig, tempfile::TempDir) {
@@ -200,4 +200,28 @@ fn mounts_that_cannot_be_are_refused_by_name() {
         let why = rig.host(1).fails(&["build", context.path().to_str().unwrap()]);
         assert!(why.contains(want), "{mount}: {why}");
     }
+}
+
+/// The same cache twice in one step, and two by two stages at once in another order: nobody waits for ever.
+const LOCKED: &str = r#"
+FROM busybox AS one
+RUN --mount=type=cache,id=x,target=/x,sharing=locked --mount=type=cache,id=y,target=/y,sharing=locked \
+    --mount=type=cache,id=x,target=/z,sharing=locked touch /x/one && sleep 0.3 && test -e /z/one
+
+FROM busybox AS two
+RUN --mount=type=cache,id=y,target=/y,sharing=locked --mount=type=cache,id=x,target=/x,sharing=locked sleep 0.3
+
+FROM busybox
+COPY --from=one /bin/busybox /one
+COPY --from=two /bin/busybox /two
+"#;
+
+#[test]
+fn steps_that_want_caches_for_themselves_do_not_wait_for_ever() {
+    take_turn!();
+    let (rig, context) = scene(LOCKED);
+    let host = rig.host(1);
+    let (skep, dir) = (program().display().to_string(), context.path().display().to_string());
+    let ran = host.exec("timeout", &["60", &skep, "-H", &host.socket(), "build", &dir]);
+    assert!(ran.success, "{ran:?}");
 }

@@ -118,8 +118,9 @@ fn listen_by_tls(host: &Host) -> (String, std::path::PathBuf) {
     let make = format!("openssl req -x509 -newkey rsa:2048 -nodes -keyout {dir}/key.pem -out {dir}/ca.pem {subject}");
     let made = host.exec("sh", &["-c", &make]);
     assert!(made.success, "{made:?}");
-    let serve = "openssl s_server -quiet -accept 127.0.0.1:6514";
-    let serve = format!("sleep 1000 | {serve} -cert {dir}/ca.pem -key {dir}/key.pem > {}", heard.display());
+    // Its own input never ends.
+    let serve = format!("mkfifo {dir}/idle; exec openssl s_server -quiet -accept 127.0.0.1:6514");
+    let serve = format!("{serve} -cert {dir}/ca.pem -key {dir}/key.pem <> {dir}/idle > {}", heard.display());
     host.spawn("sh", &["-c", &serve]);
     (format!("{dir}/ca.pem"), heard)
 }

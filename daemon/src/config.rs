@@ -6,7 +6,7 @@ mod fixed;
 mod networks;
 mod values;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,11 +51,7 @@ pub struct DaemonConfig {
     pub(crate) exec_root: PathBuf,
     pub(crate) pidfile: Option<PathBuf>,
     pub log_level: String,
-    pub(crate) registry_mirrors: Vec<String>,
-    pub(crate) insecure_registries: BTreeSet<String>,
-    pub(crate) proxies: Proxies,
-    /// How many layers of an image come, or go, at the same time.
-    pub(crate) at_once: (usize, usize),
+    pub(crate) registries: RegistryConfig,
     pub(crate) networks: NetworkSettings,
     pub(crate) containers: ContainerSettings,
     /// Who may use the Unix sockets, beside root.
@@ -111,7 +107,7 @@ impl DaemonConfig {
         fixed::check(&args, &file, &mut problems);
         let networks = NetworkSettings::read(&args, &file, &mut problems);
         let containers = ContainerSettings::read(&args, &file, &mut problems);
-        let at_once = at_once(&args, &file, &mut problems);
+        let registries = registries(&args, &file, &mut problems);
         let usual_level = if args.debug || file.debug { "debug" } else { "info" };
         let log_level = args.log_level.or(file.log_level).unwrap_or_else(|| usual_level.into());
         if !["debug", "info", "warn", "error", "fatal", "trace"].contains(&log_level.as_str()) {
@@ -139,14 +135,7 @@ impl DaemonConfig {
             exec_root,
             pidfile: args.pidfile.or(file.pidfile),
             log_level: if log_level == "fatal" { "error".into() } else { log_level },
-            registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
-            insecure_registries: args.insecure_registries.into_iter().chain(file.insecure_registries).collect(),
-            proxies: Proxies {
-                http: args.http_proxy.or(file.proxies.http_proxy),
-                https: args.https_proxy.or(file.proxies.https_proxy),
-                none_for: args.no_proxy.or(file.proxies.no_proxy),
-            },
-            at_once,
+            registries,
             networks,
             containers,
             group: args.group.or(file.group),
@@ -183,16 +172,6 @@ impl DaemonConfig {
         Self::load((*self.args).clone())
     }
 
-    pub(crate) fn registries(&self) -> RegistryConfig {
-        RegistryConfig {
-            mirrors: self.registry_mirrors.clone(),
-            insecure: self.insecure_registries.clone(),
-            proxies: self.proxies.clone(),
-            downloads_at_once: self.at_once.0,
-            uploads_at_once: self.at_once.1,
-        }
-    }
-
     /// What is different in `next` and comes into force with a restart alone.
     pub(crate) fn needing_restart(&self, next: &Self) -> Vec<&'static str> {
         let settings = [
@@ -221,15 +200,28 @@ impl DaemonConfig {
     }
 }
 
-/// How many layers come, and go, at the same time.
-fn at_once(args: &DaemonArgs, file: &args::ConfigFile, problems: &mut Vec<String>) -> (usize, usize) {
+/// How registries are asked.
+fn registries(args: &DaemonArgs, file: &args::ConfigFile, problems: &mut Vec<String>) -> RegistryConfig {
     let usual = RegistryConfig::default();
-    let down = args.max_concurrent_downloads.or(file.max_concurrent_downloads).unwrap_or(usual.downloads_at_once);
-    let up = args.max_concurrent_uploads.or(file.max_concurrent_uploads).unwrap_or(usual.uploads_at_once);
-    if down == 0 || up == 0 {
+    let proxy = |flag: &Option<String>, file: &Option<String>| flag.clone().or_else(|| file.clone());
+    let registries = RegistryConfig {
+        mirrors: [&args.registry_mirrors[..], &file.registry_mirrors].concat(),
+        insecure: args.insecure_registries.iter().chain(&file.insecure_registries).cloned().collect(),
+        proxies: Proxies {
+            http: proxy(&args.http_proxy, &file.proxies.http_proxy),
+            https: proxy(&args.https_proxy, &file.proxies.https_proxy),
+            none_for: proxy(&args.no_proxy, &file.proxies.no_proxy),
+        },
+        downloads_at_once: args
+            .max_concurrent_downloads
+            .or(file.max_concurrent_downloads)
+            .unwrap_or(usual.downloads_at_once),
+        uploads_at_once: args.max_concurrent_uploads.or(file.max_concurrent_uploads).unwrap_or(usual.uploads_at_once),
+    };
+    if registries.downloads_at_once == 0 || registries.uploads_at_once == 0 {
         problems.push("max-concurrent-downloads and -uploads are at least 1".into());
     }
-    (down, up)
+    registries
 }
 
 #[cfg(test)]
@@ -261,7 +253,7 @@ mod tests {
         std::fs::write(&path, r#"{"insecure-registries": ["r:5000"], "log-level": "debug", "labels": ["a=b"]}"#)
             .unwrap();
         let next = first.reload().unwrap();
-        assert!(next.registries().insecure.contains("r:5000"));
+        assert!(next.registries.insecure.contains("r:5000"));
         assert_eq!((next.log_level.as_str(), first.needing_restart(&next)), ("debug", vec!["labels"]));
         std::fs::write(&path, "{").unwrap();
         assert!(first.reload().unwrap_err().to_string().contains("daemon.json"));

@@ -51,7 +51,7 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.host_gateways.clone_from(&config.networks.host_gateways);
     engine.defaults = config.containers.defaults.clone();
     engine.init_path.clone_from(&config.containers.init_path);
-    engine.registries = config.registries();
+    engine.registries = config.registries.clone();
     Ok(engine)
 }
 
@@ -126,7 +126,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
 fn reload(daemon: &Daemon, set_log_level: &impl Fn(&str)) {
     match daemon.config.reload() {
         Ok(next) => {
-            daemon.engine.set_registries(next.registries());
+            daemon.engine.set_registries(next.registries.clone());
             set_log_level(&next.log_level);
             let later = daemon.config.needing_restart(&next);
             if later.is_empty() {

@@ -86,13 +86,13 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
         "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
-        "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registry_mirrors,
+        "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registries.mirrors,
             "IndexConfigs": insecure_registries(&state)},
         "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": warnings(&state),
         "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
         "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });
-    let proxies = &state.config.proxies;
+    let proxies = &state.config.registries.proxies;
     let fixed = json!({
         "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
         "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": state.config.log_level == "debug", "OomKillDisable": false,
@@ -140,7 +140,7 @@ fn runtimes(state: &State) -> Value {
 fn insecure_registries(state: &State) -> Value {
     let config =
         |name: &String| (name.clone(), json!({"Name": name, "Mirrors": [], "Secure": false, "Official": false}));
-    Value::Object(state.config.insecure_registries.iter().map(config).collect())
+    Value::Object(state.config.registries.insecure.iter().map(config).collect())
 }
 
 /// There are none, as managed plugins are not supported.

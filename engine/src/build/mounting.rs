@@ -1,6 +1,7 @@
 //! `RUN --mount`: what a command is shown beside its layers, of which no layer has anything. Files of the context, of
 //! stages and of images are copies; caches outlive builds; secrets lie in memory.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -200,6 +201,7 @@ impl Builder {
     /// Has a command see its mounts.
     pub(super) async fn mount(&self, mounts: &[RunMount], config: &mut ContainerConfig) -> Result<Held, BuildError> {
         let mut held = Held::default();
+        self.lock_caches(mounts, &mut held).await;
         for mount in mounts {
             let target = mount.target.clone();
             let (source, read_only) = match &mount.kind {
@@ -208,7 +210,7 @@ impl Builder {
                     (copied.map_err(|error| failed(mount, &error))?, !writable)
                 }
                 Kind::Cache { id, sharing, owner, mode, read_only } => {
-                    let dir = self.cache(id, *sharing, &mut held).await;
+                    let dir = self.cache(id, *sharing, &mut held);
                     make_cache(&dir, *owner, *mode).map_err(|error| failed(mount, &error))?;
                     (dir, *read_only)
                 }
@@ -252,26 +254,32 @@ impl Builder {
         Ok(dir.join(COPY))
     }
 
-    /// A cache's directory, once it is ours to use.
-    async fn cache(&self, id: &str, sharing: Sharing, held: &mut Held) -> PathBuf {
-        let engine = &self.plan.engine;
-        let dir = |number: u32| {
-            let name = key(&[id, &number.to_string()]);
-            engine.image_store().cache_mounts().join(name)
-        };
-        match sharing {
-            Sharing::Shared => dir(0),
-            Sharing::Locked => {
-                held.turns.push(engine.caches().take(id).await);
-                dir(0)
-            }
-            Sharing::Private => {
-                let free = |number: u32| Some((number, engine.caches().try_take(&format!("{id} {number}"))?));
-                let (number, turn) = (0..).find_map(free).expect("numbers do not end");
-                held.turns.push(turn);
-                dir(number)
-            }
+    /// Waits for turns at the caches that are to be had alone: each once, and in the same order as everybody, so that
+    /// no two wait for each other.
+    async fn lock_caches(&self, mounts: &[RunMount], held: &mut Held) {
+        let locked = mounts.iter().filter_map(|mount| match &mount.kind {
+            Kind::Cache { id, sharing: Sharing::Locked, .. } => Some(cache_name(id, 0)),
+            _ => None,
+        });
+        for name in locked.collect::<BTreeSet<_>>() {
+            held.turns.push(self.plan.engine.caches().take(&name).await);
         }
+    }
+
+    /// A cache's directory; of those that others use, another one if it is to be private.
+    fn cache(&self, id: &str, sharing: Sharing, held: &mut Held) -> PathBuf {
+        let engine = &self.plan.engine;
+        let name = match sharing {
+            Sharing::Shared | Sharing::Locked => cache_name(id, 0),
+            Sharing::Private => {
+                let free = |name: String| engine.caches().try_take(&name).map(|turn| (name, turn));
+                let found = (0..).find_map(|number| free(cache_name(id, number)));
+                let (name, turn) = found.expect("fewer builds run than there are numbers");
+                held.turns.push(turn);
+                name
+            }
+        };
+        engine.image_store().cache_mounts().join(name)
     }
 
     fn show_secret(&self, mount: &RunMount, config: &mut ContainerConfig) -> Result<(), BuildError> {
@@ -293,6 +301,11 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// What a cache's directory is called: the first, or another one for those who want it private.
+fn cache_name(id: &str, number: u32) -> String {
+    key(&[id, &number.to_string()])
 }
 
 fn failed(mount: &RunMount, error: &io::Error) -> BuildError {

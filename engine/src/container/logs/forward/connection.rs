@@ -152,7 +152,7 @@ impl Connection {
     }
 
     /// Waits for an answer that must be this one.
-    pub(super) fn expect(&mut self, wanted: &[u8]) -> io::Result<()> {
+    pub(super) fn await_answer(&mut self, wanted: &[u8]) -> io::Result<()> {
         let mut answer = vec![0; wanted.len()];
         let mut len = 0;
         while len < answer.len() {

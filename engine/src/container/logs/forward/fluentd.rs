@@ -164,7 +164,7 @@ impl Protocol for Speaker {
         let Some(chunk) = chunk else { return Ok(()) };
         let mut answer = Vec::new();
         pack_map(&mut answer, &BTreeMap::from([("ack", chunk.as_str())]))?;
-        connection.expect(&answer)
+        connection.await_answer(&answer)
     }
 }
 
