@@ -8,6 +8,7 @@
 
 pub mod cause;
 pub mod encoding;
+pub mod escape;
 pub mod id;
 pub mod ipv6;
 pub mod secret_bytes;
@@ -30,10 +31,12 @@ pub mod secret;
 pub mod service;
 pub mod task;
 
+pub mod buildkit;
 pub mod grpc;
 pub mod session;
 
 pub use cause::with_causes;
+pub use escape::escape;
 pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
 pub use ipv6::{IpSubnet, Ipv6Side, SubnetV6};
 pub use object::{Meta, Object, ObjectKey};

@@ -16,6 +16,8 @@ use crate::credentials::Config;
 use crate::endpoint::{Endpoint, Stream, TlsFiles};
 use crate::pipes::{Body, whole};
 
+pub(crate) use skep_api::escape;
+
 pub(crate) const DEFAULT_HOST: &str = "unix:///run/skep/skep.sock";
 const API: &str = "/v1.50";
 
@@ -265,10 +267,4 @@ where
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     tokio::spawn(async move { drop(connection.with_upgrades().await) });
     Ok(sender.send_request(request).await?)
-}
-
-/// Escapes a value for a query.
-pub(crate) fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -14,6 +14,7 @@ use skep_engine::{ExternalRuntime, IdMap, LogConfig, Proxies, RegistryConfig, St
 
 pub use self::args::DaemonArgs;
 pub(crate) use self::containers::ContainerSettings;
+pub(crate) use self::containers::ulimit;
 use self::networks::NetworkSettings;
 use self::values::{
     api_tls, data_path, id_map, key_period, labels, listeners, log, raft_heartbeat, read_file, runtimes, storage,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{DaemonConfig, DataPathWay, Listener};
+use crate::http::build::buildkit::BuildKit;
 use crate::http::{self, tls_listener};
 use crate::metrics;
 use crate::swarm::{Swarm, SwarmConfig};
@@ -32,6 +33,7 @@ pub(crate) struct Daemon {
     /// Names this daemon, as `docker info` shows it.
     pub(crate) id: String,
     pub(crate) stop: CancellationToken,
+    pub(crate) build_kit: Arc<BuildKit>,
 }
 
 fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
@@ -80,6 +82,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
         engine: engine.clone(),
         swarm: swarm.clone(),
         stop: CancellationToken::new(),
+        build_kit: Arc::default(),
         config,
     });
     let servers = TaskTracker::new();

@@ -1,6 +1,6 @@
 //! The Engine API over HTTP.
 
-mod build;
+pub(crate) mod build;
 mod containers;
 mod error;
 mod events;
@@ -172,6 +172,8 @@ fn images_router() -> Router<Arc<Daemon>> {
         .route("/images/{*rest}", get(images::get).post(images::post).delete(images::remove))
         .route("/build", post(build::build))
         .route("/build/prune", post(build::prune))
+        .route("/grpc", post(build::buildkit::grpc))
+        .route("/session", post(build::buildkit::session))
         .route("/commit", post(containers::files::commit))
         .route("/distribution/{*rest}", get(images::distribution))
 }
@@ -202,7 +204,7 @@ async fn finish(request: Request, next: Next) -> Response {
 }
 
 /// What the Engine API has beside the paths that are served.
-const UNSUPPORTED: [&str; 4] = ["/plugins/", "/session", "/grpc", "/checkpoints"];
+const UNSUPPORTED: [&str; 2] = ["/plugins/", "/checkpoints"];
 
 async fn unknown(uri: Uri) -> ApiError {
     let path = uri.path();

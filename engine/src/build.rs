@@ -11,8 +11,11 @@ mod running;
 mod stage;
 mod words;
 
-pub use builder::{BuildError, BuildOptions, BuildOutput};
+pub use builder::{
+    BuildError, BuildOptions, BuildOutput, Client as BuildClient, Lender, Lending, NamedContext, Step as BuildStep,
+};
 pub(crate) use context::clean;
+pub use context::ignored_patterns;
 pub use copying::{fetch, unpack_context};
 pub use plan::check_dockerfile;
 

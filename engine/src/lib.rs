@@ -17,7 +17,10 @@ mod tree;
 mod turns;
 mod volume;
 
-pub use build::{BuildError, BuildOptions, BuildOutput, check_dockerfile, fetch, unpack_context};
+pub use build::{
+    BuildClient, BuildError, BuildOptions, BuildOutput, BuildStep, Lender, Lending, NamedContext, check_dockerfile,
+    fetch, ignored_patterns, unpack_context,
+};
 pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::config::{

@@ -59,6 +59,13 @@ impl ContainerSettings {
     }
 }
 
+/// Reads `NAME=SOFT[:HARD]`.
+pub(crate) fn ulimit(text: &str) -> Option<Ulimit> {
+    let (name, limits) = text.split_once('=')?;
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    Some(Ulimit { name: name.to_owned(), soft: soft.parse().ok()?, hard: hard.parse().ok()? })
+}
+
 fn ulimits(args: &DaemonArgs, file: &ConfigFile, problems: &mut Vec<String>) -> Vec<Ulimit> {
     let of_file = file.default_ulimits.iter().map(|(name, limit)| {
         let name = if limit.name.is_empty() { name.clone() } else { limit.name.clone() };
@@ -66,12 +73,7 @@ fn ulimits(args: &DaemonArgs, file: &ConfigFile, problems: &mut Vec<String>) -> 
     });
     let mut all: Vec<Ulimit> = of_file.collect();
     for text in &args.default_ulimits {
-        let read = |text: &str| {
-            let (name, limits) = text.split_once('=')?;
-            let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
-            Some(Ulimit { name: name.to_owned(), soft: soft.parse().ok()?, hard: hard.parse().ok()? })
-        };
-        match read(text) {
+        match ulimit(text) {
             Some(limit) => all.push(limit),
             None => problems.push(format!("default-ulimit {text:?} cannot be read: write NAME=SOFT[:HARD]")),
         }

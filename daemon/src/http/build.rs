@@ -1,9 +1,10 @@
 //! Building images: the context comes as an archive, the progress goes as lines.
 
+pub(crate) mod buildkit;
 mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use axum::Json;
 use axum::extract::{Query, Request};
@@ -14,7 +15,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, with_causes};
-use skep_engine::{BuildError, BuildOptions, BuildOutput, Credentials, NetworkMode, ResourceLimits};
+use skep_engine::{
+    BuildClient, BuildError, BuildOptions, BuildOutput, Credentials, Engine, Lender, Lending, NetworkMode,
+    ResourceLimits,
+};
 use tokio::sync::mpsc;
 
 use super::networks::joining::joinable;
@@ -100,8 +104,8 @@ impl BuildQuery {
             shm_size_bytes: self.shmsize,
             cgroup_parent: self.cgroupparent.clone(),
             ulimits: map("ulimits", &self.ulimits)?,
-            secrets: secrets(headers)?,
-            credentials: registry_config(headers)?,
+            client: BuildClient::new(Given { secrets: secrets(headers)?, credentials: registry_config(headers)? }),
+            ..BuildOptions::default()
         })
     }
 }
@@ -198,8 +202,39 @@ fn secrets(headers: &HeaderMap) -> Result<BTreeMap<String, SecretBytes>, ApiErro
     secrets.into_iter().map(secret).collect()
 }
 
+/// What came with the request.
+struct Given {
+    secrets: BTreeMap<String, SecretBytes>,
+    /// By registry.
+    credentials: BTreeMap<String, Credentials>,
+}
+
+impl Lender for Given {
+    fn secret<'a>(&'a self, id: &'a str) -> Lending<'a, Result<Option<SecretBytes>, String>> {
+        Box::pin(async { Ok(self.secrets.get(id).cloned()) })
+    }
+
+    fn credentials<'a>(&'a self, registry: &'a str) -> Lending<'a, Credentials> {
+        // Under this name clients keep what they log in with there.
+        let name = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
+        Box::pin(async move { self.credentials.get(name).cloned().unwrap_or_default() })
+    }
+}
+
 /// A build's context on disk, gone with the build.
 struct Context(PathBuf);
+
+impl Context {
+    fn new(engine: &Engine) -> Result<Self, ApiError> {
+        let dir = engine.data_dir().join(format!("tmp/build-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir_all(&dir).map_err(|error| ApiError::internal(format!("{}: {error}", dir.display())))?;
+        Ok(Self(dir))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for Context {
     fn drop(&mut self) {
@@ -217,18 +252,16 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
     if let Some(wrong) = options.tags.iter().find(|tag| skep_engine::normalize(tag).is_none()) {
         return Err(ApiError::bad_request(format!("invalid reference format: {wrong:?}")));
     }
-    let dir = state.engine.data_dir().join(format!("tmp/build-{:016x}", rand::random::<u64>()));
-    std::fs::create_dir_all(&dir).map_err(|error| ApiError::internal(format!("{}: {error}", dir.display())))?;
-    let context = Context(dir);
-    let mut root = context.0.clone();
+    let context = Context::new(&state.engine)?;
+    let mut root = context.path().to_owned();
     if query.remote.is_empty() {
-        let into = context.0.clone();
+        let into = root.clone();
         let unpacked = read_body(request.into_body(), move |archive| skep_engine::unpack_context(archive, &into)).await;
         unpacked.map_err(ApiError::internal)?.map_err(|error| {
             ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
         })?;
     } else {
-        let fetched = remote::fetch(&query.remote, &context.0).await.map_err(ApiError::bad_request)?;
+        let fetched = remote::fetch(&query.remote, context.path()).await.map_err(ApiError::bad_request)?;
         if fetched.is_dockerfile {
             options.dockerfile = "Dockerfile".into();
         }
@@ -243,9 +276,11 @@ pub(super) async fn build(state: State, request: Request) -> Result<Response, Ap
         let relay = async {
             while let Some(output) = told.recv().await {
                 let value = match output {
-                    BuildOutput::Text(_) if quiet => continue,
-                    BuildOutput::Text(text) => json!({"stream": text}),
                     BuildOutput::Image(id) => json!({"aux": {"ID": id}}),
+                    other => match other.text().filter(|_| !quiet) {
+                        Some(text) => json!({"stream": text}),
+                        None => continue,
+                    },
                 };
                 if lines.send(value).await.is_err() {
                     // The client is gone: the build is given up at its next word.

@@ -22,6 +22,11 @@ impl ApiError {
         Self { status, message: message.to_string() }
     }
 
+    /// What the client is told.
+    pub(crate) fn text(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn bad_request(message: impl ToString) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }

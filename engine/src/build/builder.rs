@@ -5,7 +5,10 @@
 //! layer as long as some image has that; so it grows with images and goes with them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -20,6 +23,7 @@ use crate::build::plan::Plan;
 use crate::build::stage::Mounted;
 use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
+use crate::container::logs::Stream;
 use crate::engine::{EngineError, now};
 use crate::image::pull::Credentials;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image};
@@ -51,18 +55,114 @@ pub struct BuildOptions {
     pub shm_size_bytes: i64,
     pub cgroup_parent: String,
     pub ulimits: Vec<Ulimit>,
-    /// What `RUN --mount=type=secret` shows, by id.
-    pub secrets: BTreeMap<String, SecretBytes>,
-    /// By registry.
-    pub credentials: BTreeMap<String, Credentials>,
+    /// Where the Dockerfile lies, if not in the context.
+    pub dockerfile_dir: Option<PathBuf>,
+    /// What else may be copied from and built upon, by name; it goes before stages and images that are called so.
+    pub contexts: BTreeMap<String, NamedContext>,
+    pub client: Client,
+    /// Whether what stages say is told at once; if not, in the order of the file.
+    pub at_once: bool,
 }
 
-/// What a build tells while it runs.
+/// A context beside the main one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A directory of files.
+    Files(PathBuf),
+    /// An image's name.
+    Image(String),
+}
+
+pub type Lending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whoever wants a build, and lends it what they have.
+pub trait Lender: Send + Sync {
+    /// What `RUN --mount=type=secret` shows.
+    fn secret<'a>(&'a self, id: &'a str) -> Lending<'a, Result<Option<SecretBytes>, String>>;
+
+    fn credentials<'a>(&'a self, registry: &'a str) -> Lending<'a, Credentials>;
+}
+
+/// A build's client; without one, nothing is lent.
+#[derive(Clone, Default)]
+pub struct Client(Option<Arc<dyn Lender>>);
+
+impl Client {
+    pub fn new(lender: impl Lender + 'static) -> Self {
+        Self(Some(Arc::new(lender)))
+    }
+
+    pub(super) async fn secret(&self, id: &str) -> Result<Option<SecretBytes>, String> {
+        match &self.0 {
+            Some(lender) => lender.secret(id).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn credentials(&self, registry: &str) -> Credentials {
+        match &self.0 {
+            Some(lender) => lender.credentials(registry).await,
+            None => Credentials::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Client" } else { "Client(none)" })
+    }
+}
+
+/// One instruction of a Dockerfile, as it is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Among those of all stages that are built, from 1.
+    pub number: usize,
+    pub of: usize,
+    /// The instruction with its flags.
+    pub text: String,
+    /// Empty: the only one, without a name.
+    pub stage: String,
+    /// Which of its stage's steps that change files it is, from 1, and how many those are; none: it changes no file.
+    pub place: Option<(usize, usize)>,
+}
+
+/// What a build tells while it runs; steps go by their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BuildOutput {
+    Started(Step),
+    /// It was done before.
+    Cached(usize),
+    /// It runs in a container.
+    Running(usize, String),
+    /// What its command writes.
+    Written(usize, Stream, Vec<u8>),
+    /// It came to this key.
+    Ended(usize, String),
+    Failed(usize, String),
+    /// What is no step's.
     Text(String),
     /// The image it came to.
     Image(String),
+}
+
+impl BuildOutput {
+    /// As Docker's classic builder writes it.
+    pub fn text(&self) -> Option<String> {
+        Some(match self {
+            Self::Started(step) => format!("Step {}/{} : {}\n", step.number, step.of, step.text),
+            Self::Cached(_) => " ---> Using cache\n".into(),
+            Self::Running(_, id) => format!(" ---> Running in {}\n", short(id)),
+            Self::Written(_, stream, bytes) => {
+                let text = String::from_utf8_lossy(bytes);
+                // Red.
+                if *stream == Stream::Stderr { format!("\x1b[91m{text}\x1b[0m") } else { text.into_owned() }
+            }
+            Self::Ended(_, key) => format!(" ---> {}\n", short(key)),
+            Self::Text(text) => text.clone(),
+            Self::Failed(..) | Self::Image(_) => return None,
+        })
+    }
 }
 
 /// Why a build came to nothing.
@@ -103,9 +203,6 @@ impl Stage {
     }
 }
 
-/// What a step says that was done before.
-pub(super) const USING_CACHE: &str = " ---> Using cache\n";
-
 pub(super) fn short(id: &str) -> &str {
     let hex = id.strip_prefix("sha256:").unwrap_or(id);
     &hex[..hex.len().min(12)]
@@ -123,23 +220,38 @@ pub(super) struct Builder {
     pub(super) output: mpsc::Sender<BuildOutput>,
     /// Steps before this one, of all stages.
     pub(super) step: usize,
+    /// Steps of this stage so far that change files.
+    pub(super) place: usize,
+}
+
+/// Whether an instruction is one that may come to a layer, or brings layers with it.
+fn changes_files(instruction: &Instruction) -> bool {
+    matches!(instruction.name.as_str(), "FROM" | "RUN" | "COPY" | "ADD" | "WORKDIR")
 }
 
 impl Builder {
-    pub(super) async fn tell(&self, text: String) -> Result<(), BuildError> {
-        self.output.send(BuildOutput::Text(text)).await.map_err(|_| BuildError::GivenUp)
+    pub(super) async fn tell(&self, output: BuildOutput) -> Result<(), BuildError> {
+        self.output.send(output).await.map_err(|_| BuildError::GivenUp)
     }
 
     pub(super) async fn stage(mut self) -> Result<Stage, BuildError> {
+        let built = self.steps().await;
+        if let Err(error) = &built {
+            self.tell(BuildOutput::Failed(self.step, error.to_string())).await?;
+        }
+        built
+    }
+
+    async fn steps(&mut self) -> Result<Stage, BuildError> {
         let plan = self.plan.clone();
         let written = &plan.written[self.number];
         self.next_step(&written.from).await?;
         let platform = plan.platform(written)?;
         let mut stage = self.base(&plan.base_name(written)?, platform.as_ref()).await?;
-        self.tell(format!(" ---> {}\n", short(&stage.key))).await?;
+        self.tell(BuildOutput::Ended(self.step, stage.key.clone())).await?;
         let triggers = std::mem::take(&mut stage.draft.config.on_build);
         if !triggers.is_empty() {
-            self.tell(format!("# Executing {} build triggers\n", triggers.len())).await?;
+            self.tell(BuildOutput::Text(format!("# Executing {} build triggers\n", triggers.len()))).await?;
         }
         for trigger in triggers {
             let instruction = parse::instruction(written.from.line, &trigger).map_err(BuildError::Dockerfile)?;
@@ -148,17 +260,26 @@ impl Builder {
         for instruction in &written.body {
             self.next_step(instruction).await?;
             self.apply(&mut stage, instruction).await?;
-            self.tell(format!(" ---> {}\n", short(&stage.key))).await?;
+            self.tell(BuildOutput::Ended(self.step, stage.key.clone())).await?;
         }
         Ok(stage)
     }
 
     async fn next_step(&mut self, instruction: &Instruction) -> Result<(), BuildError> {
         self.step += 1;
+        if changes_files(instruction) {
+            self.place += 1;
+        }
         let flags: String = instruction.flags.iter().map(|(key, value)| format!("--{key}={value} ")).collect();
-        let text =
-            format!("Step {}/{} : {} {flags}{}\n", self.step, self.plan.steps, instruction.name, instruction.rest);
-        self.tell(text).await
+        let of = 1 + self.plan.written[self.number].body.iter().filter(|step| changes_files(step)).count();
+        let step = Step {
+            number: self.step,
+            of: self.plan.steps,
+            text: format!("{} {flags}{}", instruction.name, instruction.rest),
+            stage: self.plan.stage_name(self.number),
+            place: changes_files(instruction).then_some((self.place, of)),
+        };
+        self.tell(BuildOutput::Started(step)).await
     }
 
     /// What a stage begins with: nothing, another stage, or an image.
@@ -169,7 +290,10 @@ impl Builder {
             let platform = platform.cloned().unwrap_or_else(Platform::own);
             return Ok(Stage { key: key(&["scratch", &platform.to_string()]), draft, platform, ..Stage::default() });
         }
-        if let Some(other) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
+        let named = self.plan.options.contexts.get(name);
+        if named.is_none()
+            && let Some(other) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other))
+        {
             let mut stage = other.clone();
             stage.args.clear();
             stage.draft.cmd_is_own = false;
@@ -194,13 +318,23 @@ impl Builder {
     }
 
     pub(super) async fn image(&self, name: &str, platform: Option<&Platform>) -> Result<Image, BuildError> {
+        let name = match self.plan.options.contexts.get(name) {
+            Some(NamedContext::Image(image)) => image,
+            Some(NamedContext::Files(_)) => {
+                return Err(BuildError::Dockerfile(format!(
+                    "the context {name} is a directory: it can be copied from, but nothing can be built upon it"
+                )));
+            }
+            None => name,
+        };
         match self.plan.engine.image_for(name, platform) {
             Ok(image) if !self.plan.options.pull || normalize(name) == normalize(crate::image::builtin::WHOAMI) => {
                 Ok(image)
             }
             _ => {
-                let registry = name.split('/').next().unwrap_or_default();
-                let credentials = self.plan.options.credentials.get(registry).cloned().unwrap_or_default();
+                let full = normalize(name).unwrap_or_default();
+                let registry = full.split('/').next().unwrap_or_default();
+                let credentials = self.plan.options.client.credentials(registry).await;
                 let (progress, mut steps) = mpsc::channel(64);
                 let drain = async { while steps.recv().await.is_some() {} };
                 let pulled = async {
@@ -228,7 +362,7 @@ impl Builder {
             let state = serde_json::to_string(&stage.draft.config).unwrap_or_default();
             stage.key = key(&[&before.key, &instruction.name, &state]);
             if self.plan.cached(&stage.key).is_some() {
-                self.tell(USING_CACHE.into()).await?;
+                self.tell(BuildOutput::Cached(self.step)).await?;
             } else {
                 self.plan.remember(&stage.key, "")?;
             }
@@ -288,7 +422,7 @@ impl Builder {
         let failed = |error: io::Error| BuildError::Step { step: format!("WORKDIR {dir}"), reason: error.to_string() };
         let store = self.plan.engine.image_store();
         if let Some(layer) = self.plan.cached(&stage.key) {
-            self.tell(USING_CACHE.into()).await?;
+            self.tell(BuildOutput::Cached(self.step)).await?;
             layer.filter(|layer| !layer.is_empty()).into_iter().for_each(|layer| stage.add_layer(layer));
             Self::note(stage, instruction, true);
             return Ok(());

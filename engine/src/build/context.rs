@@ -24,23 +24,14 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// A build's context, which may leave files out.
-    pub(crate) fn context(root: &Path, dockerfile: &str) -> io::Result<Self> {
+    /// A build's context, which may leave files out; the Dockerfile may lie elsewhere.
+    pub(crate) fn context(root: &Path, dockerfile_dir: &Path, dockerfile: &str) -> io::Result<Self> {
         let own = format!("{dockerfile}.dockerignore");
-        let file =
-            sys::open_in_root(root, Path::new(&own)).or_else(|_| sys::open_in_root(root, Path::new(".dockerignore")));
-        let mut text = String::new();
-        if let Ok(file) = file {
-            file.take(IGNORE_LEN_MAX).read_to_string(&mut text)?;
-        }
-        let mut ignored = Vec::new();
-        // Some editors begin a file with a byte-order mark.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern.trim(), true));
-            ignored.push((glob(&clean(pattern).to_string_lossy())?, again));
-        }
-        Ok(Self { root: root.to_owned(), has_owners: false, ignored })
+        let file = sys::open_in_root(dockerfile_dir, Path::new(&own))
+            .or_else(|_| sys::open_in_root(root, Path::new(".dockerignore")));
+        let patterns = file.map_or(Ok(Vec::new()), read_patterns)?;
+        let ignored = patterns.iter().map(|(pattern, again)| Ok((glob(pattern)?, *again)));
+        Ok(Self { root: root.to_owned(), has_owners: false, ignored: ignored.collect::<io::Result<_>>()? })
     }
 
     /// All files of a file system.
@@ -131,6 +122,26 @@ impl Sources {
     }
 }
 
+/// What a file like `.dockerignore` leaves out, and whether it lets that in again.
+fn read_patterns(file: fs::File) -> io::Result<Vec<(String, bool)>> {
+    let mut text = String::new();
+    file.take(IGNORE_LEN_MAX).read_to_string(&mut text)?;
+    // Some editors begin a file with a byte-order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let pattern = |line: &str| {
+        let (pattern, again) = line.strip_prefix('!').map_or((line, false), |pattern| (pattern.trim(), true));
+        (clean(pattern).to_string_lossy().into_owned(), again)
+    };
+    Ok(lines.map(pattern).collect())
+}
+
+/// The patterns of a file like `.dockerignore` as those who send files take them.
+pub fn ignored_patterns(file: &Path) -> io::Result<Vec<String>> {
+    let patterns = read_patterns(fs::File::open(file)?)?;
+    Ok(patterns.into_iter().map(|(pattern, again)| if again { format!("!{pattern}") } else { pattern }).collect())
+}
+
 fn missing(pattern: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::NotFound,
@@ -168,7 +179,7 @@ mod tests {
             fs::write(dir.path().join(path), path).unwrap();
         }
         fs::write(dir.path().join(".dockerignore"), "# no\n*.txt\n!b.txt\n**/*.o\n/target\n").unwrap();
-        let sources = Sources::context(dir.path(), "Dockerfile").unwrap();
+        let sources = Sources::context(dir.path(), dir.path(), "Dockerfile").unwrap();
         let ignored = |path: &str| sources.is_ignored(Path::new(path));
         assert!(ignored("a.txt") && !ignored("b.txt") && !ignored("src/c.txt"));
         assert!(ignored("src/deep/d.o") && ignored("target/x") && ignored("target"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::build::builder::{BuildError, Builder, Stage, absolute, key};
+use crate::build::builder::{BuildError, BuildOutput, Builder, NamedContext, Stage, absolute, key};
 use crate::build::context::{Sources, clean};
 use crate::build::parse::Instruction;
 use crate::build::stage::{self, CopyOptions, Mounted};
@@ -29,14 +29,9 @@ impl Builder {
         let target = absolute(working_dir, target);
         let step = format!("{} {}", instruction.name, instruction.rest);
         let failed = |error: io::Error| BuildError::Step { step: step.clone(), reason: error.to_string() };
-        let origin = match &from {
-            Some(name) => Some(self.origin(name).await?),
-            None => None,
-        };
         let store = self.plan.engine.image_store().clone();
-        let other = origin.map(|layers| Mounted::new(&self.plan.engine, &layers)).transpose().map_err(failed)?;
-        let whole = other.as_ref().map(|other| Sources::whole(&other.root()));
-        let sources_of = whole.as_ref().unwrap_or(&self.plan.context);
+        let opened = self.open(from.as_deref().unwrap_or_default()).await?;
+        let sources_of = opened.sources(&self.plan.context);
         let options = CopyOptions { keeps_owners: sources_of.has_owners(), ..options };
         let mut pieces = Pieces::default();
         for source in sources {
@@ -66,7 +61,7 @@ impl Builder {
         let how = format!("{options:?}");
         stage.key = key(&[&stage.key, &instruction.name, &content, &target, &how]);
         if let Some(Some(layer)) = self.plan.cached(&stage.key) {
-            self.tell(" ---> Using cache\n".into()).await?;
+            self.tell(BuildOutput::Cached(self.step)).await?;
             stage.add_layer(layer);
             Self::note(stage, instruction, false);
             return Ok(());
@@ -109,13 +104,55 @@ impl Builder {
         Ok((options, from))
     }
 
-    /// The layers that `--from` names: another stage's, or an image's.
-    pub(super) async fn origin(&self, name: &str) -> Result<Vec<String>, BuildError> {
-        if let Some(stage) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other)) {
-            return Ok(stage.layers.clone());
+    /// What `--from` names: another context, another stage, or an image.
+    pub(super) async fn origin(&self, name: &str) -> Result<Origin, BuildError> {
+        if let Some(NamedContext::Files(dir)) = self.plan.options.contexts.get(name) {
+            return Ok(Origin::Files(dir.clone()));
+        }
+        if !self.plan.options.contexts.contains_key(name)
+            && let Some(stage) = self.plan.stage_of(name, self.number).and_then(|other| self.done.get(&other))
+        {
+            return Ok(Origin::Layers(stage.layers.clone()));
         }
         let platform = self.plan.platform(&self.plan.written[self.number])?;
-        Ok(self.image(name, platform.as_ref()).await?.layers)
+        Ok(Origin::Layers(self.image(name, platform.as_ref()).await?.layers))
+    }
+
+    /// Opens what `--from` names; nothing stands for the context.
+    pub(super) async fn open(&self, from: &str) -> Result<Opened, BuildError> {
+        if from.is_empty() {
+            return Ok(Opened::default());
+        }
+        let failed = |error: io::Error| BuildError::Step { step: format!("opening {from}"), reason: error.to_string() };
+        let origin = self.origin(from).await?;
+        let (sources, mounted) = match origin {
+            Origin::Files(dir) => (Sources::context(&dir, &dir, "").map_err(failed)?, None),
+            Origin::Layers(layers) => {
+                let mounted = Mounted::new(&self.plan.engine, &layers).map_err(failed)?;
+                (Sources::whole(&mounted.root()), Some(mounted))
+            }
+        };
+        Ok(Opened { sources: Some(sources), _mounted: mounted })
+    }
+}
+
+/// What `--from` names.
+pub(super) enum Origin {
+    Files(PathBuf),
+    Layers(Vec<String>),
+}
+
+/// What is copied from, while it is.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// None: the context's.
+    sources: Option<Sources>,
+    _mounted: Option<Mounted>,
+}
+
+impl Opened {
+    pub(super) fn sources<'a>(&'a self, context: &'a Sources) -> &'a Sources {
+        self.sources.as_ref().unwrap_or(context)
     }
 }
 

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::build::builder::{BuildError, Builder, Stage, absolute, key};
-use crate::build::context::{Sources, clean};
+use crate::build::context::clean;
+use crate::build::copying::Origin;
 use crate::build::parse::Instruction;
-use crate::build::stage::{self, CopyOptions, Mounted};
+use crate::build::stage::{self, CopyOptions};
 use crate::build::words;
 use crate::container::config::{ContainerConfig, ContainerMount, MountSource, Payload};
 use crate::container::logs::config::parse_size;
@@ -187,12 +188,21 @@ impl Builder {
         for mount in mounts {
             parts.push(format!("{mount:?}"));
             let Kind::Bind { from, source, .. } = &mount.kind else { continue };
-            parts.push(if from.is_empty() {
-                let mut hash = Sha256::new();
-                self.plan.context.hash(&clean(source), &mut hash).map_err(|error| failed(mount, &error))?;
-                hex::encode(hash.finalize())
+            let layers = match from.as_str() {
+                "" => None,
+                from => match self.origin(from).await? {
+                    Origin::Layers(layers) => Some(layers),
+                    Origin::Files(_) => None,
+                },
+            };
+            parts.push(if let Some(layers) = layers {
+                layers.join(" ")
             } else {
-                self.origin(from).await?.join(" ")
+                let opened = self.open(from).await?;
+                let mut hash = Sha256::new();
+                let hashed = opened.sources(&self.plan.context).hash(&clean(source), &mut hash);
+                hashed.map_err(|error| failed(mount, &error))?;
+                hex::encode(hash.finalize())
             });
         }
         Ok(key(&parts.iter().map(String::as_str).collect::<Vec<_>>()))
@@ -220,7 +230,7 @@ impl Builder {
                     continue;
                 }
                 Kind::Secret { .. } => {
-                    self.show_secret(mount, config)?;
+                    self.show_secret(mount, config).await?;
                     continue;
                 }
                 Kind::Ssh => continue,
@@ -237,15 +247,8 @@ impl Builder {
         let engine = &self.plan.engine;
         let dir = engine.image_store().incoming()?;
         held.copies.push(dir.clone());
-        let origin = match from {
-            "" => None,
-            from => {
-                let layers = self.origin(from).await.map_err(io::Error::other)?;
-                Some(Mounted::new(engine, &layers)?)
-            }
-        };
-        let whole = origin.as_ref().map(|origin| Sources::whole(&origin.root()));
-        let sources = whole.as_ref().unwrap_or(&self.plan.context);
+        let opened = self.open(from).await.map_err(io::Error::other)?;
+        let sources = opened.sources(&self.plan.context);
         let options = CopyOptions { keeps_owners: sources.has_owners(), ..CopyOptions::default() };
         tokio::task::block_in_place(|| {
             let paths = sources.find(source)?;
@@ -282,14 +285,15 @@ impl Builder {
         engine.image_store().cache_mounts().join(name)
     }
 
-    fn show_secret(&self, mount: &RunMount, config: &mut ContainerConfig) -> Result<(), BuildError> {
+    async fn show_secret(&self, mount: &RunMount, config: &mut ContainerConfig) -> Result<(), BuildError> {
         let Kind::Secret { id, variable, required, owner: (uid, gid), mode } = &mount.kind else { return Ok(()) };
-        let Some(secret) = self.plan.options.secrets.get(id) else {
+        let lent = self.plan.options.client.secret(id).await;
+        let Some(secret) = lent.map_err(|why| BuildError::Dockerfile(format!("secret {id}: {why}")))? else {
             return match required {
                 false => Ok(()),
-                true => Err(BuildError::Dockerfile(format!(
-                    "secret {id}: not found: give it by 'skep build --secret id={id},src=FILE'"
-                ))),
+                true => {
+                    Err(BuildError::Dockerfile(format!("secret {id}: not found: give it by --secret id={id},src=FILE")))
+                }
             };
         };
         if !variable.is_empty() {

@@ -59,7 +59,8 @@ impl Engine {
     ) -> Result<Image, BuildError> {
         let _under_way = self.layers_under_way().await;
         let name = if options.dockerfile.is_empty() { "Dockerfile" } else { &options.dockerfile };
-        let text = read_dockerfile(context, name)?;
+        let dockerfile_dir = options.dockerfile_dir.as_deref().unwrap_or(context);
+        let text = read_dockerfile(dockerfile_dir, name)?;
         let file = parse::dockerfile(&text).map_err(BuildError::Dockerfile)?;
         let tags: BTreeSet<String> = options
             .tags
@@ -68,7 +69,7 @@ impl Engine {
                 normalize(tag).ok_or_else(|| BuildError::Dockerfile(format!("invalid reference format: {tag:?}")))
             })
             .collect::<Result<_, _>>()?;
-        let context = Sources::context(context, name)
+        let context = Sources::context(context, dockerfile_dir, name)
             .map_err(|error| BuildError::Dockerfile(format!(".dockerignore: {error}")))?;
         let plan = Arc::new(Plan::new(self.clone(), options.clone(), context, file)?);
         let stage = run(&plan, output).await?;
@@ -94,16 +95,20 @@ impl Engine {
 }
 
 /// Builds the stages that are needed, those beside each other that do not need each other. What each says is told
-/// in the order of the file, as if one came after the other.
+/// in the order of the file, as if one came after the other, unless it is wanted at once.
 async fn run(plan: &Arc<Plan>, output: &mpsc::Sender<BuildOutput>) -> Result<Stage, BuildError> {
     let target = plan.target()?;
     let mut waiting = BTreeMap::new();
     let mut told = Vec::new();
     let mut step = 0;
     for &number in &plan.needed {
-        let (output, lines) = mpsc::channel(LINES_AHEAD);
-        waiting.insert(number, (step, output));
-        told.push(lines);
+        if plan.options.at_once {
+            waiting.insert(number, (step, output.clone()));
+        } else {
+            let (output, lines) = mpsc::channel(LINES_AHEAD);
+            waiting.insert(number, (step, output));
+            told.push(lines);
+        }
         step += plan.steps_of(number);
     }
     let relay = async {
@@ -124,7 +129,7 @@ async fn run(plan: &Arc<Plan>, output: &mpsc::Sender<BuildOutput>) -> Result<Sta
             let next = waiting.keys().copied().find(|number| under_way.len() < most && ready(number));
             if let Some((number, (step, output))) = next.and_then(|number| waiting.remove_entry(&number)) {
                 let used = plan.uses(number).into_iter().filter_map(|used| Some((used, done.get(&used)?.clone())));
-                let builder = Builder { plan: plan.clone(), number, done: used.collect(), output, step };
+                let builder = Builder { plan: plan.clone(), number, done: used.collect(), output, step, place: 0 };
                 under_way.spawn(async move { (number, builder.stage().await) });
                 continue;
             }
@@ -246,6 +251,15 @@ impl Plan {
         }
         self.stage_of(wanted, self.written.len())
             .ok_or_else(|| wrong(format!("failed to reach build target {wanted} in Dockerfile: no stage is called so")))
+    }
+
+    /// What a stage is called where steps are told of.
+    pub(super) fn stage_name(&self, number: usize) -> String {
+        match &self.written[number].name {
+            Some(name) => name.clone(),
+            None if self.written.len() == 1 => String::new(),
+            None => format!("stage-{number}"),
+        }
     }
 
     fn steps_of(&self, number: usize) -> usize {

@@ -3,12 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::build::builder::{BuildError, Builder, Stage, USING_CACHE, key, short};
+use crate::build::builder::{BuildError, BuildOutput, Builder, Stage, key};
 use crate::build::mounting::{self, RunMount};
 use crate::build::parse::Instruction;
 use crate::build::stage;
 use crate::container::config::{ContainerConfig, NetworkMode};
-use crate::container::logs::Stream;
 use crate::container::logs::config::{LogConfig, LogDriver};
 use crate::engine::{Engine, RemoveOptions};
 
@@ -40,7 +39,7 @@ impl Builder {
             stage.key = key(&[&stage.key, &self.mounts_key(&mounts).await?]);
         }
         if let Some(Some(layer)) = self.plan.cached(&stage.key) {
-            self.tell(USING_CACHE.into()).await?;
+            self.tell(BuildOutput::Cached(self.step)).await?;
             stage.add_layer(layer);
             Self::note(stage, instruction, false);
             return Ok(());
@@ -90,16 +89,13 @@ impl Builder {
     ) -> Result<String, BuildError> {
         let below: Vec<_> = layers.iter().map(|layer| self.plan.engine.image_store().layer_dir(layer)).collect();
         let id = self.plan.engine.create_on(config, layers)?;
-        self.tell(format!(" ---> Running in {}\n", short(&id))).await?;
+        self.tell(BuildOutput::Running(self.step, id.clone())).await?;
         let gone = Gone { engine: self.plan.engine.clone(), id: id.clone() };
         let attachment = self.plan.engine.attach(&id)?;
         self.plan.engine.start(&id).await?;
         if let Ok(mut attachment) = attachment.await {
             while let Some((stream, bytes)) = attachment.output.next().await {
-                let text = String::from_utf8_lossy(&bytes).into_owned();
-                // Red, as Docker's builder has it.
-                let text = if stream == Stream::Stderr { format!("\x1b[91m{text}\x1b[0m") } else { text };
-                self.tell(text).await?;
+                self.tell(BuildOutput::Written(self.step, stream, bytes)).await?;
             }
         }
         let exit = self.plan.engine.wait(&id).await?;

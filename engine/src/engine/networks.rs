@@ -318,7 +318,13 @@ impl Engine {
         let first = places.first().and_then(|place| self.networks.get(&place.network));
         let bridge = first.filter(|network| !network.internal && network.parent.is_none());
         let bridge = bridge.and_then(|network| network.host_address());
-        vec![through.map(IpAddr::from).or(bridge).unwrap_or_else(|| self.config.bridge.gateway.into())]
+        vec![through.map(IpAddr::from).or(bridge).unwrap_or_else(|| self.bridge_gateway())]
+    }
+
+    /// Where containers of the default bridge reach their host.
+    #[must_use]
+    pub fn bridge_gateway(&self) -> IpAddr {
+        self.config.host_gateways.first().copied().unwrap_or_else(|| self.config.bridge.gateway.into())
     }
 
     /// Whether a network of this host's lets nothing out.
