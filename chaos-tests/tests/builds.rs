@@ -191,7 +191,7 @@ fn mounts_that_cannot_be_are_refused_by_name() {
     take_turn!();
     for (mount, want) in [
         ("type=secret,id=pass,required", "secret pass: not found: give it by 'skep build --secret id=pass,src=FILE'"),
-        ("type=ssh,required", "SSH keys of the client are not handed on"),
+        ("type=ssh,required", "SSH agent default: not found"),
         ("type=bind,source=absent,target=/mnt", "absent"),
         ("type=volume,target=/mnt", "unsupported mount type \"volume\""),
         ("type=bind,source=../../etc,target=/mnt", "etc"),

@@ -82,7 +82,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
         engine: engine.clone(),
         swarm: swarm.clone(),
         stop: CancellationToken::new(),
-        build_kit: Arc::default(),
+        build_kit: Arc::new(BuildKit::new(&config.data_root)),
         config,
     });
     let servers = TaskTracker::new();

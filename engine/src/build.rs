@@ -18,6 +18,7 @@ pub(crate) use context::clean;
 pub use context::ignored_patterns;
 pub use copying::{fetch, unpack_context};
 pub use plan::check_dockerfile;
+pub use stage::ImageFiles;
 
 /// What stands where a container's image is named, for those in which a build runs its commands; no
 /// image can be called so.

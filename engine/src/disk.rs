@@ -35,7 +35,8 @@ pub(crate) fn content(dir: &Path) -> u64 {
 }
 
 /// The bytes that a directory's files take on disk; what cannot be read counts nothing.
-pub(crate) fn usage(dir: &Path) -> u64 {
+#[must_use]
+pub fn usage(dir: &Path) -> u64 {
     sum(dir, &|meta| std::os::unix::fs::MetadataExt::blocks(meta) * 512)
 }
 

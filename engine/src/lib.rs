@@ -18,8 +18,8 @@ mod turns;
 mod volume;
 
 pub use build::{
-    BuildClient, BuildError, BuildOptions, BuildOutput, BuildStep, Lender, Lending, NamedContext, check_dockerfile,
-    fetch, ignored_patterns, unpack_context,
+    BuildClient, BuildError, BuildOptions, BuildOutput, BuildStep, ImageFiles, Lender, Lending, NamedContext,
+    check_dockerfile, fetch, ignored_patterns, unpack_context,
 };
 pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
@@ -41,6 +41,7 @@ pub use container::spec::is_capability;
 pub use container::state::{ContainerState, Exit, Running};
 pub use container::storage::StorageDriver;
 pub use container::user::UserError;
+pub use disk::usage as bytes_below;
 pub use engine::{
     AddressPool, Archiving, Attachment, BlockCount, Change, CommitOptions, ContainerDefaults, Engine, EngineConfig,
     EngineError, EngineEvent, Exec, ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec,

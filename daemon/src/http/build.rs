@@ -55,17 +55,13 @@ pub(super) struct BuildQuery {
     cpuquota: i64,
     shmsize: i64,
     version: String,
+    session: String,
     squash: String,
     outputs: String,
 }
 
 impl BuildQuery {
     fn options(&self, headers: &HeaderMap) -> Result<BuildOptions, ApiError> {
-        if self.version == "2" {
-            return Err(ApiError::unsupported(
-                "BuildKit is not supported: use the classic builder (DOCKER_BUILDKIT=0)",
-            ));
-        }
         let isolation = !matches!(self.isolation.as_str(), "" | "default");
         // An empty list, as clients write it.
         let security = !matches!(self.securityopt.as_str(), "" | "null" | "[]");
@@ -231,6 +227,17 @@ impl Context {
         Ok(Self(dir))
     }
 
+    /// Unpacks the archive that a request brings.
+    async fn of_body(engine: &Engine, request: Request) -> Result<Self, ApiError> {
+        let context = Self::new(engine)?;
+        let into = context.0.clone();
+        let unpacked = read_body(request.into_body(), move |archive| skep_engine::unpack_context(archive, &into)).await;
+        unpacked.map_err(ApiError::internal)?.map_err(|error| {
+            ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
+        })?;
+        Ok(context)
+    }
+
     fn path(&self) -> &Path {
         &self.0
     }
@@ -246,27 +253,27 @@ impl Drop for Context {
 
 pub(super) async fn build(state: State, request: Request) -> Result<Response, ApiError> {
     let query: BuildQuery = read_query(request.uri())?;
+    if query.version == "2" {
+        return buildkit::build(&state, request, &query).await;
+    }
     let mut options = query.options(request.headers())?;
     options.network = network(&state, &query.networkmode).await?;
     (options.tags, options.hosts) = lists(request.uri())?;
     if let Some(wrong) = options.tags.iter().find(|tag| skep_engine::normalize(tag).is_none()) {
         return Err(ApiError::bad_request(format!("invalid reference format: {wrong:?}")));
     }
-    let context = Context::new(&state.engine)?;
-    let mut root = context.path().to_owned();
-    if query.remote.is_empty() {
-        let into = root.clone();
-        let unpacked = read_body(request.into_body(), move |archive| skep_engine::unpack_context(archive, &into)).await;
-        unpacked.map_err(ApiError::internal)?.map_err(|error| {
-            ApiError::bad_request(format!("the build's context cannot be read: {}", with_causes(&error)))
-        })?;
+    let (context, root) = if query.remote.is_empty() {
+        let context = Context::of_body(&state.engine, request).await?;
+        let root = context.path().to_owned();
+        (context, root)
     } else {
+        let context = Context::new(&state.engine)?;
         let fetched = remote::fetch(&query.remote, context.path()).await.map_err(ApiError::bad_request)?;
         if fetched.is_dockerfile {
             options.dockerfile = "Dockerfile".into();
         }
-        root = fetched.root;
-    }
+        (context, fetched.root)
+    };
     skep_engine::check_dockerfile(&root, &options.dockerfile).map_err(ApiError::bad_request)?;
     let quiet = is_on(&query.q);
     let (lines, stream) = mpsc::channel(LINES_AHEAD);
@@ -316,6 +323,11 @@ fn failure(error: &BuildError) -> Value {
 
 /// Removes what builds left that no image has.
 pub(super) async fn prune(state: State) -> Result<Json<Value>, ApiError> {
-    let bytes = state.engine.prune_builds()?;
-    Ok(Json(json!({"CachesDeleted": null, "SpaceReclaimed": bytes})))
+    let mut before = state.engine.build_caches();
+    before.extend(state.build_kit.usage());
+    let bytes = state.build_kit.prune(&state.engine)?;
+    let left: BTreeSet<_> = state.engine.build_caches().into_iter().chain(state.build_kit.usage()).collect();
+    before.retain(|cache| !left.contains(cache));
+    let gone: Vec<String> = before.into_iter().map(|(id, _)| id).collect();
+    Ok(Json(json!({"CachesDeleted": gone, "SpaceReclaimed": bytes})))
 }

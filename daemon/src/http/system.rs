@@ -184,11 +184,10 @@ pub(super) async fn disk_usage(state: State) -> Json<Value> {
                 row
             })
             .collect();
-        let cache = |(id, bytes): (String, u64)| {
-            json!({"ID": id, "Type": "exec.cachemount", "Description": "kept for RUN --mount=type=cache", "InUse": false,
-                "Shared": false, "Size": bytes})
-        };
-        let caches: Vec<Value> = engine.build_caches().into_iter().map(cache).collect();
+        let cache = |kind: &'static str, what: &'static str| move |(id, bytes): (String, u64)| json!({"ID": id, "Type": kind, "Description": what, "InUse": false, "Shared": false, "Size": bytes});
+        let mounts = engine.build_caches().into_iter().map(cache("exec.cachemount", "kept for RUN --mount=type=cache"));
+        let contexts = state.build_kit.usage().into_iter().map(cache("source.local", "a context, for the next build"));
+        let caches: Vec<Value> = mounts.chain(contexts).collect();
         json!({"LayersSize": engine.layers_size(), "Images": images, "Containers": containers, "Volumes": volumes,
             "BuildCache": caches})
     });

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use skep_api::SecretBytes;
 use skep_api::container::Ulimit;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::build::context::clean;
@@ -81,6 +82,16 @@ pub trait Lender: Send + Sync {
     fn secret<'a>(&'a self, id: &'a str) -> Lending<'a, Result<Option<SecretBytes>, String>>;
 
     fn credentials<'a>(&'a self, registry: &'a str) -> Lending<'a, Credentials>;
+
+    /// Whether there is an agent with keys for `RUN --mount=type=ssh`.
+    fn has_agent<'a>(&'a self, _id: &'a str) -> Lending<'a, bool> {
+        Box::pin(async { false })
+    }
+
+    /// Joins a step's connection to the agent until one of them ends it.
+    fn connect_agent<'a>(&'a self, _id: &'a str, _connection: UnixStream) -> Lending<'a, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// A build's client; without one, nothing is lent.
@@ -96,6 +107,19 @@ impl Client {
         match &self.0 {
             Some(lender) => lender.secret(id).await,
             None => Ok(None),
+        }
+    }
+
+    pub(super) async fn has_agent(&self, id: &str) -> bool {
+        match &self.0 {
+            Some(lender) => lender.has_agent(id).await,
+            None => false,
+        }
+    }
+
+    pub(super) async fn connect_agent(&self, id: &str, connection: UnixStream) {
+        if let Some(lender) = &self.0 {
+            lender.connect_agent(id, connection).await;
         }
     }
 

@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::build::builder::{BuildError, Builder, Stage, absolute, key};
 use crate::build::context::clean;
@@ -53,8 +56,13 @@ enum Kind {
         owner: (u32, u32),
         mode: u32,
     },
-    /// Keys of the client's, which it does not lend here.
-    Ssh,
+    /// The agent that holds keys of the client's.
+    Ssh {
+        id: String,
+        required: bool,
+        owner: (u32, u32),
+        mode: u32,
+    },
 }
 
 /// What those get who want a cache that somebody has.
@@ -67,8 +75,23 @@ enum Sharing {
     Locked,
 }
 
+/// Where agents' sockets are, unless a mount says otherwise.
+const AGENTS: &str = "/run/buildkit/ssh_agent";
+
 /// What a mount's place may be called.
 const TARGET: [&str; 3] = ["target", "dst", "destination"];
+
+/// What a mount of a type may say beside its target.
+fn known_keys(kind: &str) -> Result<&'static [&'static str], String> {
+    Ok(match kind {
+        "bind" => &["source", "src", "from", "rw", "readwrite", "ro", "readonly"],
+        "cache" => &["id", "sharing", "uid", "gid", "mode", "ro", "readonly", "rw", "readwrite"],
+        "tmpfs" => &["size"],
+        "secret" => &["id", "source", "src", "env", "required", "uid", "gid", "mode"],
+        "ssh" => &["id", "required", "uid", "gid", "mode"],
+        other => return Err(format!("unsupported mount type {other:?}: use bind, cache, tmpfs, secret or ssh")),
+    })
+}
 
 /// Reads `type=…,target=…`; paths are below the working directory.
 pub(super) fn parse(text: &str, working_dir: &str) -> Result<RunMount, String> {
@@ -83,14 +106,8 @@ pub(super) fn parse(text: &str, working_dir: &str) -> Result<RunMount, String> {
         None => Ok(usual),
         Some(value) => u32::from_str_radix(value, base).map_err(|_| format!("{name}={value:?} is no number")),
     };
-    let (known, kind): (&[&str], &str) = match read(&["type"]).unwrap_or("bind") {
-        kind @ "bind" => (&["source", "src", "from", "rw", "readwrite", "ro", "readonly"], kind),
-        kind @ "cache" => (&["id", "sharing", "uid", "gid", "mode", "ro", "readonly", "rw", "readwrite"], kind),
-        kind @ "tmpfs" => (&["size"], kind),
-        kind @ "secret" => (&["id", "source", "src", "env", "required", "uid", "gid", "mode"], kind),
-        kind @ "ssh" => (&["id", "required", "uid", "gid", "mode"], kind),
-        other => return Err(format!("unsupported mount type {other:?}: use bind, cache, tmpfs or secret")),
-    };
+    let kind = read(&["type"]).unwrap_or("bind");
+    let known = known_keys(kind)?;
     let unknown = pairs.iter().find(|(name, _)| *name != "type" && !TARGET.contains(name) && !known.contains(name));
     if let Some((name, _)) = unknown {
         return Err(format!("unexpected key '{name}' for a mount of type {kind}"));
@@ -137,10 +154,13 @@ pub(super) fn parse(text: &str, working_dir: &str) -> Result<RunMount, String> {
             let (owner, mode) = (owner()?, number("mode", 0o400, 8)?);
             RunMount { target, kind: Kind::Secret { id, variable, required, owner, mode } }
         }
-        _ if truth(&["required"])?.unwrap_or(false) => {
-            return Err("SSH keys of the client are not handed on to builds: leave required out".into());
+        _ => {
+            let id = read(&["id"]).filter(|id| !id.is_empty()).unwrap_or("default").to_owned();
+            let required = truth(&["required"])?.unwrap_or(false);
+            let (owner, mode) = (owner()?, number("mode", 0o600, 8)?);
+            let target = named.unwrap_or_else(|| format!("{AGENTS}.{id}"));
+            RunMount { target, kind: Kind::Ssh { id, required, owner, mode } }
         }
-        _ => RunMount { target: String::new(), kind: Kind::Ssh },
     })
 }
 
@@ -155,6 +175,7 @@ pub(super) fn origins(instruction: &Instruction) -> impl Iterator<Item = String>
 pub(super) struct Held {
     copies: Vec<PathBuf>,
     turns: Vec<Turn>,
+    agents: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Drop for Held {
@@ -166,6 +187,11 @@ impl Drop for Held {
         }
     }
 }
+
+/// What an agent's socket is called in its directory.
+const SOCKET: &str = "agent";
+/// Connections to an agent at a time.
+const CONNECTIONS_MAX: usize = 64;
 
 /// Where a bind's source is copied to: a name that says nothing of it.
 const COPY: &str = "it";
@@ -233,7 +259,10 @@ impl Builder {
                     self.show_secret(mount, config).await?;
                     continue;
                 }
-                Kind::Ssh => continue,
+                Kind::Ssh { .. } => match self.show_agent(mount, config, &mut held).await? {
+                    Some(socket) => (socket, false),
+                    None => continue,
+                },
             };
             let path = self.plan.engine.view_for(config, &source)?.display().to_string();
             let source = MountSource::Bind { path, propagation: String::new(), alone: true, writable_below: false };
@@ -283,6 +312,50 @@ impl Builder {
             }
         };
         engine.image_store().cache_mounts().join(name)
+    }
+
+    /// Has an agent of the client's answer at a socket, if it lends one.
+    async fn show_agent(
+        &self,
+        mount: &RunMount,
+        config: &mut ContainerConfig,
+        held: &mut Held,
+    ) -> Result<Option<PathBuf>, BuildError> {
+        let Kind::Ssh { id, required, owner: (uid, gid), mode } = &mount.kind else { return Ok(None) };
+        let client = &self.plan.options.client;
+        if !client.has_agent(id).await {
+            return match required {
+                false => Ok(None),
+                true => Err(BuildError::Dockerfile(format!("SSH agent {id}: not found: give it by --ssh {id}"))),
+            };
+        }
+        let mut opened = || {
+            let dir = self.plan.engine.image_store().incoming()?;
+            held.copies.push(dir.clone());
+            // The path of a socket may be no longer than 107 bytes.
+            let short = fs::File::open(&dir)?;
+            let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", short.as_raw_fd()))?;
+            let socket = dir.join(SOCKET);
+            chown(&socket, Some(*uid), Some(*gid))?;
+            fs::set_permissions(&socket, fs::Permissions::from_mode(*mode))?;
+            Ok((listener, socket))
+        };
+        let (listener, socket) = opened().map_err(|error: io::Error| failed(mount, &error))?;
+        let (client, id) = (client.clone(), id.clone());
+        held.agents.push(AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                if connections.len() >= CONNECTIONS_MAX {
+                    connections.join_next().await;
+                }
+                let (client, id) = (client.clone(), id.clone());
+                connections.spawn(async move { client.connect_agent(&id, connection).await });
+            }
+        })));
+        if !config.env.iter().any(|var| var.starts_with("SSH_AUTH_SOCK=")) {
+            config.env.push(format!("SSH_AUTH_SOCK={}", mount.target));
+        }
+        Ok(Some(socket))
     }
 
     async fn show_secret(&self, mount: &RunMount, config: &mut ContainerConfig) -> Result<(), BuildError> {
@@ -376,7 +449,9 @@ mod tests {
         assert_eq!(read("type=tmpfs,target=/t,size=1k").kind, Kind::Tmpfs { size_bytes: Some(1024) });
         assert_eq!(read("type=secret,id=s").target, "/run/secrets/s");
         assert_eq!(read("type=secret,id=s,env=S").target, "");
-        assert_eq!(read("type=ssh").kind, Kind::Ssh);
+        assert_eq!(read("type=ssh").target, "/run/buildkit/ssh_agent.default");
+        let Kind::Ssh { id, mode, .. } = read("type=ssh,id=k,mode=0666").kind else { panic!("it is no agent") };
+        assert_eq!((id.as_str(), mode), ("k", 0o666));
     }
 
     #[test]
@@ -389,7 +464,7 @@ mod tests {
             ("type=cache,target=/c,mode=rwx", "mode=\"rwx\""),
             ("type=tmpfs,target=/t,size=big", "size"),
             ("type=secret", "needs an id"),
-            ("type=ssh,required", "SSH keys"),
+            ("type=ssh,required=perhaps", "required=\"perhaps\""),
             ("target=/t,rw=maybe", "rw=\"maybe\""),
         ] {
             let why = parse(text, "/").unwrap_err();
@@ -406,7 +481,7 @@ mod tests {
         }
         fs::write(changed.join("full/file"), "x").unwrap();
         std::os::unix::fs::symlink(&outside, changed.join("link")).unwrap();
-        let mount = |target: &str| RunMount { target: target.into(), kind: Kind::Ssh };
+        let mount = |target: &str| RunMount { target: target.into(), kind: Kind::Tmpfs { size_bytes: None } };
         let mounts = ["/made/deep", "/kept", "/full/deep", "/link/empty"].map(mount);
         remove_mount_points(&changed, &[layer], &mounts);
         assert!(!changed.join("made").exists() && !changed.join("full/deep").exists());

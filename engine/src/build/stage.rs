@@ -10,11 +10,12 @@ use crate::build::context::{Sources, clean};
 use crate::container::rootfs::ContainerDirs;
 use crate::container::user;
 use crate::engine::Engine;
-use crate::image::store::ImageStore;
+use crate::image::store::{Image, ImageStore};
 use crate::image::{layer, unpack};
 use crate::sys;
 
 /// A file system of layers, mounted, with a new layer on top; gone when it is dropped.
+#[derive(Debug)]
 pub(crate) struct Mounted {
     dirs: ContainerDirs,
 }
@@ -37,6 +38,30 @@ impl Mounted {
     pub(crate) fn seal(self, store: &ImageStore) -> io::Result<String> {
         self.dirs.unmount()?;
         seal_changes(store, &self.dirs, |_| ())
+    }
+}
+
+/// The files of an image, mounted; gone when it is dropped.
+#[derive(Debug)]
+pub struct ImageFiles(Mounted);
+
+impl ImageFiles {
+    /// Where they are.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.0.root()
+    }
+
+    /// Writes an archive of them.
+    pub fn archive(&self, to: impl io::Write) -> io::Result<()> {
+        layer::pack_children(&self.root(), to)
+    }
+}
+
+impl Engine {
+    /// Mounts an image's files.
+    pub fn image_files(&self, image: &Image) -> io::Result<ImageFiles> {
+        Mounted::new(self, &image.layers).map(ImageFiles)
     }
 }
 

@@ -5,13 +5,17 @@
 //! Dockerfile is built by the same builder as all others.
 
 mod control;
+mod directories;
 mod files;
 mod gateway;
 mod job;
+mod output;
+mod over_http;
 mod progress;
 mod request;
 mod session;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::extract::Request;
@@ -22,8 +26,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use skep_api::buildkit::control_server::ControlServer;
 use skep_api::buildkit::frontend::llb_bridge_server::LlbBridgeServer;
+use skep_engine::{Engine, EngineError};
 use tonic::service::Routes;
 
+pub(super) use self::over_http::build;
+
+use self::directories::Directories;
 use self::job::Jobs;
 use self::session::{QUIET_LIMIT, Sessions, WINDOW_LEN};
 use crate::daemon::Daemon;
@@ -34,10 +42,28 @@ const PROTOCOL: HeaderValue = HeaderValue::from_static("h2c");
 const CALL_LEN_MAX: usize = 16 << 20;
 
 /// What is known of such clients.
-#[derive(Default)]
 pub(crate) struct BuildKit {
     sessions: Sessions,
     jobs: Jobs,
+    directories: Directories,
+}
+
+impl BuildKit {
+    /// What is kept of clients' directories is kept below `data_root`.
+    pub(crate) fn new(data_root: &Path) -> Self {
+        let directories = Directories::new(data_root.join("build-contexts"));
+        Self { sessions: Sessions::default(), jobs: Jobs::default(), directories }
+    }
+
+    /// Removes what builds left that no image has; returns how many bytes that were.
+    pub(super) fn prune(&self, engine: &Engine) -> Result<u64, EngineError> {
+        Ok(engine.prune_builds()? + self.directories.prune())
+    }
+
+    /// What is kept of clients' directories, and its bytes.
+    pub(in crate::http) fn usage(&self) -> Vec<(String, u64)> {
+        self.directories.usage()
+    }
 }
 
 /// What serves a client.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::Stream;
 use skep_api::buildkit::control_server::Control;
 use skep_api::buildkit::{
-    BuildkitVersion, DiskUsageRequest, DiskUsageResponse, Exporter, InfoRequest, InfoResponse, ListWorkersRequest,
+    BuildkitVersion, DiskUsageRequest, DiskUsageResponse, InfoRequest, InfoResponse, ListWorkersRequest,
     ListWorkersResponse, Platform, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
     UsageRecord, WorkerRecord,
 };
@@ -16,40 +16,20 @@ use tonic::{Request, Response, Status};
 
 use super::Served;
 use super::job::Job;
+use super::output::Output;
 use crate::daemon::VERSION;
 
-/// What a build comes to.
-#[derive(Debug, PartialEq, Eq)]
-enum Output {
-    /// An image here, with these names.
-    Image(Vec<String>),
-    /// Nothing that is kept, but the image without a name.
-    Nothing,
-}
-
-impl Output {
-    fn read(request: &SolveRequest) -> Result<Self, Status> {
-        let old = (!request.exporter.is_empty())
-            .then(|| Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
-        let exporter = match request.exporters.as_slice() {
-            [] => old,
-            [one] => Some(one.clone()),
-            _ => return Err(Status::unimplemented("a build has one output here: give one --output")),
-        };
-        let Some(exporter) = exporter else { return Ok(Self::Nothing) };
-        match exporter.kind.as_str() {
-            "moby" | "image" => {
-                let names = exporter.attrs.get("name").map(String::as_str).unwrap_or_default();
-                Ok(Self::Image(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()))
-            }
-            other => Err(Status::unimplemented(format!(
-                "--output type={other} is not supported by this builder: build an image, and use 'docker save' or 'docker cp'"
-            ))),
-        }
-    }
-}
-
 impl Served {
+    /// Builds and hands over.
+    pub(super) async fn solve_job(&self, job: &Arc<Job>, request: &SolveRequest) -> Result<SolveResponse, Status> {
+        let output = Output::read(request)?;
+        let exporter_response = match self.built(job, request).await? {
+            Some(image) => self.hand_over(job, &image, &output).await?,
+            None => HashMap::new(),
+        };
+        Ok(SolveResponse { exporter_response })
+    }
+
     /// Builds, or waits for a client that does it by itself; returns the image.
     async fn built(&self, job: &Arc<Job>, request: &SolveRequest) -> Result<Option<Image>, Status> {
         if request.definition.as_ref().is_some_and(|definition| !definition.def.is_empty()) {
@@ -78,28 +58,7 @@ impl Served {
                 "the frontend {frontend} is not supported: this builder has dockerfile.v0"
             )));
         }
-        job.build(&self.daemon.engine, &self.kit.sessions, attributes).await
-    }
-
-    /// Gives an image its names.
-    fn export(&self, job: &Job, image: &Image, names: &[String]) -> Result<HashMap<String, String>, Status> {
-        let step = job.progress.begin("exporting to image");
-        job.progress.note(step, &format!("writing image {}", image.id), 0, true);
-        let named = names.iter().try_for_each(|name| {
-            self.daemon.engine.tag(&image.id, name).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            job.progress.note(step, &format!("naming to {name}"), 0, true);
-            Ok::<_, Status>(())
-        });
-        job.progress.finish(step, named.as_ref().err().map(Status::message));
-        named?;
-        let mut answer = HashMap::from([
-            ("containerimage.digest".to_owned(), image.id.clone()),
-            ("containerimage.config.digest".to_owned(), image.id.clone()),
-        ]);
-        if !names.is_empty() {
-            answer.insert("image.name".to_owned(), names.join(","));
-        }
-        Ok(answer)
+        job.build(&self.daemon.engine, &self.kit, attributes).await
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerRecord> {
@@ -129,14 +88,8 @@ impl Control for Served {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let request = request.into_inner();
-        let job = self.kit.jobs.begin(&request.r#ref, &request.session)?;
-        let output = Output::read(&request)?;
-        let image = self.built(&job, &request).await?;
-        let exporter_response = match (&output, image) {
-            (Output::Image(names), Some(image)) => self.export(&job, &image, names)?,
-            _ => HashMap::new(),
-        };
-        Ok(Response::new(SolveResponse { exporter_response }))
+        let job = self.kit.jobs.begin(&request.r#ref, &request.session, None)?;
+        self.solve_job(&job, &request).await.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
@@ -157,18 +110,21 @@ impl Control for Served {
     }
 
     async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
-        let record = self.daemon.engine.build_caches().into_iter().map(|(id, bytes)| usage(id, bytes)).collect();
+        let caches =
+            self.daemon.engine.build_caches().into_iter().map(|(id, bytes)| usage(id, bytes, "exec.cachemount"));
+        let directories = self.kit.directories.usage().into_iter().map(|(id, bytes)| usage(id, bytes, "source.local"));
+        let record = caches.chain(directories).collect();
         Ok(Response::new(DiskUsageResponse { record }))
     }
 
     async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let bytes = self.daemon.engine.prune_builds().map_err(|error| Status::internal(error.to_string()))?;
-        let gone = (bytes > 0).then(|| Ok(usage("build-cache".to_owned(), bytes)));
+        let bytes = self.kit.prune(&self.daemon.engine).map_err(|error| Status::internal(error.to_string()))?;
+        let gone = (bytes > 0).then(|| Ok(usage("build-cache".to_owned(), bytes, "internal")));
         Ok(Response::new(Box::pin(futures::stream::iter(gone))))
     }
 }
 
-fn usage(id: String, bytes: u64) -> UsageRecord {
+fn usage(id: String, bytes: u64, kind: &str) -> UsageRecord {
     let size = i64::try_from(bytes).unwrap_or(i64::MAX);
-    UsageRecord { id, size, mutable: true, record_type: "exec.cachemount".to_owned(), ..UsageRecord::default() }
+    UsageRecord { id, size, mutable: true, record_type: kind.to_owned(), ..UsageRecord::default() }
 }

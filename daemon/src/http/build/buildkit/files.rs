@@ -1,7 +1,7 @@
 //! Files that come from a client: the directories that it shows to builds.
 //!
 //! The client lists what it has, in the order of paths; each file's place in the list is its number. Content comes for
-//! the numbers that are asked for.
+//! the numbers that are asked for: those of files that are not here already, from another time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -109,6 +109,8 @@ struct Receiver {
     /// Directories made here: nothing is written but into these, so that no link leads elsewhere.
     dirs: BTreeSet<PathBuf>,
     files: BTreeSet<PathBuf>,
+    /// All that was listed.
+    seen: BTreeSet<PathBuf>,
     /// To be asked for.
     waiting: VecDeque<(u32, PathBuf, Stat)>,
     /// Asked for.
@@ -129,6 +131,7 @@ impl Receiver {
             list_is_whole: false,
             dirs: BTreeSet::from([PathBuf::new()]),
             files: BTreeSet::new(),
+            seen: BTreeSet::new(),
             waiting: VecDeque::new(),
             open: BTreeMap::new(),
             is_done: false,
@@ -158,24 +161,37 @@ impl Receiver {
         if !plain || path.as_os_str().is_empty() || !self.dirs.contains(parent) {
             return Err(wrong(format!("{:?} lies in no directory that came before", stat.path)));
         }
+        if !self.seen.insert(path.clone()) {
+            return Err(wrong(format!("{:?} is listed twice", stat.path)));
+        }
         let target = self.root.join(&path);
+        let before = fs::symlink_metadata(&target).ok();
         if stat.mode & DIRECTORY != 0 {
-            fs::create_dir(&target)?;
+            if !before.is_some_and(|meta| meta.is_dir()) {
+                remove(&target)?;
+                fs::create_dir(&target)?;
+            }
             fs::set_permissions(&target, fs::Permissions::from_mode(posix_mode(stat.mode)))?;
             self.dirs.insert(path);
         } else if stat.mode & SYMLINK != 0 {
+            remove(&target)?;
             symlink(&stat.link, &target)?;
         } else if stat.mode & OTHER_KINDS != 0 {
             // Nothing that a build could copy.
+            remove(&target)?;
         } else if stat.link.is_empty() {
-            fs::File::create_new(&target)?;
+            if !before.is_some_and(|meta| is_same(&meta, &stat)) {
+                remove(&target)?;
+                fs::File::create_new(&target)?;
+                self.waiting.push_back((number, target, stat));
+            }
             self.files.insert(path);
-            self.waiting.push_back((number, target, stat));
         } else {
             let linked = PathBuf::from(&stat.link);
             if !self.files.contains(&linked) {
                 return Err(wrong(format!("{:?} is linked to {:?}, which did not come before", stat.path, stat.link)));
             }
+            remove(&target)?;
             fs::hard_link(self.root.join(linked), &target)?;
             self.files.insert(path);
         }
@@ -188,8 +204,7 @@ impl Receiver {
             return file.write_all(data);
         }
         file.set_permissions(fs::Permissions::from_mode(posix_mode(stat.mode)))?;
-        let modified = Duration::from_nanos(u64::try_from(stat.modified).unwrap_or(0));
-        file.set_modified(SystemTime::UNIX_EPOCH + modified)?;
+        file.set_modified(modified(stat))?;
         self.open.remove(&number);
         Ok(())
     }
@@ -213,14 +228,61 @@ impl Receiver {
         self.asking.blocking_send(packet).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
+    /// Takes away what is there from another time and was not listed.
     fn finish(&self) -> io::Result<()> {
-        if self.is_done { Ok(()) } else { Err(wrong("the client broke off")) }
+        if !self.is_done {
+            return Err(wrong("the client broke off"));
+        }
+        for dir in &self.dirs {
+            for entry in fs::read_dir(self.root.join(dir))? {
+                let name = entry?.file_name();
+                if !self.seen.contains(&dir.join(&name)) {
+                    remove(&self.root.join(dir).join(name))?;
+                }
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether a file is the one that is listed, as far as can be told without its content.
+fn is_same(meta: &fs::Metadata, stat: &Stat) -> bool {
+    meta.is_file()
+        && i64::try_from(meta.len()) == Ok(stat.size)
+        && meta.permissions().mode() & 0o7777 == posix_mode(stat.mode)
+        && meta.modified().is_ok_and(|time| time == modified(stat))
+}
+
+fn modified(stat: &Stat) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(stat.modified).unwrap_or(0))
+}
+
+/// Removes what is at a path, if anything is.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn posix_mode(mode: u32) -> u32 {
     let special = SPECIAL.iter().filter(|(go, _)| mode & go != 0).map(|(_, posix)| posix);
     special.fold(mode & 0o777, |mode, bit| mode | bit)
+}
+
+/// A file's mode as Go has it; none if it is no file, directory or link.
+pub(super) fn go_mode(meta: &fs::Metadata) -> Option<u32> {
+    let mode = meta.permissions().mode();
+    let kind = match (meta.is_file(), meta.is_dir(), meta.is_symlink()) {
+        (true, ..) => 0,
+        (_, true, _) => DIRECTORY,
+        (.., true) => SYMLINK,
+        _ => return None,
+    };
+    let special = SPECIAL.iter().filter(|(_, posix)| mode & posix != 0).map(|(go, _)| go);
+    Some(special.fold(kind | mode & 0o777, |mode, bit| mode | bit))
 }
 
 #[cfg(test)]
@@ -271,6 +333,55 @@ mod tests {
         assert_eq!(meta.modified().unwrap(), SystemTime::UNIX_EPOCH + Duration::from_secs(1));
         assert_eq!(fs::read_link(dir.path().join("l")).unwrap(), Path::new("/etc/passwd"));
         assert!(!dir.path().join("p").exists());
+    }
+
+    #[test]
+    fn what_is_here_from_another_time_does_not_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let sized = |path: &str, size: i64| {
+            let mut packet = stat(path, 0o644, "");
+            packet.stat.as_mut().unwrap().size = size;
+            packet
+        };
+        let first = vec![
+            stat("d", DIRECTORY | 0o755, ""),
+            sized("d/f", 3),
+            stat("e", DIRECTORY | 0o755, ""),
+            stat("g", SYMLINK | 0o777, "/etc"),
+            sized("h", 3),
+            sized("i", 3),
+            Packet::default(),
+            data(1, "one"),
+            data(1, ""),
+            data(4, "two"),
+            data(4, ""),
+            data(5, "six"),
+            data(5, ""),
+        ];
+        received(first, dir.path()).0.unwrap();
+        // One is the same, one has grown; a directory is a file now, a link a directory, and one file is gone.
+        let second = vec![
+            stat("d", DIRECTORY | 0o755, ""),
+            sized("d/f", 3),
+            sized("e", 0),
+            stat("g", DIRECTORY | 0o755, ""),
+            sized("g/x", 1),
+            sized("h", 4),
+            Packet::default(),
+            data(2, ""),
+            data(4, "x"),
+            data(4, ""),
+            data(5, "four"),
+            data(5, ""),
+        ];
+        let (taken, told) = received(second, dir.path());
+        taken.unwrap();
+        assert_eq!(told, [(Type::Req, 2), (Type::Req, 4), (Type::Req, 5), (Type::Fin, 0)]);
+        for (path, want) in [("d/f", "one"), ("e", ""), ("g/x", "x"), ("h", "four")] {
+            assert_eq!(fs::read_to_string(dir.path().join(path)).unwrap(), want, "{path}");
+        }
+        assert!(!dir.path().join("i").exists());
+        assert!(!Path::new("/etc/x").exists());
     }
 
     #[test]

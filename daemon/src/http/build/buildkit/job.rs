@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use super::BuildKit;
+use super::directories::{Directories, Kept};
 use super::files::{self, Wanted};
 use super::progress::{OwnStep, Progress};
 use super::request::{self, Asked, Source};
@@ -39,6 +41,8 @@ pub(super) struct Job {
     pub(super) session: String,
     pub(super) progress: Progress,
     pub(super) returned: watch::Sender<Option<Returned>>,
+    /// The context, where it came with the request.
+    given: Option<Context>,
     /// The images that it came to, by the names they have with the client.
     built: Mutex<BTreeMap<String, Image>>,
 }
@@ -77,11 +81,12 @@ impl Drop for UnderWay {
 }
 
 impl Jobs {
-    pub(super) fn begin(&self, name: &str, session: &str) -> Result<UnderWay, Status> {
+    pub(super) fn begin(&self, name: &str, session: &str, given: Option<Context>) -> Result<UnderWay, Status> {
         let job = Arc::new(Job {
             session: session.to_owned(),
             progress: Progress::default(),
             returned: watch::Sender::default(),
+            given,
             built: Mutex::default(),
         });
         {
@@ -127,21 +132,23 @@ impl Job {
     pub(super) async fn build(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
-        sessions: &Sessions,
+        BuildKit { sessions, directories, .. }: &BuildKit,
         attributes: &HashMap<String, String>,
     ) -> Result<String, Status> {
         let asked = request::read(attributes)?;
         let session = sessions.get(&self.session).await?;
         let dir = Context::new(engine).map_err(|error| Status::internal(error.text()))?;
-        let mut fetching = Fetching { job: self, sessions, session: &session, dir: dir.path() };
+        let mut fetching =
+            Fetching { job: self, sessions, directories, session: &session, dir: dir.path(), kept: Vec::new() };
         let (root, mut options) = fetching.all(asked).await?;
+        let kept = std::mem::take(&mut fetching.kept);
         options.client = BuildClient::new(session.clone());
         let (output, mut told) = mpsc::channel(OUTPUT_AHEAD);
         let engine = engine.clone();
         // It goes when nobody waits for it: its containers with it.
         let building = AbortOnDropHandle::new(tokio::spawn(async move {
             let built = engine.build(&root, &options, &output).await;
-            drop(dir);
+            drop((dir, kept));
             built
         }));
         while let Some(output) = told.recv().await {
@@ -169,15 +176,22 @@ fn status(error: &BuildError) -> Status {
 struct Fetching<'a> {
     job: &'a Job,
     sessions: &'a Sessions,
+    directories: &'a Directories,
     session: &'a Session,
-    /// It all lies below.
+    /// What is gone with the build lies below.
     dir: &'a Path,
+    /// What stays for the next.
+    kept: Vec<Kept>,
 }
 
 impl Fetching<'_> {
     /// Returns where the context lies.
     async fn all(&mut self, mut asked: Asked) -> Result<(PathBuf, skep_engine::BuildOptions), Status> {
         let mut options = std::mem::take(&mut asked.options);
+        if let Some(given) = &self.job.given {
+            skep_engine::check_dockerfile(given.path(), &options.dockerfile).map_err(|error| status(&error))?;
+            return Ok((given.path().to_owned(), options));
+        }
         if let Some(dir) = &asked.dockerfile_dir {
             let source = Source::Dir { name: dir.clone(), session: None };
             let step = format!("[internal] load build definition from {}", asked.filename);
@@ -232,13 +246,24 @@ impl Fetching<'_> {
         excluded: Vec<String>,
     ) -> Result<PathBuf, Status> {
         let own = self.job.progress.begin(step);
-        let dir = self.dir.join(into);
+        let dir = self.place(source, into, paths.is_empty());
         let fetched = match std::fs::create_dir_all(&dir) {
             Ok(()) => self.fetch_into(source, &dir, own, paths, excluded).await,
             Err(error) => Err(Status::internal(format!("{}: {error}", dir.display()))),
         };
         self.job.progress.finish(own, fetched.as_ref().err().map(Status::message));
         fetched
+    }
+
+    /// Where files are fetched to: where they were the last time, if all of a directory is wanted.
+    fn place(&mut self, source: &Source, into: &str, is_whole: bool) -> PathBuf {
+        let kept = match source {
+            Source::Dir { name, session: None } if is_whole => self.directories.take(&self.session.shared_key, name),
+            _ => None,
+        };
+        let path = kept.as_ref().map_or_else(|| self.dir.join(into), |kept| kept.path().to_owned());
+        self.kept.extend(kept);
+        path
     }
 
     async fn fetch_into(
@@ -259,11 +284,12 @@ impl Fetching<'_> {
                 let bytes = Arc::new(AtomicU64::new(0));
                 let wanted = Wanted { dir: name, paths, excluded };
                 let receiving = files::receive(session, wanted, dir, bytes.clone());
-                self.counting(step, &bytes, receiving).await.map(|()| dir.to_owned())
+                let line = format!("transferring {name}:");
+                self.counting(step, &line, &bytes, receiving).await.map(|()| dir.to_owned())
             }
             Source::Upload(path) => {
                 let bytes = Arc::new(AtomicU64::new(0));
-                self.counting(step, &bytes, upload(self.session, path, dir, bytes.clone()))
+                self.counting(step, "transferring context:", &bytes, upload(self.session, path, dir, bytes.clone()))
                     .await
                     .map(|()| dir.to_owned())
             }
@@ -281,19 +307,19 @@ impl Fetching<'_> {
     async fn counting<T>(
         &self,
         step: OwnStep,
+        line: &str,
         bytes: &AtomicU64,
         coming: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        const LINE: &str = "transferring:";
         tokio::pin!(coming);
         let mut every = tokio::time::interval(NOTE_EVERY);
         loop {
             tokio::select! {
                 come = &mut coming => {
-                    self.job.progress.note(step, LINE, bytes.load(Ordering::Relaxed), true);
+                    self.job.progress.note(step, line, bytes.load(Ordering::Relaxed), true);
                     return come;
                 }
-                _ = every.tick() => self.job.progress.note(step, LINE, bytes.load(Ordering::Relaxed), false),
+                _ = every.tick() => self.job.progress.note(step, line, bytes.load(Ordering::Relaxed), false),
             }
         }
     }

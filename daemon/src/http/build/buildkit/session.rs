@@ -15,8 +15,13 @@ use skep_api::buildkit::secrets::GetSecretRequest;
 use skep_api::buildkit::secrets::secrets_client::SecretsClient;
 use skep_api::buildkit::session::CredentialsRequest;
 use skep_api::buildkit::session::auth_client::AuthClient;
+use skep_api::buildkit::ssh::ssh_client::SshClient;
+use skep_api::buildkit::ssh::{BytesMessage, CheckAgentRequest};
 use skep_engine::{Credentials, Lender, Lending};
-use tokio::sync::watch;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tower::Service;
 
@@ -26,6 +31,8 @@ const OPENING_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const QUIET_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes under way of one file or call.
 pub(super) const WINDOW_LEN: u32 = 1 << 20;
+const AGENT_PIECE_LEN: usize = 16 << 10;
+const AGENT_PIECES_AHEAD: usize = 4;
 /// Sessions that are open at a time.
 const SESSIONS_MAX: usize = 1000;
 
@@ -40,6 +47,8 @@ pub(super) struct Sessions {
 #[derive(Clone)]
 pub(super) struct Session {
     channel: Channel,
+    /// Says which directories are the same as another time.
+    pub(super) shared_key: Arc<str>,
     /// What it serves, such as `/moby.filesync.v1.FileSync/DiffCopy`, in lower case.
     methods: Arc<[String]>,
 }
@@ -55,7 +64,8 @@ impl Sessions {
         let Ok((sender, running)) = builder.handshake(connection).await else { return };
         let methods = headers.get_all("x-docker-expose-session-grpc-method").iter();
         let methods = methods.filter_map(|method| method.to_str().ok()).map(str::to_lowercase).collect();
-        let session = Session { channel: Channel(sender), methods };
+        let shared_key = headers.get("x-docker-expose-session-sharedkey").and_then(|key| key.to_str().ok());
+        let session = Session { channel: Channel(sender), shared_key: shared_key.unwrap_or_default().into(), methods };
         {
             let mut open = self.lock();
             if open.len() >= SESSIONS_MAX || open.contains_key(&id) {
@@ -144,6 +154,45 @@ impl Session {
     }
 }
 
+impl Session {
+    async fn check_agent(&self, id: &str) -> bool {
+        if !self.serves("/moby.sshforward.v1.SSH/ForwardAgent") {
+            return false;
+        }
+        let (channel, origin) = self.channel();
+        SshClient::with_origin(channel, origin).check_agent(CheckAgentRequest { id: id.to_owned() }).await.is_ok()
+    }
+
+    async fn forward_agent(&self, id: &str, connection: UnixStream) -> Result<(), Status> {
+        let (mut from_step, mut to_step) = connection.into_split();
+        let (pieces, coming) = mpsc::channel(AGENT_PIECES_AHEAD);
+        let mut request = tonic::Request::new(ReceiverStream::new(coming));
+        let id = id.parse().map_err(|_| Status::invalid_argument(format!("{id:?} is no agent")))?;
+        request.metadata_mut().insert("buildkit.ssh.id", id);
+        let (channel, origin) = self.channel();
+        let asking = async move {
+            let mut buffer = vec![0; AGENT_PIECE_LEN];
+            while let Ok(len @ 1..) = from_step.read(&mut buffer).await {
+                if pieces.send(BytesMessage { data: buffer[..len].to_vec() }).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let answering = async move {
+            // The client says nothing before it has something to answer.
+            let mut answers = SshClient::with_origin(channel, origin).forward_agent(request).await?.into_inner();
+            while let Some(answer) = answers.message().await? {
+                // A step that has ended waits for no answer.
+                if to_step.write_all(&answer.data).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        tokio::join!(asking, answering).1
+    }
+}
+
 impl Lender for Session {
     fn secret<'a>(&'a self, id: &'a str) -> Lending<'a, Result<Option<SecretBytes>, String>> {
         Box::pin(self.ask_secret(id))
@@ -151,6 +200,18 @@ impl Lender for Session {
 
     fn credentials<'a>(&'a self, registry: &'a str) -> Lending<'a, Credentials> {
         Box::pin(self.ask_credentials(registry))
+    }
+
+    fn has_agent<'a>(&'a self, id: &'a str) -> Lending<'a, bool> {
+        Box::pin(self.check_agent(id))
+    }
+
+    fn connect_agent<'a>(&'a self, id: &'a str, connection: UnixStream) -> Lending<'a, ()> {
+        Box::pin(async move {
+            if let Err(status) = self.forward_agent(id, connection).await {
+                tracing::info!(agent = %id, %status, "a build's connection to its client's SSH agent broke off");
+            }
+        })
     }
 }
 
