@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use skep_chaos_tests::{LIMIT, Ran, Rig, skip, take_turn, wait_until};
+use skep_chaos_tests::{LIMIT, Ran, Rig, has_docker, skip, take_turn, wait_until};
 
 /// Where the system or `scripts/bootstrap` puts plugins.
 const PLUGINS: [&str; 4] = [
@@ -27,6 +27,9 @@ struct Scene {
 impl Scene {
     /// None: there are no plugins here.
     fn new() -> Option<Self> {
+        if !has_docker() {
+            return None;
+        }
         let found = |name: &str| PLUGINS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
         let (Some(buildx), Some(compose)) = (found("docker-buildx"), found("docker-compose")) else {
             skip("docker's plugins buildx and compose are not installed");
@@ -276,6 +279,12 @@ fn a_project_of_compose_s_plugin_is_built_and_comes_up() {
     assert_eq!(scene.docker(&["compose", "exec", "-T", "web", "cat", "/etc/settings"]), "mode=fast");
     let told = scene.docker(&["compose", "up", "--no-log-prefix", "--exit-code-from", "asks", "asks"]);
     assert!(told.contains("hello"), "{told}");
+    // The plugins are commands of ours, too.
+    let config = scene.config.display().to_string();
+    assert!(host.ok(&["--config", &config, "buildx", "ls"]).contains("running"));
+    let project = format!("{}/compose.yml", scene.context.display());
+    assert!(host.ok(&["--config", &config, "compose", "-f", &project, "ps"]).contains("shop-web-1"));
+    assert!(host.fails(&["--config", &config, "composer", "up"]).contains("no plugin docker-composer"));
     scene.docker(&["compose", "down", "-t", "0"]);
     assert!(host.ok(&["ps", "-a", "-q"]).is_empty());
 }

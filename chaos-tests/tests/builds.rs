@@ -190,7 +190,7 @@ fn steps_mount_what_no_layer_has() {
 fn mounts_that_cannot_be_are_refused_by_name() {
     take_turn!();
     for (mount, want) in [
-        ("type=secret,id=pass,required", "secret pass: not found: give it by 'skep build --secret id=pass,src=FILE'"),
+        ("type=secret,id=pass,required", "secret pass: not found: give it by --secret id=pass,src=FILE"),
         ("type=ssh,required", "SSH agent default: not found"),
         ("type=bind,source=absent,target=/mnt", "absent"),
         ("type=volume,target=/mnt", "unsupported mount type \"volume\""),

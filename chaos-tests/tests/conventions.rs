@@ -142,6 +142,8 @@ fn memory_is_shared_with_those_who_join_the_namespace_and_no_others() {
     assert!(joined.contains("non-shareable IPC"), "{joined}");
     let none = run(host, &["--ipc", "none", "busybox", "sh", "-c", "grep -c /dev/shm /proc/mounts || true"]);
     assert_eq!(none.trim(), "0");
+    // Also on a host whose queues are mounted nowhere.
+    run(host, &["--ipc", "host", "busybox", "ls", "/dev/mqueue", "/dev/shm"]);
     let mounted = || {
         let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", host.daemon_pid())).unwrap();
         mounts.lines().filter(|line| line.contains("/shm ") && line.contains("/containers/")).count()
@@ -171,7 +173,7 @@ fn mounts_are_as_they_are_asked_for() {
     let part = ["--mount", "type=volume,src=data,dst=/p,volume-subpath=a/b", "busybox", "cat", "/p/f"];
     assert_eq!(run(host, &part).trim(), "part");
     let away = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=a/c", "busybox", "true"];
-    assert!(refused(host, &away).contains("has no a/c"), "what is not there is named");
+    assert!(refused(host, &away).contains("cannot access path a/c of volume data"), "what is not there is named");
     let out = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=out", "busybox", "true"];
     assert!(refused(host, &out).contains("out"), "no link leads out");
     // What others have comes before what is only named by its place, and is not filled from this image.
@@ -471,4 +473,57 @@ fn a_file_of_settings_is_looked_through_before_anything_is_done() {
     for want in ["nowhere", "iptables: false cannot be had", "bip \"10.0.0.1\""] {
         assert!(!bad.success && bad.stderr.contains(want), "{want}: {bad:?}");
     }
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_the_words_that_clients_look_for() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    host.docker(&["create", "--name", "has", "-v", "jar:/jar", "busybox", "true"]);
+    for (args, want) in [
+        (&["tag", "busybox", "sha256:some"][..], "refusing to create an ambiguous tag using digest algorithm as name"),
+        (&["create", "--health-interval", "1us", "busybox"], "Interval in Healthcheck cannot be less than 1ms"),
+        (&["create", "--health-cmd", "x", "--health-timeout", "10us", "busybox"], "Timeout in Healthcheck"),
+        (&["create", "--annotation", "=x", "busybox"], "invalid"),
+        (
+            &["create", "--mount", "type=volume,src=jar,dst=/j,volume-subpath=../x", "busybox"],
+            "subpath must be a relative path within the volume",
+        ),
+        (&["run", "--mount", "type=volume,src=jar,dst=/j,volume-subpath=x", "busybox", "true"], "cannot access path x"),
+        (&["cp", "has:/etc/passwd/", "-"], "not a directory"),
+        (&["cp", "has:/none", "-"], "Could not find the file /none in container"),
+        (&["volume", "rm", "jar"], "volume is in use"),
+        (&["pull", "127.0.0.1:1/absent"], "127.0.0.1:1/absent"),
+    ] {
+        let why = refused(host, args);
+        assert!(why.contains(want), "docker {args:?} should say {want:?}: {why}");
+    }
+    let socket = host.socket();
+    let socket = socket.trim_start_matches("unix://");
+    let post = |kind: &str, body: &str, path: &str| {
+        let (kind, url) = (format!("Content-Type: {kind}"), format!("http://daemon{path}"));
+        let args = ["-s", "--unix-socket", socket, "-H", &kind, "-d", body, "-w", " %{http_code}", &url];
+        host.exec("curl", &args).stdout
+    };
+    for (kind, body, path, want) in [
+        (
+            "text/plain",
+            "{}",
+            "/volumes/create",
+            "unsupported Content-Type header (text/plain): must be 'application/json'",
+        ),
+        ("text/plain", "{}", "/commit", "unsupported Content-Type header"),
+        ("text/plain", "{}", "/exec/none/start", "unsupported Content-Type header"),
+        ("application/json", "{} {}", "/volumes/create", "unexpected content after JSON"),
+        ("application/json", "{a", "/networks/create", "invalid JSON"),
+    ] {
+        let told = post(kind, body, path);
+        assert!(told.contains(want) && told.ends_with(" 400"), "{path} should say {want:?}: {told}");
+    }
+    let told = post("application/json", "{}", "/volumes/create");
+    assert!(told.ends_with(" 201"), "{told}");
+    // A pull that brings nothing is no success.
+    let told = post("application/json", "", "/images/create?fromImage=127.0.0.1:1/absent&tag=latest");
+    assert!(told.contains("message") && !told.ends_with(" 200"), "{told}");
 }

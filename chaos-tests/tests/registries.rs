@@ -216,7 +216,8 @@ fn images_for_other_processors_are_built_kept_and_chosen_by_platform() {
     assert_eq!(made_for(&name("1")), "linux/armv7 linux/arm/v7", "the client pulls what it has asked for");
     for (platform, want) in [
         ("linux/s390x", "has no variant for linux/s390x; it has linux/arm/v7, linux/arm64"),
-        ("linux/abacus", "unknown operating system or architecture"),
+        ("linux/abacus", "has no variant for linux/abacus; it has linux/arm/v7, linux/arm64"),
+        ("abacus", "unknown operating system or architecture"),
     ] {
         let refused = host.fails(&["pull", "--platform", platform, &name("1")]);
         assert!(refused.contains(want), "{refused}");

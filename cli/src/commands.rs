@@ -10,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod payload;
+pub(crate) mod plugin;
 pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod service;

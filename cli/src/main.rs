@@ -22,7 +22,13 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Swarm-first cluster manager that speaks the Docker Engine API
 #[derive(Parser)]
-#[command(name = "skep", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "skep",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Plugins of docker's client are commands, too, where they are installed: compose, buildx and others."
+)]
 struct Cli {
     #[command(flatten)]
     target: client::Target,
@@ -113,6 +119,8 @@ enum Command {
     Version(output::FormatArg),
     /// Print completions for a shell
     Completion { shell: clap_complete::Shell },
+    #[command(external_subcommand)]
+    Plugin(Vec<OsString>),
 }
 
 fn main() -> ExitCode {
@@ -126,7 +134,7 @@ fn main() -> ExitCode {
     } else {
         args
     };
-    let mut cli = Cli::parse_from(args);
+    let mut cli = Cli::parse_from(&args);
     if let Some(dir) = cli.target.config.take() {
         credentials::Config::keep_in(dir);
     }
@@ -138,6 +146,7 @@ fn main() -> ExitCode {
             .context()
             .and_then(|current| commands::context::run(command, &current))
             .map(|()| ExitCode::SUCCESS),
+        Command::Plugin(command) => commands::plugin::run(&cli.target, &command, &args),
         command => run_client(&cli.target, command),
     };
     match result {
@@ -211,7 +220,7 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         // Those that have an exit code of their own to tell.
         Command::OfContainers(command) => return container::run(client, command).await,
         Command::Container(command) => return container::run_group(client, command).await,
-        Command::Daemon(_) | Command::Context(_) => unreachable!("handled before"),
+        Command::Daemon(_) | Command::Context(_) | Command::Plugin(_) => unreachable!("handled before"),
         Command::Audit(args) => {
             let passed = commands::audit::run(client, &args).await?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -181,6 +181,7 @@ fn images_router() -> Router<Arc<Daemon>> {
 fn networks_router() -> Router<Arc<Daemon>> {
     Router::new()
         .route("/networks", get(networks::list))
+        .route("/networks/", get(networks::list))
         .route("/networks/create", post(networks::create::create))
         .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))

@@ -189,8 +189,8 @@ pub enum EngineError {
     Invalid(String),
     #[error("{0}")]
     Forbidden(String),
-    #[error("Could not find the file {0} in the container")]
-    NoFile(String),
+    #[error("Could not find the file {path} in container {container}")]
+    NoFile { path: String, container: String },
     #[error("Invalid signal: {0}")]
     Signal(String),
     #[error(transparent)]

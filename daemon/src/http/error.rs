@@ -118,7 +118,7 @@ impl From<EngineError> for ApiError {
             | EngineError::OtherPlatform { .. }
             | EngineError::NoExec(_)
             | EngineError::NoNetwork(_)
-            | EngineError::NoFile(_)
+            | EngineError::NoFile { .. }
             | EngineError::NoVolume(_) => StatusCode::NOT_FOUND,
             EngineError::NameTaken { .. }
             | EngineError::WrongState { .. }
@@ -133,7 +133,7 @@ impl From<EngineError> for ApiError {
             | EngineError::Volume(_)
             | EngineError::Start { .. }
             | EngineError::Pull(PullError::Name(_)) => StatusCode::BAD_REQUEST,
-            EngineError::Pull(PullError::Registry { .. } | PullError::Push { .. } | PullError::Platform { .. }) => {
+            EngineError::Pull(PullError::Absent { .. } | PullError::Push { .. } | PullError::Platform { .. }) => {
                 StatusCode::NOT_FOUND
             }
             EngineError::Pull(_) | EngineError::Disk { .. } => StatusCode::INTERNAL_SERVER_ERROR,

@@ -161,11 +161,16 @@ async fn next(commits: &mut Option<broadcast::Receiver<Arc<Commit>>>) -> Option<
 }
 
 fn event(kind: &str, action: &str, scope: &str, id: &str, attributes: Value, at: Timestamp) -> Value {
-    json!({
+    let mut event = json!({
         "Type": kind, "Action": action, "Actor": {"ID": id, "Attributes": attributes}, "scope": scope,
         "time": at.as_nanos() / 1_000_000_000, "timeNano": at.as_nanos(),
         "status": action, "id": id,
-    })
+    });
+    // As it was before there was an actor.
+    if kind == "container" {
+        event["from"] = event["Actor"]["Attributes"]["image"].clone();
+    }
+    event
 }
 
 fn local_event(e: &EngineEvent) -> Value {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, Query, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -13,7 +13,7 @@ use skep_engine::{EngineError, ExecSpec, ExecState, LogSource};
 
 use super::containers::attach::ResizeQuery;
 use super::hijack::{Attached, End, Streams, parse_detach_keys};
-use super::json::parse;
+use super::json::{JsonBody, parse, require_json};
 use super::{ApiError, State};
 use crate::logs::stream_frame;
 
@@ -33,12 +33,13 @@ struct CreateBody {
     privileged: bool,
     user: String,
     working_dir: String,
+    console_size: Option<[u16; 2]>,
 }
 
 pub(super) async fn create(
     state: State,
     Path(id): Path<String>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
     let detach_keys = parse_detach_keys(&body.detach_keys)
@@ -52,6 +53,7 @@ pub(super) async fn create(
         detach_keys,
         open_stdin: body.attach_stdin,
         privileged: body.privileged,
+        terminal_size: body.console_size.filter(|_| body.tty),
     };
     let id = state.engine.create_exec(&id, spec)?;
     Ok((StatusCode::CREATED, Json(json!({"Id": id}))))
@@ -67,8 +69,11 @@ struct StartBody {
 
 pub(super) async fn start(state: State, Path(id): Path<String>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let bytes = axum::body::to_bytes(body, START_LEN_MAX).await;
-    let body: StartBody = parse(&bytes.map_err(ApiError::bad_request)?)?;
+    let bytes = axum::body::to_bytes(body, START_LEN_MAX).await.map_err(ApiError::bad_request)?;
+    if !bytes.is_empty() {
+        require_json(&parts.headers)?;
+    }
+    let body: StartBody = parse(&bytes)?;
     let exec = state.engine.exec(&id)?;
     if body.detach {
         state.engine.start_exec(&id).await?;
@@ -88,7 +93,8 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
         detach_keys: if exec.spec.tty { exec.spec.detach_keys.clone() } else { Vec::new() },
         before: Vec::new(),
     };
-    let (engine, exec_id, size) = (state.engine.clone(), exec.id.clone(), body.console_size.filter(|_| tty));
+    let (engine, exec_id, size) =
+        (state.engine.clone(), exec.id.clone(), body.console_size.or(exec.spec.terminal_size));
     // It begins once the client listens: some lose what comes with the answer's headers.
     let attaching = Box::pin(async move {
         match engine.start_exec(&exec_id).await {

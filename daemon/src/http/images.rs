@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, Timestamp, with_causes};
 use skep_engine::{Credentials, EngineError, Image, Platform, PullProgress, familiar};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::json::{or_null, parse};
 use super::stream::{json_error, json_lines, read_body, written};
@@ -288,10 +288,13 @@ fn push(
 async fn relay(mut steps: mpsc::Receiver<PullProgress>, lines: &mpsc::Sender<Value>) {
     while let Some(step) = steps.recv().await {
         // A client that went away does not stop it.
-        let detail =
-            step.bytes.map_or_else(|| json!({}), |(current, total)| json!({"current": current, "total": total}));
-        drop(lines.send(json!({"status": step.status, "progressDetail": detail, "id": step.id})).await);
+        drop(lines.send(step_line(&step)).await);
     }
+}
+
+fn step_line(step: &PullProgress) -> Value {
+    let detail = step.bytes.map_or_else(|| json!({}), |(current, total)| json!({"current": current, "total": total}));
+    json!({"status": step.status, "progressDetail": detail, "id": step.id})
 }
 
 #[derive(Deserialize)]
@@ -351,18 +354,20 @@ pub(super) async fn create(state: State, request: Request) -> Result<Response, A
         return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
     }
     let platform = platform(query.platform.as_deref().unwrap_or_default())?;
-    pull(&state, name, platform, credentials(request.headers())?)
+    pull(&state, name, platform, credentials(request.headers())?).await
 }
 
-fn pull(
+/// Pulls an image. What fails before anything has come is the answer itself.
+async fn pull(
     state: &State,
     name: String,
     platform: Option<Platform>,
     credentials: Credentials,
 ) -> Result<Response, ApiError> {
-    let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
+    let (progress, mut steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
     let (lines, stream) = mpsc::channel::<Value>(PROGRESS_AHEAD);
     let engine = state.engine.clone();
+    let (beginning, begun) = oneshot::channel();
     tokio::spawn(async move {
         let tag = name
             .rsplit_once('/')
@@ -371,14 +376,33 @@ fn pull(
             .map_or("latest", |(_, tag)| tag);
         let repository = skep_engine::repository_path(&name).unwrap_or_default();
         let begin = json!({"status": format!("Pulling from {repository}"), "id": tag});
-        drop(lines.send(begin).await);
         let before = engine.image(&name).ok().map(|image| image.id);
         let pulled = async {
             let pulled = engine.pull(&name, platform.as_ref(), &credentials, &progress).await;
             drop(progress);
             pulled
         };
-        let (pulled, ()) = tokio::join!(pulled, relay(steps, &lines));
+        let told = async {
+            let Some(first) = steps.recv().await else { return Some(beginning) };
+            drop(beginning.send(Ok(())));
+            drop(lines.send(begin.clone()).await);
+            drop(lines.send(step_line(&first)).await);
+            relay(steps, &lines).await;
+            None
+        };
+        let (pulled, told) = tokio::join!(pulled, told);
+        let pulled = match (pulled, told) {
+            (Err(error), Some(beginning)) => {
+                drop(beginning.send(Err(error)));
+                return;
+            }
+            (Ok(image), Some(beginning)) => {
+                drop(beginning.send(Ok(())));
+                drop(lines.send(begin).await);
+                Ok(image)
+            }
+            (pulled, None) => pulled,
+        };
         let last = match pulled {
             Ok(image) => {
                 let digest = image
@@ -403,7 +427,10 @@ fn pull(
             drop(lines.send(value).await);
         }
     });
-    Ok(json_lines(stream))
+    match begun.await {
+        Ok(Err(error)) => Err(error.into()),
+        _ => Ok(json_lines(stream)),
+    }
 }
 
 async fn import(
@@ -431,6 +458,12 @@ async fn import(
     };
     let message = query.message.clone().unwrap_or_default();
     let platform = platform(query.platform.as_deref().unwrap_or_default())?.unwrap_or_else(Platform::own);
+    if platform.os != "linux" {
+        return Err(ApiError::bad_request(format!(
+            "operating system is not supported: {}: import for linux",
+            platform.os
+        )));
+    }
     let engine = state.engine.clone();
     let import =
         move |archive: &mut dyn std::io::Read| engine.import_image(archive, &name, &message, &changes, platform);

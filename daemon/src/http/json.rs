@@ -3,6 +3,10 @@
 mod any_case;
 
 use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use skep_api::container::SeccompOptions;
@@ -21,6 +25,43 @@ const UNSUPPORTED: [(&str, &str); 8] = [
     ("/TaskTemplate/ContainerSpec/Privileges/SELinuxContext", "an SELinux context"),
     ("/TaskTemplate/Resources/SwapBytes", "a swap limit"),
 ];
+
+/// A body that says that it is JSON, or does not say what it is.
+pub(super) struct JsonBody(Bytes);
+
+impl std::ops::Deref for JsonBody {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let kind = require_json(request.headers());
+        let bytes = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+        match kind {
+            Err(error) if !bytes.is_empty() => Err(error.into_response()),
+            _ => Ok(Self(bytes)),
+        }
+    }
+}
+
+/// Refuses a body that says that it is something else.
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()));
+    let is_json =
+        |kind: &str| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    match kind {
+        Some(kind) if !is_json(&kind) => {
+            Err(ApiError::bad_request(format!("unsupported Content-Type header ({kind}): must be 'application/json'")))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Reads a body.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
@@ -93,8 +134,10 @@ pub(super) fn read(body: &Bytes) -> Result<Value, ApiError> {
     if body.is_empty() {
         return Ok(Value::Object(serde_json::Map::new()));
     }
-    let mut value = serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("the request's body is no JSON: {error}")))?;
+    let mut values = serde_json::Deserializer::from_slice(body);
+    let mut value = Value::deserialize(&mut values)
+        .map_err(|error| ApiError::bad_request(format!("invalid JSON: the request's body cannot be read: {error}")))?;
+    values.end().map_err(|_| ApiError::bad_request("unexpected content after JSON: send one value"))?;
     drop_nulls(&mut value);
     Ok(value)
 }

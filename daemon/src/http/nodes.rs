@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::{Path, Query};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +12,10 @@ use skep_manager::Manager;
 use skep_manager::control::Command;
 use skep_raft_store::Tables;
 
-use super::{ApiError, ForceQuery, State, json::parse};
+use super::{
+    ApiError, ForceQuery, State,
+    json::{JsonBody, parse},
+};
 use crate::filters::Filters;
 
 /// A manager that the leader has not heard for so long is told to be unreachable.
@@ -101,7 +104,7 @@ pub(super) async fn update(
     state: State,
     Path(id): Path<String>,
     Query(query): Query<VersionQuery>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(), ApiError> {
     let manager = state.swarm.manager().await?;
     let spec: NodeSpec = parse(&body)?;

@@ -1,7 +1,7 @@
 //! Secrets and configs: the same operations on two kinds.
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;
@@ -13,7 +13,10 @@ use skep_raft_store::Table;
 
 use super::nodes::VersionQuery;
 use super::services::created;
-use super::{ApiError, State, json::parse};
+use super::{
+    ApiError, State,
+    json::{JsonBody, parse},
+};
 use crate::filters::Filters;
 
 #[derive(Deserialize)]
@@ -88,7 +91,7 @@ pub(super) async fn list_secrets(state: State, Query(query): Query<ListQuery>) -
     select(&state.swarm.manager().await?.read().await?.secrets, &query)
 }
 
-pub(super) async fn create_secret(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn create_secret(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let command = Command::CreateSecret { spec: parse(&body)? };
     let outcome = state.swarm.manager().await?.execute(command).await?;
     Ok((StatusCode::CREATED, Json(id_of(outcome))))
@@ -110,7 +113,7 @@ pub(super) async fn update_secret(
     state: State,
     Path(id): Path<String>,
     Query(query): Query<VersionQuery>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(), ApiError> {
     let manager = state.swarm.manager().await?;
     let id = find(&manager.read().await?.secrets, &id)?.id;
@@ -127,7 +130,7 @@ fn id_of(outcome: Outcome) -> Value {
     json!({ "ID": created(outcome) })
 }
 
-pub(super) async fn create_config(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn create_config(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let command = Command::CreateConfig { spec: parse(&body)? };
     let outcome = state.swarm.manager().await?.execute(command).await?;
     Ok((StatusCode::CREATED, Json(id_of(outcome))))
@@ -149,7 +152,7 @@ pub(super) async fn update_config(
     state: State,
     Path(id): Path<String>,
     Query(query): Query<VersionQuery>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(), ApiError> {
     let manager = state.swarm.manager().await?;
     let id = find(&manager.read().await?.configs, &id)?.id;

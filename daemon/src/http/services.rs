@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::{Path, Query};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -16,7 +16,10 @@ use skep_raft_store::Tables;
 use super::images::registry_auth;
 use super::nodes::VersionQuery;
 use super::swarm::is_on;
-use super::{ApiError, State, json::parse_service};
+use super::{
+    ApiError, State,
+    json::{JsonBody, parse_service},
+};
 use crate::filters::Filters;
 use crate::logs::{self, LogParams};
 
@@ -81,7 +84,7 @@ fn set_registry_auth(spec: &mut ServiceSpec, auth: SecretBytes) {
 pub(super) async fn create(
     state: State,
     headers: HeaderMap,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
     let mut spec = parse_service(&body)?;
     set_registry_auth(&mut spec, registry_auth(&headers)?);
@@ -181,7 +184,7 @@ pub(super) async fn update(
     Query(version): Query<VersionQuery>,
     Query(query): Query<UpdateQuery>,
     headers: HeaderMap,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let manager = state.swarm.manager().await?;
     let tables = manager.read().await?;

@@ -3,14 +3,17 @@
 use std::net::Ipv4Addr;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::Query;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{Availability, Cluster, ClusterSpec};
 use skep_manager::control::Command;
 
-use super::{ApiError, State, json::parse};
+use super::{
+    ApiError, State,
+    json::{JsonBody, parse},
+};
 use crate::swarm::{InitRequest, JoinRequest};
 
 pub(super) fn cluster_json(cluster: &Cluster) -> Value {
@@ -76,7 +79,7 @@ fn refuse_unsupported(spec: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
-pub(super) async fn init(state: State, body: Bytes) -> Result<Json<String>, ApiError> {
+pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, ApiError> {
     refuse_unsupported(&parse::<Value>(&body)?["Spec"])?;
     let body: InitBody = parse(&body)?;
     if body.force_new_cluster {
@@ -133,7 +136,7 @@ struct JoinBody {
     availability: String,
 }
 
-pub(super) async fn join(state: State, body: Bytes) -> Result<(), ApiError> {
+pub(super) async fn join(state: State, body: JsonBody) -> Result<(), ApiError> {
     let body: JoinBody = parse(&body)?;
     let request = JoinRequest {
         listen: body.listen_addr,
@@ -173,7 +176,7 @@ pub(super) struct UpdateQuery {
     rotate_manager_unlock_key: String,
 }
 
-pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: Bytes) -> Result<(), ApiError> {
+pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: JsonBody) -> Result<(), ApiError> {
     refuse_unsupported(&parse(&body)?)?;
     let spec: ClusterSpec = parse(&body)?;
     if is_on(&query.rotate_manager_unlock_key) {

@@ -36,9 +36,12 @@ pub(super) async fn ping(state: State) -> (HeaderMap, &'static str) {
         Some(node) if node.manager().is_some() => "active/manager",
         Some(_) => "active/worker",
     };
-    for (name, value) in
-        [("builder-version", "1"), ("swarm", swarm), ("cache-control", "no-cache, no-store, must-revalidate")]
-    {
+    for (name, value) in [
+        ("builder-version", "1"),
+        ("swarm", swarm),
+        ("cache-control", "no-cache, no-store, must-revalidate"),
+        ("pragma", "no-cache"),
+    ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
     (headers, "OK")

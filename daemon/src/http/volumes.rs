@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_engine::{EngineError, Volume};
 
-use super::json::parse;
+use super::json::{JsonBody, parse};
 use super::{ApiError, ForceQuery, State};
 use crate::filters::Filters;
 
@@ -64,7 +64,7 @@ struct CreateBody {
     cluster_volume_spec: Value,
 }
 
-pub(super) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn create(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
     if !matches!(body.driver.as_str(), "" | "local") {
         let driver = body.driver;

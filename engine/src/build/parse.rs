@@ -92,7 +92,10 @@ pub(crate) fn dockerfile(text: &str) -> Result<Dockerfile, String> {
         instructions.push(instruction);
     }
     if instructions.is_empty() {
-        return Err("the Dockerfile cannot be empty".into());
+        return Err(match text.is_empty() {
+            true => "the Dockerfile cannot be empty".into(),
+            false => "file with no instructions: the Dockerfile has comments and empty lines alone".into(),
+        });
     }
     Ok(Dockerfile { escape, instructions })
 }

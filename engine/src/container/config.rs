@@ -92,6 +92,8 @@ pub struct ContainerConfig {
     pub uts_mode: NamespaceMode,
     pub cgroup_mode: NamespaceMode,
     pub domainname: String,
+    /// What the runtime is told beside.
+    pub annotations: BTreeMap<String, String>,
     /// Absent: the usual ones.
     pub masked_paths: Option<Vec<String>>,
     pub read_only_paths: Option<Vec<String>>,

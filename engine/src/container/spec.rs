@@ -155,6 +155,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
         "ociVersion": "1.0.2",
         "hostname": (config.uts_mode != NamespaceMode::Host).then_some(&config.hostname),
         "domainname": (!config.domainname.is_empty()).then_some(&config.domainname),
+        "annotations": config.annotations,
         "root": {"path": place.rootfs, "readonly": config.read_only},
         "process": {
             "terminal": config.tty,
@@ -266,7 +267,11 @@ fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
     ];
     let own_mount = |target: &str| config.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target);
     if config.ipc_mode == NamespaceMode::Host {
-        mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind"]));
+        mounts.push(match Path::new("/dev/mqueue").exists() {
+            true => mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind"]),
+            // A host that has its queues mounted nowhere has them all the same.
+            false => mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        });
         mounts.push(mount("/dev/shm", "bind", "/dev/shm", &["rbind"]));
     } else {
         // Of a namespace that is shared it shows the same queues.

@@ -47,6 +47,8 @@ pub struct ExecSpec {
     pub detach_keys: Vec<u8>,
     pub open_stdin: bool,
     pub privileged: bool,
+    /// Rows and columns that a terminal begins with.
+    pub terminal_size: Option<[u16; 2]>,
 }
 
 /// Where an exec stands.

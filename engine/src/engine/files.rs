@@ -37,6 +37,12 @@ pub struct PathStat {
     pub link_target: String,
 }
 
+impl PathStat {
+    fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+}
+
 /// How a container's file differs from its image's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -87,6 +93,10 @@ struct Files {
 }
 
 impl Files {
+    fn lacks(&self, path: &str) -> EngineError {
+        EngineError::NoFile { path: path.to_owned(), container: self.container.id.clone() }
+    }
+
     /// The container's root, for this process and its helpers, wherever it is mounted by now.
     fn root(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.root.as_raw_fd()).into()
@@ -126,7 +136,7 @@ impl Archiving {
         let path = &self.path;
         match status.code() {
             Some(0) => Ok(()),
-            Some(NOT_FOUND) => Err(EngineError::NoFile(path.clone())),
+            Some(NOT_FOUND) => Err(self._files.lacks(path)),
             Some(NOT_A_DIRECTORY) => {
                 Err(EngineError::Invalid(format!("{path} is not a directory: extraction point is not a directory")))
             }
@@ -220,14 +230,17 @@ impl Engine {
     pub async fn stat_path(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
         let files = self.archiving(name, path).await?;
         let Place { root, inside, .. } = self.place(&files, path);
-        stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))
+        stat(&root, &inside).map_err(|_| files.lacks(path))
     }
 
     /// Reads what is at a path of a container as an archive: the helper's output.
     pub async fn read_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
         let files = self.archiving(name, path).await?;
         let Place { root, inside, .. } = self.place(&files, path);
-        stat(&root, &inside).map_err(|_| EngineError::NoFile(path.to_owned()))?;
+        let found = stat(&root, &inside).map_err(|_| files.lacks(path))?;
+        if path.ends_with('/') && found.is_file() {
+            return Err(EngineError::Invalid(format!("{path}: not a directory: leave the slash at its end out")));
+        }
         let last =
             if path.ends_with("/.") { "." } else { path.trim_end_matches('/').rsplit('/').next().unwrap_or("/") };
         let last = if last.is_empty() { "." } else { last };

@@ -110,6 +110,11 @@ impl Engine {
         let full = normalize(new).filter(|_| !new.contains('@'));
         let full =
             full.ok_or_else(|| EngineError::Invalid(format!("invalid reference format: {new:?} is no image name")))?;
+        if familiar(&full).starts_with("sha256:") {
+            return Err(EngineError::Invalid(
+                "refusing to create an ambiguous tag using digest algorithm as name: choose another".into(),
+            ));
+        }
         self.images.tag(&image.id, full).map_err(disk_error(format!("naming image {new}")))?;
         self.tell_image("tag", &image.id, new);
         Ok(())

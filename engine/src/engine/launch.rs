@@ -334,15 +334,22 @@ struct Outside {
     etc_of: Option<Arc<Container>>,
 }
 
+/// A part of a volume that is there, held open; all of it if none is named.
+fn part_of(volume: &Path, subpath: &str) -> io::Result<(fs::File, PathBuf)> {
+    let opened = sys::open_in_root(volume, Path::new(if subpath.is_empty() { "." } else { subpath }))?;
+    let path = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string());
+    Ok((opened, path))
+}
+
 /// Gives empty volumes what the image has in their place.
 fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
     for mount in &config.mounts {
         if let MountSource::Volume { name, no_copy: false, subpath, .. } = &mount.source
-            && subpath.is_empty()
+            && let Ok(volume) = part_of(&volumes[name], subpath)
             && let Ok(place) = sys::open_in_root(root, Path::new(mount.target.trim_start_matches('/')))
         {
             let place = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string());
-            volume::populate(&volumes[name], &place)?;
+            volume::populate(&volume.1, &place)?;
         }
     }
     Ok(())
@@ -361,7 +368,8 @@ fn show_subpaths(
             continue;
         }
         let opened = sys::open_in_root(&volumes[name], Path::new(subpath)).map_err(|error| {
-            let why = format!("volume {name} has no {subpath} to be mounted at {}: {error}", mount.target);
+            let why =
+                format!("cannot access path {subpath} of volume {name}, to be mounted at {}: {error}", mount.target);
             io::Error::new(error.kind(), why)
         })?;
         shown.insert(mount.target.clone(), dirs.show_opened(&format!("part-{number}"), &opened)?);

@@ -70,7 +70,7 @@ impl Engine {
         let volume = self.volume(name)?;
         if let Some(container) = self.volume_users(name).first() {
             return Err(EngineError::Conflict(format!(
-                "volume {name} is in use by container {container}: remove that first"
+                "remove {name}: volume is in use - [{container}]: remove that container first"
             )));
         }
         self.volumes.remove(&volume.name).map_err(disk_error(format!("removing volume {name}")))?;

@@ -46,9 +46,10 @@ pub(crate) fn save(store: &ImageStore, images: &[(Image, Vec<String>)], to: impl
         });
         let manifest = serde_json::to_vec(&manifest)?;
         let digest = format!("sha256:{}", hex::encode(Sha256::digest(&manifest)));
+        let made = u64::try_from(image.created.as_nanos() / 1_000_000_000).unwrap_or(0);
         for (digest, bytes) in [(&image.id, &config), (&digest, &manifest)] {
             if written.insert(digest.clone()) {
-                append(&mut tar, &blob_name(digest), bytes.len() as u64, bytes.as_slice())?;
+                append_at(&mut tar, &blob_name(digest), bytes.len() as u64, bytes.as_slice(), made)?;
             }
         }
         let entry = json!({"mediaType": MANIFEST, "digest": digest, "size": manifest.len()});
@@ -87,10 +88,20 @@ fn blob_name(digest: &str) -> String {
 }
 
 fn append(tar: &mut tar::Builder<impl Write>, name: &str, len: u64, data: impl Read) -> io::Result<()> {
+    append_at(tar, name, len, data, 0)
+}
+
+fn append_at(
+    tar: &mut tar::Builder<impl Write>,
+    name: &str,
+    len: u64,
+    data: impl Read,
+    seconds: u64,
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(len);
     header.set_mode(0o644);
-    header.set_mtime(0);
+    header.set_mtime(seconds);
     tar.append_data(&mut header, name, data)
 }
 
@@ -100,7 +111,8 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, len: u64, data: impl R
 struct LegacyEntry {
     config: String,
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    /// None, as Go writes an empty list.
+    layers: Option<Vec<String>>,
 }
 
 /// Reads an archive and keeps its images, those for one platform where that is named; returns them with the names they came with.
@@ -139,10 +151,11 @@ fn load_from(store: &ImageStore, dir: &Path, platform: Option<&Platform>) -> io:
         if platform.is_some_and(|wanted| !wanted.takes(&config.platform())) {
             continue;
         }
-        if config.rootfs.diff_ids.len() != entry.layers.len() {
+        let layers = entry.layers.unwrap_or_default();
+        if config.rootfs.diff_ids.len() != layers.len() {
             return Err(invalid("an image has another number of layers than its configuration says"));
         }
-        for (path, diff_id) in entry.layers.iter().zip(&config.rootfs.diff_ids) {
+        for (path, diff_id) in layers.iter().zip(&config.rootfs.diff_ids) {
             if !store.has_layer(diff_id) {
                 load_layer(store, dir, path, diff_id)?;
             }
@@ -211,7 +224,7 @@ fn layout_entries(dir: &Path, wanted: Option<&Platform>) -> io::Result<Vec<Legac
         let name_of = |descriptor: &Value| descriptor["digest"].as_str().map(blob_name);
         let layers = manifest["layers"].as_array().into_iter().flatten().filter_map(name_of).collect();
         let config = name_of(&manifest["config"]).ok_or_else(|| invalid("an image has no configuration"))?;
-        entries.push(LegacyEntry { config, repo_tags: Some(names), layers });
+        entries.push(LegacyEntry { config, repo_tags: Some(names), layers: Some(layers) });
     }
     Ok(entries)
 }

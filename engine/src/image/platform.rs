@@ -21,8 +21,12 @@ const ARCHITECTURES: [&str; 12] =
 
 /// What is not understood as a platform.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?}: unknown operating system or architecture: invalid argument; write it as {own}", own = Platform::own())]
-pub struct UnknownPlatform(String);
+pub enum UnknownPlatform {
+    #[error("{0:?}: unknown operating system or architecture: invalid argument; write it as {own}", own = Platform::own())]
+    Word(String),
+    #[error("{0:?} is an invalid component of {1:?}: letters, digits and _.- are meant, as in {own}", own = Platform::own())]
+    Component(String, String),
+}
 
 /// This host's architecture in the words of image manifests.
 #[must_use]
@@ -108,8 +112,14 @@ impl FromStr for Platform {
 
     /// `OS[/ARCHITECTURE[/VARIANT]]`, or `ARCHITECTURE` alone; what is left out is as on this host.
     fn from_str(text: &str) -> Result<Self, UnknownPlatform> {
-        let unknown = || UnknownPlatform(text.to_owned());
+        let unknown = || UnknownPlatform::Word(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
+        let is_plain = |part: &&str| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        };
+        if let Some(part) = parts.iter().find(|part| !is_plain(part)) {
+            return Err(UnknownPlatform::Component((*part).to_owned(), text.to_owned()));
+        }
         let system = |name: &str| {
             let name = if name.eq_ignore_ascii_case("macos") { "darwin".into() } else { name.to_ascii_lowercase() };
             SYSTEMS.contains(&name.as_str()).then_some(name)
@@ -119,11 +129,14 @@ impl FromStr for Platform {
                 Some(os) => (os, architecture(), ""),
                 None => ("linux".into(), *one, ""),
             },
-            [os, name] => (system(os).ok_or_else(unknown)?, *name, ""),
-            [os, name, variant] if !variant.is_empty() => (system(os).ok_or_else(unknown)?, *name, *variant),
+            // What is written in full may be anything: there may be images for it.
+            [os, name] => (system(os).unwrap_or_else(|| os.to_ascii_lowercase()), *name, ""),
+            [os, name, variant] => (system(os).unwrap_or_else(|| os.to_ascii_lowercase()), *name, *variant),
             _ => return Err(unknown()),
         };
-        let (architecture, variant) = Self::of_architecture(name, variant).ok_or_else(unknown)?;
+        let known = Self::of_architecture(name, variant);
+        let other = (parts.len() > 1).then(|| (name.to_ascii_lowercase(), variant.to_owned()));
+        let (architecture, variant) = known.or(other).ok_or_else(unknown)?;
         Ok(Self { os, architecture, variant })
     }
 }
@@ -164,11 +177,12 @@ mod tests {
             ("linux/x86_64", "linux/amd64"),
             ("linux/arm/6", "linux/arm/v6"),
             ("windows/amd64", "windows/amd64"),
+            ("plan9/sparc64", "plan9/sparc64"),
         ] {
             assert_eq!(platform(text).to_string(), full);
         }
         assert_eq!(platform("linux"), Platform::own());
-        for wrong in ["", "plan9/amd64", "linux/sparc", "linux/amd64/v1/x", "linux/amd64/", "/"] {
+        for wrong in ["", "plan9", "sparc64", "linux/amd64/v1/x", "linux/amd64/", "/", "linux/a b"] {
             assert!(wrong.parse::<Platform>().is_err(), "{wrong:?}");
         }
     }

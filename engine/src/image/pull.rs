@@ -13,6 +13,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{DecodeError, Engine as _};
 use futures::TryStreamExt as _;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -130,6 +131,9 @@ pub enum PullError {
     Name(String),
     #[error("image {image} cannot be pulled: {reason}")]
     Registry { image: String, reason: String },
+    /// The registry answers, and has no such image, or not for us.
+    #[error("image {image} cannot be pulled: {why}: {reason}")]
+    Absent { image: String, why: String, reason: String },
     #[error("image {image} cannot be pushed: {reason}")]
     Push { image: String, reason: String },
     #[error("login attempt to {registry} failed: {reason}")]
@@ -278,8 +282,10 @@ impl Puller {
                 Err(error) => last = Some(error),
             }
         }
-        let reason = last.map_or_else(|| "no registry is configured".into(), |error| with_causes(&error));
-        Err(PullError::Registry { image: image.to_owned(), reason })
+        Err(match last {
+            Some(error) => no_manifest(image, &error),
+            None => PullError::Registry { image: image.to_owned(), reason: "no registry is configured".into() },
+        })
     }
 
     async fn config_blob(
@@ -450,7 +456,28 @@ fn choose<'a>(
     })
 }
 
-fn registry_error(image: &str, error: &oci_client::errors::OciDistributionError) -> PullError {
+/// Why there is no manifest, in the words that clients look for.
+fn no_manifest(image: &str, error: &OciDistributionError) -> PullError {
+    use OciDistributionError as Error;
+    let code = match error {
+        Error::RegistryError { envelope, .. } => envelope.errors.first().map(|error| &error.code),
+        _ => None,
+    };
+    let why = match (error, code) {
+        (Error::ImageManifestNotFoundError(_), _)
+        | (_, Some(OciErrorCode::ManifestUnknown | OciErrorCode::NotFound)) => {
+            format!("manifest for {image} not found: manifest unknown")
+        }
+        (Error::UnauthorizedError { .. } | Error::AuthenticationFailure(_), _)
+        | (_, Some(OciErrorCode::NameUnknown | OciErrorCode::Denied | OciErrorCode::Unauthorized)) => {
+            format!("pull access denied for {image}, repository does not exist or may require 'docker login'")
+        }
+        _ => return registry_error(image, error),
+    };
+    PullError::Absent { image: image.to_owned(), why, reason: with_causes(error) }
+}
+
+fn registry_error(image: &str, error: &OciDistributionError) -> PullError {
     PullError::Registry { image: image.to_owned(), reason: with_causes(error) }
 }
 

@@ -122,7 +122,13 @@ impl ConfigBlob {
 pub(crate) struct RootFs {
     #[serde(rename = "type", default)]
     pub(crate) kind: String,
+    /// Go writes an empty list as null.
+    #[serde(default, deserialize_with = "or_empty")]
     pub(crate) diff_ids: Vec<String>,
+}
+
+fn or_empty<'de, D: serde::Deserializer<'de>>(reader: D) -> Result<Vec<String>, D::Error> {
+    Ok(Option::deserialize(reader)?.unwrap_or_default())
 }
 
 /// One step of an image's making: the OCI image-spec's `history`.

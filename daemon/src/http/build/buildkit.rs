@@ -75,10 +75,12 @@ struct Served {
 
 /// Takes a connection over from HTTP.
 fn take_over(request: Request) -> Result<(OnUpgrade, Response), ApiError> {
-    if request.headers().get(header::UPGRADE) != Some(&PROTOCOL) {
-        return Err(ApiError::bad_request(
-            "this is for connections that are upgraded to h2c, as BuildKit's clients do",
-        ));
+    match request.headers().get(header::UPGRADE) {
+        Some(protocol) if protocol == PROTOCOL => {}
+        Some(other) => {
+            return Err(ApiError::bad_request(format!("protocol {other:?} is not supported: upgrade to h2c")));
+        }
+        None => return Err(ApiError::bad_request("no upgrade is asked for: BuildKit's clients upgrade to h2c")),
     }
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
@@ -118,9 +120,9 @@ async fn serve(daemon: Arc<Daemon>, connection: Upgraded) {
 /// Takes what a client serves.
 pub(in crate::http) async fn session(state: State, request: Request) -> Result<Response, ApiError> {
     let headers = request.headers().clone();
+    let (upgrade, response) = take_over(request)?;
     let id = headers.get("x-docker-expose-session-uuid").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let id = id.ok_or_else(|| ApiError::bad_request("X-Docker-Expose-Session-Uuid is missing: a session has an id"))?;
-    let (upgrade, response) = take_over(request)?;
     let daemon = state.0;
     tokio::spawn(async move {
         let Ok(connection) = upgrade.await else { return };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use skep_engine::{ContainerState, RemoveOptions};
 
 use super::create::{Resources, RestartPolicyBody, restart_policy};
 use crate::filters::Filters;
-use crate::http::json::{from_value, or_null, read};
+use crate::http::json::{JsonBody, from_value, or_null, read};
 use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 
@@ -121,7 +121,7 @@ struct UpdateBody {
 pub(in crate::http) async fn update(
     state: State,
     Path(id): Path<String>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let request = read(&body)?;
     let policy: UpdateBody = from_value(request.clone())?;

@@ -3,6 +3,8 @@
 
 use std::ops::RangeInclusive;
 
+use skep_api::container::HealthConfig;
+
 use super::create::{CreateBody, Resources};
 use crate::http::ApiError;
 
@@ -12,6 +14,8 @@ const CPU_SHARES: RangeInclusive<u64> = 2..=262_144;
 const CPU_PERIOD_MICROS: RangeInclusive<u64> = 1000..=1_000_000;
 const CPU_QUOTA_MICROS_MIN: i64 = 1000;
 const MEMORY_MIN: i64 = 6 << 20;
+/// The shortest time that a health check may name.
+const HEALTH_NANOS_MIN: i64 = 1_000_000;
 
 /// By the kernel's numbers, without `CAP_`.
 const CAPABILITY_PREFIX: &str = "CAP_";
@@ -40,6 +44,10 @@ impl CreateBody {
                 return refuse(format!("invalid capability: {name:?}: use names such as NET_ADMIN, or ALL"));
             }
         }
+        if host.annotations.contains_key("") {
+            return refuse("invalid Annotations: the empty string is not permitted as an annotation key");
+        }
+        self.healthcheck.as_ref().map_or(Ok(()), check_health)?;
         self.check_networks()
     }
 
@@ -64,6 +72,22 @@ impl CreateBody {
             None => Ok(()),
         }
     }
+}
+
+fn check_health(check: &HealthConfig) -> Result<(), ApiError> {
+    let times = [
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ];
+    if let Some((name, _)) = times.iter().find(|(_, time)| time.0 != 0 && time.0 < HEALTH_NANOS_MIN) {
+        return refuse(format!("{name} in Healthcheck cannot be less than 1ms"));
+    }
+    if check.retries < 0 {
+        return refuse("Retries in Healthcheck cannot be negative");
+    }
+    Ok(())
 }
 
 impl Resources {

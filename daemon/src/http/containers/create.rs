@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::Query;
 use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer};
@@ -24,7 +23,7 @@ use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::config::ContainerSettings;
 use crate::http::images::platform;
-use crate::http::json::read;
+use crate::http::json::{JsonBody, read};
 use crate::http::networks::joining::EndpointBody;
 use crate::http::{ApiError, State};
 
@@ -46,7 +45,7 @@ pub(super) struct CreateBody {
     pub(super) mac_address: String,
     stop_signal: String,
     stop_timeout: Option<i64>,
-    healthcheck: Option<HealthConfig>,
+    pub(super) healthcheck: Option<HealthConfig>,
     tty: bool,
     open_stdin: bool,
     stdin_once: bool,
@@ -69,6 +68,7 @@ pub(super) struct HostConfig {
     mounts: Vec<Mount>,
     tmpfs: BTreeMap<String, String>,
     volumes_from: Vec<String>,
+    pub(super) annotations: BTreeMap<String, String>,
     pub(super) port_bindings: BTreeMap<String, Vec<PortBinding>>,
     pub(super) publish_all_ports: bool,
     pub(super) network_mode: String,
@@ -217,7 +217,7 @@ pub(in crate::http) struct CreateQuery {
 pub(in crate::http) async fn create(
     state: State,
     Query(query): Query<CreateQuery>,
-    body: Bytes,
+    body: JsonBody,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let request = read(&body)?;
     let config = container_config(&state, &query.name, request).await?;
@@ -334,6 +334,7 @@ impl CreateBody {
             privileged: host.privileged,
             cap_add: host.cap_add,
             cap_drop: host.cap_drop,
+            annotations: host.annotations,
             masked_paths: host.masked_paths,
             read_only_paths: host.readonly_paths,
             devices: host.devices.into_iter().map(device).collect::<Result<_, _>>()?,

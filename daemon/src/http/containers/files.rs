@@ -16,7 +16,7 @@ use skep_engine::{Archiving, Change, CommitOptions, PathStat};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use crate::http::json::read;
+use crate::http::json::{read, require_json};
 use crate::http::{ApiError, State};
 
 #[derive(Deserialize)]
@@ -128,7 +128,11 @@ pub(in crate::http) async fn commit(state: State, request: Request) -> Result<(S
     let changes = pairs.iter().filter(|(key, _)| key == "changes").map(|(_, value)| value.clone()).collect();
     let query: BTreeMap<String, String> = pairs.into_iter().collect();
     let param = |name: &str| query.get(name).cloned().unwrap_or_default();
+    let is_json = require_json(request.headers());
     let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.map_err(ApiError::bad_request)?;
+    if !body.is_empty() {
+        is_json?;
+    }
     let config = read(&body)?;
     let config = if config.as_object().is_some_and(|members| !members.is_empty()) {
         Some(crate::http::json::from_value(config)?)

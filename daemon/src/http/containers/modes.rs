@@ -26,9 +26,7 @@ impl Modes {
             "host" => Ok(NamespaceMode::Host),
             other => match other.strip_prefix("container:") {
                 Some(name) => Ok(NamespaceMode::Container(peer(name)?)),
-                None => {
-                    Err(ApiError::bad_request(format!("invalid {flag} mode {other:?}: use host or container:NAME")))
-                }
+                None => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
             },
         };
         let network = match host.network_mode.as_str() {
@@ -41,15 +39,15 @@ impl Modes {
         };
         Ok(Self {
             network,
-            pid: mode("pid", &host.pid_mode)?,
-            ipc: mode("ipc", &host.ipc_mode)?,
+            pid: mode("PID", &host.pid_mode)?,
+            ipc: mode("IPC", &host.ipc_mode)?,
             shared_memory: match host.ipc_mode.as_str() {
                 "shareable" => SharedMemory::Shareable,
                 "" if state.config.containers.shares_memory => SharedMemory::Shareable,
                 "none" => SharedMemory::None,
                 _ => SharedMemory::Private,
             },
-            uts: mode("uts", &host.uts_mode)?,
+            uts: mode("UTS", &host.uts_mode)?,
         })
     }
 }

@@ -110,6 +110,13 @@ pub(super) fn mounts(
         if mount.target == "/" {
             return Err(ApiError::bad_request("invalid mount config: destination can't be '/'"));
         }
+        if let MountSource::Volume { subpath, .. } = &mount.source
+            && (subpath.starts_with('/') || subpath.split('/').any(|part| part == ".."))
+        {
+            return Err(ApiError::bad_request(format!(
+                "subpath must be a relative path within the volume: {subpath:?}"
+            )));
+        }
         if !seen.insert(mount.target.clone()) {
             return Err(ApiError::bad_request(format!("Duplicate mount point: {}", mount.target)));
         }

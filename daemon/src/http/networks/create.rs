@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use axum::Json;
-use axum::body::Bytes;
+
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use skep_api::{NetworkSpec, Subnet, SubnetV6};
 use skep_engine::{Ipv6Side, LocalNetworkSpec};
 use skep_manager::control::Command;
 
-use crate::http::json::parse;
+use crate::http::json::{JsonBody, parse};
 use crate::http::services::created;
 use crate::http::{ApiError, State};
 
@@ -194,7 +194,7 @@ fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Opti
     text.parse().map(Some).map_err(ApiError::bad_request)
 }
 
-pub(in crate::http) async fn create(state: State, body: Bytes) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(in crate::http) async fn create(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
     if body.name.is_empty() {
         return Err(ApiError::bad_request("a network needs a name: give one in Name"));

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use axum::body::Bytes;
 use axum::extract::Path;
 use serde::Deserialize;
 use skep_engine::{DEFAULT_NETWORK, EngineError, LocalNetwork, MacAddress, NetworkRef, WantedPlace};
 
 use super::{Known, find};
-use crate::http::{ApiError, State, json::parse};
+use crate::http::{
+    ApiError, State,
+    json::{JsonBody, parse},
+};
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -172,7 +174,7 @@ pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joina
     }
 }
 
-pub(in crate::http) async fn connect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
+pub(in crate::http) async fn connect(state: State, Path(name): Path<String>, body: JsonBody) -> Result<(), ApiError> {
     let body: ConnectBody = parse(&body)?;
     let network = joinable(&state, &name).await?;
     let place = body.endpoint_config.place(&network)?;
@@ -187,7 +189,11 @@ struct DisconnectBody {
     force: bool,
 }
 
-pub(in crate::http) async fn disconnect(state: State, Path(name): Path<String>, body: Bytes) -> Result<(), ApiError> {
+pub(in crate::http) async fn disconnect(
+    state: State,
+    Path(name): Path<String>,
+    body: JsonBody,
+) -> Result<(), ApiError> {
     let body: DisconnectBody = parse(&body)?;
     let (network, unknown) = match joinable(&state, &name).await {
         Ok(network) => (network.reference(), None),
