@@ -222,6 +222,8 @@ fn images_for_other_processors_are_built_kept_and_chosen_by_platform() {
         let refused = host.fails(&["pull", "--platform", platform, &name("1")]);
         assert!(refused.contains(want), "{refused}");
     }
+    let gone = host.fails(&["pull", &name("gone")]);
+    assert!(gone.contains("not found: manifest unknown"), "{gone}");
     // What is saved comes back for the platform that it is for, and no other.
     let saved = context.path().join("saved").display().to_string();
     host.docker(&["save", "-o", &saved, "--platform", "linux/arm64", &name("arm64")]);

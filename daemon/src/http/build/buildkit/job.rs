@@ -84,7 +84,7 @@ impl Jobs {
     pub(super) fn begin(&self, name: &str, session: &str, given: Option<Context>) -> Result<UnderWay, Status> {
         let job = Arc::new(Job {
             session: session.to_owned(),
-            progress: Progress::default(),
+            progress: Progress::new(name),
             returned: watch::Sender::default(),
             given,
             built: Mutex::default(),

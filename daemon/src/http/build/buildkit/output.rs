@@ -57,7 +57,12 @@ impl Output {
         };
         let Some(exporter) = exporter else { return Ok(Self::Nothing) };
         let names = exporter.attrs.get("name").map(String::as_str).unwrap_or_default();
-        let names = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let names: Vec<_> = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        if let Some(wrong) = names.iter().find(|name| skep_engine::normalize(name).is_none()) {
+            return Err(Status::invalid_argument(format!(
+                "invalid reference format: {wrong:?} is no name of an image"
+            )));
+        }
         match exporter.kind.as_str() {
             "" => Ok(Self::Nothing),
             "moby" | "image" => Ok(Self::Image(names)),

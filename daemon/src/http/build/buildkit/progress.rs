@@ -15,7 +15,6 @@ const LOG_LEN_MAX: usize = 2 << 20;
 const OWN_STEPS: usize = usize::MAX / 2;
 
 /// All that was told so far; whoever asks hears it from the beginning.
-#[derive(Default)]
 pub(super) struct Progress {
     told: Mutex<Told>,
     /// How much there is.
@@ -24,6 +23,8 @@ pub(super) struct Progress {
 
 #[derive(Default)]
 struct Told {
+    /// Tells steps from those of other builds, which clients show beside them.
+    build: String,
     messages: Vec<StatusResponse>,
     is_over: bool,
     steps: BTreeMap<usize, Running>,
@@ -40,6 +41,11 @@ struct Running {
 pub(super) struct OwnStep(usize);
 
 impl Progress {
+    pub(super) fn new(build: &str) -> Self {
+        let told = Told { build: build.to_owned(), ..Told::default() };
+        Self { told: Mutex::new(told), news: watch::Sender::default() }
+    }
+
     fn change(&self, change: impl FnOnce(&mut Told)) {
         let len = {
             let mut told = self.lock();
@@ -138,7 +144,7 @@ impl Told {
     }
 
     fn hold(&mut self, number: usize, name: String) {
-        let digest = format!("sha256:{}", hex::encode(Sha256::digest(format!("{number} {name}"))));
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(format!("{} {number} {name}", self.build))));
         self.steps.insert(number, Running { vertex: Vertex { digest, name, ..Vertex::default() }, written: 0 });
     }
 
@@ -193,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn steps_are_told_of_from_the_beginning() {
-        let progress = Progress::default();
+        let progress = Progress::new("build");
         progress.tell(step(1, "FROM x", Some((1, 2))));
         progress.tell(BuildOutput::Ended(1, "key".into()));
         progress.tell(step(2, "ENV a=b", None));
