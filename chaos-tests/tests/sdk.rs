@@ -7,9 +7,12 @@ use std::collections::HashMap;
 
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
+use bollard::grpc::build::{ImageBuildFrontendOptions, ImageBuildLoadInput, NamedContext};
+use bollard::grpc::driver::Build as _;
+use bollard::grpc::driver::moby::Moby;
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HostConfig, NetworkConnectRequest, NetworkCreateRequest, PortBinding,
-    SecretSpec, ServiceSpec, ServiceSpecMode, ServiceSpecModeReplicated, SwarmInitRequest, TaskSpec,
+    BuildInfoAux, ContainerCreateBody, EndpointSettings, HostConfig, NetworkConnectRequest, NetworkCreateRequest,
+    PortBinding, SecretSpec, ServiceSpec, ServiceSpecMode, ServiceSpecModeReplicated, SwarmInitRequest, TaskSpec,
     TaskSpecContainerSpec, VolumeCreateRequest,
 };
 use bollard::query_parameters as query;
@@ -279,6 +282,50 @@ fn the_sdk_for_python_does_what_its_users_do() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk.py");
     let ran = host.exec("/usr/bin/python3", &[script, &host.socket(), host.addr()]);
     assert!(ran.success, "{}\n{}\n{}", ran.stdout, ran.stderr, host.log());
+}
+
+#[test]
+fn builds_go_by_buildkit_s_ways() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    within(async {
+        let docker = connect(host);
+        // As clients before 23 ask: over HTTP, with a session beside.
+        let asked = |session: &str, dockerfile: &str| {
+            let options = query::BuildImageOptionsBuilder::default()
+                .dockerfile("Dockerfile")
+                .t("asked:1")
+                .version(query::BuilderVersion::BuilderBuildKit)
+                .session(session)
+                .build();
+            let context = body_full(archive("Dockerfile", dockerfile).into());
+            docker.build_image(options, None, Some(context)).try_collect::<Vec<_>>()
+        };
+        let told = asked("first", "FROM busybox\nRUN echo hello | tee /word\n").await.unwrap();
+        let traces: Vec<_> = told
+            .iter()
+            .filter_map(|info| match &info.aux {
+                Some(BuildInfoAux::BuildKit(trace)) => Some(trace),
+                _ => None,
+            })
+            .collect();
+        assert!(traces.iter().flat_map(|trace| &trace.logs).any(|log| log.msg == b"hello\n"), "{told:?}");
+        let named = "naming to docker.io/library/asked:1";
+        assert!(traces.iter().flat_map(|trace| &trace.statuses).any(|status| status.id == named), "{told:?}");
+        let why = asked("second", "FROM busybox\nRUN exit 3\n").await.unwrap_err().to_string();
+        assert!(why.contains("exit code: 3"), "{why}");
+        // As buildx does it, but without going through the build by itself.
+        let context = archive("Dockerfile", "FROM base\nCMD cat /word\n").into();
+        let base = NamedContext { path: "docker-image://asked:1".into() };
+        let frontend = ImageBuildFrontendOptions::builder().named_context("base", base).build();
+        let driver = Moby::new(&docker);
+        let built = driver.docker_build("driven:1", frontend, ImageBuildLoadInput::Upload(context), None, None).await;
+        built.unwrap();
+    });
+    assert_eq!(host.ok(&["run", "--rm", "driven:1"]), "hello\n");
 }
 
 const PROJECT: &str = r#"
