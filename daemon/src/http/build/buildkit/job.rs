@@ -251,6 +251,11 @@ impl Fetching<'_> {
             Ok(()) => self.fetch_into(source, &dir, own, paths, excluded).await,
             Err(error) => Err(Status::internal(format!("{}: {error}", dir.display()))),
         };
+        if fetched.is_err() {
+            // What is there may be what fills the disk.
+            let partial = dir.clone();
+            drop(tokio::task::spawn_blocking(move || std::fs::remove_dir_all(partial)).await);
+        }
         self.job.progress.finish(own, fetched.as_ref().err().map(Status::message));
         fetched
     }
