@@ -523,6 +523,12 @@ fn what_cannot_be_is_refused_in_the_words_that_clients_look_for() {
     }
     let told = post("application/json", "{}", "/volumes/create");
     assert!(told.ends_with(" 201"), "{told}");
+    // Clients of long ago mean all volumes when they prune, those of today the ones without a name.
+    host.docker(&["container", "prune", "-f"]);
+    let pruned = |version: &str| post("application/json", "", &format!("/{version}/volumes/prune"));
+    assert!(!pruned("v1.42").contains("\"jar\""));
+    let old = pruned("v1.41");
+    assert!(old.contains("\"jar\""), "{old}");
     // A pull that brings nothing is no success.
     let told = post("application/json", "", "/images/create?fromImage=127.0.0.1:1/absent&tag=latest");
     assert!(told.contains("message") && !told.ends_with(" 200"), "{told}");

@@ -56,6 +56,10 @@ impl ForceQuery {
     }
 }
 
+/// The minor version that a path names, for what has changed its meaning since.
+#[derive(Clone, Copy)]
+pub(crate) struct AskedVersion(pub(crate) u32);
+
 type Rewritten = MapRequest<Router, fn(Request) -> Request>;
 
 /// The service of one listener.
@@ -222,6 +226,7 @@ fn strip_version(mut request: Request) -> Request {
         return request;
     };
     let Ok(minor) = version.parse::<u32>() else { return request };
+    let asked = AskedVersion(minor);
     let target = if (MINOR_MIN..=MINOR_MAX).contains(&minor) {
         format!("/{rest}")
     } else {
@@ -230,5 +235,6 @@ fn strip_version(mut request: Request) -> Request {
     if let Ok(uri) = target.parse() {
         *request.uri_mut() = uri;
     }
+    request.extensions_mut().insert(asked);
     request
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::Json;
-
 use axum::extract::{Path, Query};
 use serde::Deserialize;
 use serde_json::{Value, json};

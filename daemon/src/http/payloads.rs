@@ -1,7 +1,6 @@
 //! Secrets and configs: the same operations on two kinds.
 
 use axum::Json;
-
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Json;
-
 use axum::extract::{Path, Query};
 use axum::http::HeaderMap;
 use axum::response::Response;

@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 
 use axum::Json;
-
 use axum::extract::Query;
 use serde::Deserialize;
 use serde_json::{Value, json};

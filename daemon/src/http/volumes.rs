@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
-
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_engine::{EngineError, Volume};
 
 use super::json::{JsonBody, parse};
-use super::{ApiError, ForceQuery, State};
+use super::{ApiError, AskedVersion, ForceQuery, State};
 use crate::filters::Filters;
 
 pub(super) fn volume_json(state: &State, volume: &Volume) -> Value {
@@ -95,10 +94,18 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn prune(state: State, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
+/// Before this version, pruning meant all volumes that no container has, and its clients say so to their users.
+const PRUNES_ANONYMOUS_SINCE: u32 = 42;
+
+pub(super) async fn prune(
+    state: State,
+    Query(query): Query<ListQuery>,
+    version: Option<Extension<AskedVersion>>,
+) -> Result<Json<Value>, ApiError> {
     let known = ["label", "label!", "all"];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
-    let all = filters.flag("all").map_err(ApiError::bad_request)? == Some(true);
+    let is_old = version.is_some_and(|Extension(AskedVersion(minor))| minor < PRUNES_ANONYMOUS_SINCE);
+    let all = filters.flag("all").map_err(ApiError::bad_request)? == Some(true) || is_old;
     let wanted = |volume: &Volume| {
         // Those that were named are somebody's, unless all are meant.
         (all || volume.anonymous)

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::Json;
-
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;

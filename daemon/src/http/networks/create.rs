@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use axum::Json;
-
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
