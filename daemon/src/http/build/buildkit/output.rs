@@ -5,14 +5,13 @@ use std::fs;
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use skep_api::buildkit::session::packet::Type;
 use skep_api::buildkit::session::{Packet, Stat};
 use skep_api::buildkit::upload::BytesMessage;
 use skep_api::buildkit::{Exporter, SolveRequest};
 use skep_api::with_causes;
-use skep_engine::{Engine, Image};
+use skep_engine::Image;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::Streaming;
@@ -23,6 +22,7 @@ use tonic_prost::prost::Message;
 use super::Served;
 use super::files::go_mode;
 use super::job::Job;
+use super::progress::OwnStep;
 use super::session::Session;
 
 /// What a packet carries of a file.
@@ -74,6 +74,19 @@ impl Output {
             ))),
         }
     }
+
+    /// What the client is told of the image that it came to.
+    fn told(&self, image: &Image) -> HashMap<String, String> {
+        let (Self::Image(names) | Self::Saved(names)) = self else { return HashMap::new() };
+        let mut told = HashMap::from([
+            ("containerimage.digest".to_owned(), image.id.clone()),
+            ("containerimage.config.digest".to_owned(), image.id.clone()),
+        ]);
+        if !names.is_empty() {
+            told.insert("image.name".to_owned(), names.join(","));
+        }
+        told
+    }
 }
 
 impl Served {
@@ -84,7 +97,6 @@ impl Served {
         image: &Image,
         output: &Output,
     ) -> Result<HashMap<String, String>, Status> {
-        let engine = &self.daemon.engine;
         let (what, line) = match output {
             Output::Image(_) => ("exporting to image", "exporting layers"),
             Output::Directory => ("exporting to client directory", "copying files"),
@@ -94,53 +106,48 @@ impl Served {
         };
         let step = job.progress.begin(what);
         job.progress.note(step, line, 0, false);
-        let handed = match output {
-            Output::Image(names) | Output::Saved(names) => {
-                job.progress.note(step, &format!("writing image {}", image.id), 0, true);
-                let named = name_image(engine, image, if matches!(output, Output::Image(_)) { names } else { &[] });
-                let full: Vec<String> = names.iter().filter_map(|name| skep_engine::normalize(name)).collect();
-                full.iter().for_each(|name| job.progress.note(step, &format!("naming to {name}"), 0, true));
-                match (named, output) {
-                    (Ok(()), Output::Saved(_)) => {
-                        let session = self.kit.sessions.get(&job.session).await?;
-                        let (engine, image) = (engine.clone(), image.clone());
-                        send_archive(&session, move |to| engine.save_images(&[(image, full)], to)).await
-                    }
-                    (named, _) => named,
-                }
-            }
-            Output::Directory | Output::Archive => {
-                let session = self.kit.sessions.get(&job.session).await?;
-                let files = engine.image_files(image).map_err(|error| Status::internal(with_causes(&error)))?;
-                match output {
-                    Output::Directory => send_files(&session, files.root()).await,
-                    _ => {
-                        let files = Arc::new(files);
-                        send_archive(&session, move |to| files.archive(to)).await
-                    }
-                }
-            }
-            Output::Nothing => Ok(()),
-        };
+        let handed = self.give(job, image, output, step).await;
         job.progress.note(step, line, 0, true);
         job.progress.finish(step, handed.as_ref().err().map(Status::message));
-        handed?;
-        let mut told = HashMap::new();
-        if let Output::Image(names) | Output::Saved(names) = output {
-            told.insert("containerimage.digest".to_owned(), image.id.clone());
-            told.insert("containerimage.config.digest".to_owned(), image.id.clone());
-            if !names.is_empty() {
-                told.insert("image.name".to_owned(), names.join(","));
+        handed
+    }
+
+    async fn give(
+        &self,
+        job: &Job,
+        image: &Image,
+        output: &Output,
+        step: OwnStep,
+    ) -> Result<HashMap<String, String>, Status> {
+        let engine = &self.daemon.engine;
+        let session = async || self.kit.sessions.get(&job.session).await;
+        let files = || engine.image_files(image).map_err(|error| Status::internal(with_causes(&error)));
+        match output {
+            Output::Nothing => {}
+            Output::Image(names) => {
+                job.progress.note(step, &format!("writing image {}", image.id), 0, true);
+                for name in names {
+                    engine.tag(&image.id, name).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    let full = skep_engine::normalize(name).unwrap_or_default();
+                    job.progress.note(step, &format!("naming to {full}"), 0, true);
+                }
+            }
+            Output::Directory => {
+                let files = files()?;
+                send_files(&session().await?, files.root()).await?;
+            }
+            Output::Archive => {
+                let files = files()?;
+                send_archive(&session().await?, move |to| files.archive(to)).await?;
+            }
+            Output::Saved(names) => {
+                let full = names.iter().filter_map(|name| skep_engine::normalize(name)).collect();
+                let (engine, image) = (engine.clone(), image.clone());
+                send_archive(&session().await?, move |to| engine.save_images(&[(image, full)], to)).await?;
             }
         }
-        Ok(told)
+        Ok(output.told(image))
     }
-}
-
-fn name_image(engine: &Engine, image: &Image, names: &[String]) -> Result<(), Status> {
-    names
-        .iter()
-        .try_for_each(|name| engine.tag(&image.id, name).map_err(|error| Status::invalid_argument(error.to_string())))
 }
 
 /// Calls the client to take what comes by `messages`.
