@@ -136,9 +136,9 @@ fn read_patterns(file: fs::File) -> io::Result<Vec<(String, bool)>> {
     Ok(lines.map(pattern).collect())
 }
 
-/// The patterns of a file like `.dockerignore` as those who send files take them.
-pub fn ignored_patterns(file: &Path) -> io::Result<Vec<String>> {
-    let patterns = read_patterns(fs::File::open(file)?)?;
+/// The patterns of a file like `.dockerignore` in a directory, as those who send files take them.
+pub fn ignored_patterns(dir: &Path, name: &str) -> io::Result<Vec<String>> {
+    let patterns = read_patterns(sys::open_in_root(dir, &clean(name))?)?;
     Ok(patterns.into_iter().map(|(pattern, again)| if again { format!("!{pattern}") } else { pattern }).collect())
 }
 
@@ -187,6 +187,9 @@ mod tests {
         assert_eq!(sources.find("./src/../b.txt").unwrap(), [Path::new("b.txt")]);
         assert_eq!(sources.find("../../src/*").unwrap(), [Path::new("src/c.txt"), Path::new("src/deep")]);
         assert!(sources.find("none").is_err());
+        assert_eq!(ignored_patterns(dir.path(), ".dockerignore").unwrap()[1], "!b.txt");
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("led.dockerignore")).unwrap();
+        assert!(ignored_patterns(dir.path(), "led.dockerignore").is_err(), "a link leads to the host's files");
         let hash = |path: &str| {
             let mut hash = Sha256::new();
             sources.hash(Path::new(path), &mut hash).unwrap();

@@ -228,13 +228,14 @@ impl Fetching<'_> {
 
     /// What the context leaves out, so that the client need not send it.
     async fn excluded(&mut self, asked: &Asked, dockerfile_dir: &Path) -> Result<Vec<String>, Status> {
-        let mut file = dockerfile_dir.join(format!("{}{IGNORE_FILE}", asked.filename));
-        if !file.exists() {
-            let step = "[internal] load .dockerignore";
-            let dir = self.fetch(&asked.context, "ignore", step, vec![IGNORE_FILE.into()], Vec::new()).await?;
-            file = dir.join(IGNORE_FILE);
+        let own = format!("{}{IGNORE_FILE}", asked.filename);
+        if let Ok(patterns) = skep_engine::ignored_patterns(dockerfile_dir, &own) {
+            return Ok(patterns);
         }
-        Ok(skep_engine::ignored_patterns(&file).unwrap_or_default())
+        let step = "[internal] load .dockerignore";
+        let dir = self.fetch(&asked.context, "ignore", step, vec![IGNORE_FILE.into()], Vec::new()).await?;
+        // There need be none.
+        Ok(skep_engine::ignored_patterns(&dir, IGNORE_FILE).unwrap_or_default())
     }
 
     async fn fetch(
