@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use skep_chaos_tests::{LIMIT, Ran, Rig, has_docker, skip, take_turn, wait_until};
 
@@ -175,13 +175,13 @@ fn what_goes_wrong_is_told_and_leaves_nothing() {
     scene.fails(&["build", "--output", "type=registry", "."], "registry");
     // Who gives up leaves no container behind, though it says nothing.
     scene.write("Dockerfile", "FROM busybox\nRUN echo begun; sleep 1000\n");
-    let mut client = scene.client(&["build", "."]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let client = scene.client(&["build", "."]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let client = Ending(client);
     wait_until("the step runs", LIMIT, || {
         let list = host.ok(&["ps", "-q"]);
         (!list.is_empty(), list)
     });
-    client.kill().unwrap();
-    client.wait().unwrap();
+    drop(client);
     wait_until("the step is gone", LIMIT, || {
         let list = host.ok(&["ps", "-a", "-q"]);
         (list.is_empty(), list)
@@ -208,12 +208,24 @@ fn a_build_s_files_go_to_the_client() {
     assert_eq!(String::from_utf8_lossy(&listed.stdout), "d/\nd/f\nd/l\n");
 }
 
+/// A program that goes with its test, however that ends.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 #[test]
 fn steps_reach_the_client_s_ssh_agent() {
     take_turn!();
     let Some(scene) = Scene::new() else { return };
     let agent = scene.context.join("agent");
-    let mut serving = Command::new("ssh-agent").arg("-D").arg("-a").arg(&agent).stdout(Stdio::null()).spawn().unwrap();
+    let serving = Command::new("ssh-agent").arg("-D").arg("-a").arg(&agent).stdout(Stdio::null()).spawn().unwrap();
+    let _serving = Ending(serving);
     wait_until("the agent runs", LIMIT, || (agent.exists(), String::new()));
     let run = |program: &str, args: &[&str]| {
         let ran = Command::new(program).args(args).env("SSH_AUTH_SOCK", &agent).current_dir(&scene.context).output();
@@ -239,8 +251,6 @@ fn steps_reach_the_client_s_ssh_agent() {
     assert!(told.contains("a key (ED25519)"), "{told}");
     scene.write("Dockerfile", "FROM busybox\nRUN --mount=type=ssh,required true\n");
     scene.fails(&["build", "."], "SSH agent default: not found");
-    serving.kill().unwrap();
-    serving.wait().unwrap();
 }
 
 const PROJECT: &str = r#"

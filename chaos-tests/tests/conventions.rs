@@ -172,6 +172,10 @@ fn mounts_are_as_they_are_asked_for() {
     );
     let part = ["--mount", "type=volume,src=data,dst=/p,volume-subpath=a/b", "busybox", "cat", "/p/f"];
     assert_eq!(run(host, &part).trim(), "part");
+    // It may be a file.
+    let file =
+        ["--mount", "type=volume,src=data,dst=/etc/passwd,volume-subpath=a/b/f", "busybox", "cat", "/etc/passwd"];
+    assert_eq!(run(host, &file).trim(), "part");
     let away = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=a/c", "busybox", "true"];
     assert!(refused(host, &away).contains("cannot access path a/c of volume data"), "what is not there is named");
     let out = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=out", "busybox", "true"];

@@ -33,7 +33,7 @@ pub(crate) struct Daemon {
     /// Names this daemon, as `docker info` shows it.
     pub(crate) id: String,
     pub(crate) stop: CancellationToken,
-    pub(crate) build_kit: Arc<BuildKit>,
+    pub(crate) build_kit: BuildKit,
 }
 
 fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
@@ -82,7 +82,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
         engine: engine.clone(),
         swarm: swarm.clone(),
         stop: CancellationToken::new(),
-        build_kit: Arc::new(BuildKit::new(&config.data_root)),
+        build_kit: BuildKit::new(&config.data_root),
         config,
     });
     let servers = TaskTracker::new();

@@ -153,7 +153,8 @@ fn is_name(name: &str) -> bool {
 
 /// Fills an empty volume with what the image has in its place; one that holds something is left alone.
 pub(crate) fn populate(volume: &Path, from: &Path) -> io::Result<()> {
-    if fs::read_dir(volume)?.next().is_some() || !from.is_dir() {
+    // A part of a volume may be a file.
+    if !from.is_dir() || !volume.is_dir() || fs::read_dir(volume)?.next().is_some() {
         return Ok(());
     }
     Copier::default().copy_children(from, volume)?;

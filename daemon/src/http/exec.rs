@@ -93,8 +93,11 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
         detach_keys: if exec.spec.tty { exec.spec.detach_keys.clone() } else { Vec::new() },
         before: Vec::new(),
     };
-    let (engine, exec_id, size) =
-        (state.engine.clone(), exec.id.clone(), body.console_size.or(exec.spec.terminal_size));
+    let (engine, exec_id, size) = (
+        state.engine.clone(),
+        exec.id.clone(),
+        body.console_size.or(exec.spec.terminal_size).filter(|_| exec.spec.tty),
+    );
     // It begins once the client listens: some lose what comes with the answer's headers.
     let attaching = Box::pin(async move {
         match engine.start_exec(&exec_id).await {

@@ -187,14 +187,20 @@ pub(super) async fn disk_usage(state: State) -> Json<Value> {
                 row
             })
             .collect();
-        let cache = |kind: &'static str, what: &'static str| move |(id, bytes): (String, u64)| json!({"ID": id, "Type": kind, "Description": what, "InUse": false, "Shared": false, "Size": bytes});
-        let mounts = engine.build_caches().into_iter().map(cache("exec.cachemount", "kept for RUN --mount=type=cache"));
-        let contexts = state.build_kit.usage().into_iter().map(cache("source.local", "a context, for the next build"));
+        let mounts = engine.build_caches().into_iter();
+        let mounts = mounts.map(|cache| cache_json("exec.cachemount", "kept for RUN --mount=type=cache", cache));
+        let contexts = state.build_kit.usage().into_iter();
+        let contexts = contexts.map(|cache| cache_json("source.local", "a context, for the next build", cache));
         let caches: Vec<Value> = mounts.chain(contexts).collect();
         json!({"LayersSize": engine.layers_size(), "Images": images, "Containers": containers, "Volumes": volumes,
             "BuildCache": caches})
     });
     Json(measured.await.unwrap_or_default())
+}
+
+/// What builds keep for the next ones: an id, and its bytes.
+fn cache_json(kind: &str, what: &str, (id, bytes): (String, u64)) -> Value {
+    json!({"ID": id, "Type": kind, "Description": what, "InUse": false, "Shared": false, "Size": bytes})
 }
 
 fn operating_system() -> String {

@@ -114,7 +114,7 @@ struct Place {
 /// A helper that reads or writes an archive, with what it needs as long as it runs.
 pub struct Archiving {
     pub child: Child,
-    _files: Files,
+    files: Files,
     path: String,
 }
 
@@ -136,7 +136,7 @@ impl Archiving {
         let path = &self.path;
         match status.code() {
             Some(0) => Ok(()),
-            Some(NOT_FOUND) => Err(self._files.lacks(path)),
+            Some(NOT_FOUND) => Err(self.files.lacks(path)),
             Some(NOT_A_DIRECTORY) => {
                 Err(EngineError::Invalid(format!("{path} is not a directory: extraction point is not a directory")))
             }
@@ -252,7 +252,7 @@ impl Engine {
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
         self.tell_container(&files.container, "archive-path", &[("path", path.to_owned())]);
-        Ok(Archiving { child, _files: files, path: path.to_owned() })
+        Ok(Archiving { child, files, path: path.to_owned() })
     }
 
     /// Unpacks an archive into a directory of a container: the helper's input.
@@ -273,7 +273,7 @@ impl Engine {
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
         self.tell_container(&files.container, "extract-to-dir", &[("path", path.to_owned())]);
-        Ok(Archiving { child, _files: files, path: path.to_owned() })
+        Ok(Archiving { child, files, path: path.to_owned() })
     }
 
     /// Reads all of a container's file system as an archive: the helper's output.
@@ -288,7 +288,7 @@ impl Engine {
             .spawn();
         let child = child.map_err(disk_error("starting the archiver"))?;
         self.tell_container(&files.container, "export", &[]);
-        Ok(Archiving { child, _files: files, path: "/".into() })
+        Ok(Archiving { child, files, path: "/".into() })
     }
 
     fn archiver(&self, command: &str, container: &Container, root: &Path, inside: &Path) -> Command {

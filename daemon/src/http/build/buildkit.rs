@@ -70,7 +70,12 @@ impl BuildKit {
 #[derive(Clone)]
 struct Served {
     daemon: Arc<Daemon>,
-    kit: Arc<BuildKit>,
+}
+
+impl Served {
+    fn kit(&self) -> &BuildKit {
+        &self.daemon.build_kit
+    }
 }
 
 /// Takes a connection over from HTTP.
@@ -102,7 +107,7 @@ pub(in crate::http) async fn grpc(state: State, request: Request) -> Result<Resp
 }
 
 async fn serve(daemon: Arc<Daemon>, connection: Upgraded) {
-    let served = Served { kit: daemon.build_kit.clone(), daemon: daemon.clone() };
+    let served = Served { daemon: daemon.clone() };
     let control = ControlServer::new(served.clone()).max_decoding_message_size(CALL_LEN_MAX);
     let gateway = LlbBridgeServer::new(served).max_decoding_message_size(CALL_LEN_MAX);
     let routes = TowerToHyperService::new(Routes::new(control).add_service(gateway).prepare());

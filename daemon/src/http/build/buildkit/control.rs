@@ -58,7 +58,7 @@ impl Served {
                 "the frontend {frontend} is not supported: this builder has dockerfile.v0"
             )));
         }
-        job.build(&self.daemon.engine, &self.kit, attributes).await
+        job.build(&self.daemon.engine, self.kit(), attributes).await
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerRecord> {
@@ -88,12 +88,12 @@ impl Control for Served {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let request = request.into_inner();
-        let job = self.kit.jobs.begin(&request.r#ref, &request.session, None)?;
+        let job = self.kit().jobs.begin(&request.r#ref, &request.session, None)?;
         self.solve_job(&job, &request).await.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
-        let job = self.kit.jobs.get(&request.into_inner().r#ref).await?;
+        let job = self.kit().jobs.get(&request.into_inner().r#ref).await?;
         let told = futures::stream::unfold((job, 0), |(job, seen)| async move {
             let message = job.progress.next(seen).await?;
             Some((Ok(message), (job, seen + 1)))
@@ -112,13 +112,14 @@ impl Control for Served {
     async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
         let caches =
             self.daemon.engine.build_caches().into_iter().map(|(id, bytes)| usage(id, bytes, "exec.cachemount"));
-        let directories = self.kit.directories.usage().into_iter().map(|(id, bytes)| usage(id, bytes, "source.local"));
+        let directories =
+            self.kit().directories.usage().into_iter().map(|(id, bytes)| usage(id, bytes, "source.local"));
         let record = caches.chain(directories).collect();
         Ok(Response::new(DiskUsageResponse { record }))
     }
 
     async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let bytes = self.kit.prune(&self.daemon.engine).map_err(|error| Status::internal(error.to_string()))?;
+        let bytes = self.kit().prune(&self.daemon.engine).map_err(|error| Status::internal(error.to_string()))?;
         let gone = (bytes > 0).then(|| Ok(usage("build-cache".to_owned(), bytes, "internal")));
         Ok(Response::new(Box::pin(futures::stream::iter(gone))))
     }

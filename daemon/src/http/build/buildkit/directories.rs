@@ -70,6 +70,10 @@ impl Directories {
 
     /// Removes those that are not in use until at most `most` are left; returns the bytes that it came to.
     fn shrink(&self, most: usize) -> u64 {
+        tokio::task::block_in_place(|| self.remove_surplus(most))
+    }
+
+    fn remove_surplus(&self, most: usize) -> u64 {
         let all = self.all();
         let mut surplus = all.len().saturating_sub(most);
         let mut bytes = 0;
@@ -98,7 +102,8 @@ impl Directories {
     /// What is kept, and its bytes.
     pub(super) fn usage(&self) -> Vec<(String, u64)> {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.all().iter().map(|path| (name(path), skep_engine::bytes_below(path))).collect()
+        let measured = || self.all().iter().map(|path| (name(path), skep_engine::bytes_below(path))).collect();
+        tokio::task::block_in_place(measured)
     }
 }
 

@@ -24,7 +24,7 @@ impl Served {
     async fn job(&self, metadata: &MetadataMap) -> Result<Arc<Job>, Status> {
         let name = metadata.get("buildkit-controlapi-buildid").and_then(|name| name.to_str().ok());
         let name = name.ok_or_else(|| Status::invalid_argument("the call says of no build that it belongs to it"))?;
-        self.kit.jobs.get(name).await
+        self.kit().jobs.get(name).await
     }
 }
 

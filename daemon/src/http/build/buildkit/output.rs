@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use axum::http::uri::PathAndQuery;
 use skep_api::buildkit::session::packet::Type;
 use skep_api::buildkit::session::{Packet, Stat};
 use skep_api::buildkit::upload::BytesMessage;
@@ -40,8 +41,6 @@ pub(super) enum Output {
     Directory,
     /// An archive of them.
     Archive,
-    /// An archive of the image, as `docker save` writes it, with these names.
-    Saved(Vec<String>),
     /// Nothing that is kept, but the image without a name.
     Nothing,
 }
@@ -68,7 +67,6 @@ impl Output {
             "moby" | "image" => Ok(Self::Image(names)),
             "local" => Ok(Self::Directory),
             "tar" => Ok(Self::Archive),
-            "docker" | "oci" => Ok(Self::Saved(names)),
             other => Err(Status::unimplemented(format!(
                 "--output type={other} is not supported by this builder: use image, local or tar"
             ))),
@@ -77,7 +75,7 @@ impl Output {
 
     /// What the client is told of the image that it came to.
     fn told(&self, image: &Image) -> HashMap<String, String> {
-        let (Self::Image(names) | Self::Saved(names)) = self else { return HashMap::new() };
+        let Self::Image(names) = self else { return HashMap::new() };
         let mut told = HashMap::from([
             ("containerimage.digest".to_owned(), image.id.clone()),
             ("containerimage.config.digest".to_owned(), image.id.clone()),
@@ -101,7 +99,6 @@ impl Served {
             Output::Image(_) => ("exporting to image", "exporting layers"),
             Output::Directory => ("exporting to client directory", "copying files"),
             Output::Archive => ("exporting to client tarball", "sending tarball"),
-            Output::Saved(_) => ("exporting to image archive", "sending tarball"),
             Output::Nothing => return Ok(HashMap::new()),
         };
         let step = job.progress.begin(what);
@@ -120,7 +117,7 @@ impl Served {
         step: OwnStep,
     ) -> Result<HashMap<String, String>, Status> {
         let engine = &self.daemon.engine;
-        let session = async || self.kit.sessions.get(&job.session).await;
+        let session = async || self.kit().sessions.get(&job.session).await;
         let files = || engine.image_files(image).map_err(|error| Status::internal(with_causes(&error)));
         match output {
             Output::Nothing => {}
@@ -139,11 +136,6 @@ impl Served {
             Output::Archive => {
                 let files = files()?;
                 send_archive(&session().await?, move |to| files.archive(to)).await?;
-            }
-            Output::Saved(names) => {
-                let full = names.iter().filter_map(|name| skep_engine::normalize(name)).collect();
-                let (engine, image) = (engine.clone(), image.clone());
-                send_archive(&session().await?, move |to| engine.save_images(&[(image, full)], to)).await?;
             }
         }
         Ok(output.told(image))
@@ -164,7 +156,7 @@ where
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let codec: ProstCodec<Out, In> = ProstCodec::default();
     let request = tonic::Request::new(ReceiverStream::new(messages));
-    Ok(grpc.streaming(request, SEND.parse().expect("it is a path"), codec).await?.into_inner())
+    Ok(grpc.streaming(request, PathAndQuery::from_static(SEND), codec).await?.into_inner())
 }
 
 /// Sends what `write` writes.

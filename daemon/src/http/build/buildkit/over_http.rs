@@ -36,8 +36,8 @@ pub(in crate::http::build) async fn build(
         "" => Some(Context::of_body(&state.engine, request).await?),
         _ => None,
     };
-    let served = Served { daemon: state.0.clone(), kit: state.build_kit.clone() };
-    let job = served.kit.jobs.begin(&wanted.r#ref, &wanted.session, given);
+    let served = Served { daemon: state.0.clone() };
+    let job = served.kit().jobs.begin(&wanted.r#ref, &wanted.session, given);
     let job = job.map_err(|status| ApiError::internal(status.message()))?;
     let (lines, stream) = mpsc::channel(LINES_AHEAD);
     let quiet = is_on(&query.q);
