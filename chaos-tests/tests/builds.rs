@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use skep_chaos_tests::{LIMIT, Rig, program, take_turn, wait_until};
 
@@ -122,6 +123,43 @@ fn repositories_are_contexts() {
         assert!(refused.contains(why), "{wrong}: {refused}");
     }
     assert_eq!(std::fs::read_dir(host.data().join("tmp")).map_or(0, Iterator::count), 0, "nothing is left");
+}
+
+/// Who owns what, and since when, as the Dockerfile and a server say: in the image, and in volumes filled from it.
+#[test]
+fn owners_modes_and_dates_are_kept() {
+    take_turn!();
+    let (rig, context) = scene("");
+    let host = rig.host(1);
+    let served = host.dir().join("served");
+    std::fs::create_dir(&served).unwrap();
+    std::fs::write(served.join("file"), "served\n").unwrap();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    std::fs::File::open(served.join("file")).unwrap().set_modified(long_ago).unwrap();
+    host.spawn("busybox", &["httpd", "-f", "-p", "127.0.0.1:8099", "-h", &served.display().to_string()]);
+    let digest = host.exec("sha256sum", &[&served.join("file").display().to_string()]).stdout;
+    let digest = digest.split(' ').next().unwrap();
+    let build = |digest: &str| {
+        let lines = [
+            "FROM busybox",
+            "RUN chown 1001:1002 /etc && chmod 0750 /etc",
+            "RUN mkdir /full /empty && echo 1 > /full/1 && chown 1003 /full /full/1 /empty && chmod 700 /full /empty",
+            "VOLUME /full /empty",
+            &format!("ADD --checksum=sha256:{digest} http://127.0.0.1:8099/file /got/"),
+            "CMD stat -c '%u:%g %a %n' /etc /full /full/1 /empty /got/file && stat -c %Y /got/file",
+        ];
+        std::fs::write(context.path().join("Dockerfile"), lines.join("\n")).unwrap();
+        host.run(&["build", "-t", "kept", context.path().to_str().unwrap()])
+    };
+    wait_until("the file is served, and added", LIMIT, || {
+        let built = build(digest);
+        (built.success, built.stderr)
+    });
+    let want =
+        "1001:1002 750 /etc\n1003:0 700 /full\n1003:0 644 /full/1\n1003:0 700 /empty\n0:0 600 /got/file\n1000000000\n";
+    assert_eq!(host.ok(&["run", "--rm", "kept"]), want);
+    let other = build(&"0".repeat(64));
+    assert!(!other.success && other.stderr.contains("digest mismatch"), "{}", other.stderr);
 }
 
 const MOUNTED: &str = r#"

@@ -61,6 +61,11 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     let pushed = host.docker(&["push", "10.77.0.1:5000/made/here:1"]);
     assert!(pushed.contains("Mounted from box") && pushed.contains("Pushed"), "{pushed}");
     assert!(host.docker(&["push", "10.77.0.1:5000/made/here:1"]).contains("Layer already exists"));
+    for tag in ["2", "3"] {
+        host.ok(&["tag", "10.77.0.1:5000/made/here:1", &format!("10.77.0.1:5000/made/here:{tag}")]);
+    }
+    let all = host.docker(&["push", "--all-tags", "10.77.0.1:5000/made/here"]);
+    assert!(["1", "2", "3"].iter().all(|tag| all.contains(&format!("{tag}: digest: sha256:"))), "{all}");
     assert_eq!(rig.host(2).docker(&["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
 }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{Method, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, delete, get, head, post};
@@ -68,6 +68,7 @@ pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rew
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(map_response(system::introduce))
         .layer(from_fn(finish))
+        .layer(from_fn(allow_options))
         .layer(from_fn(stream::read_to_the_end))
         .with_state(daemon);
     let rewrite: fn(Request) -> Request = strip_version;
@@ -216,7 +217,15 @@ async fn unknown(uri: Uri) -> ApiError {
     if UNSUPPORTED.iter().any(|known| path.contains(known)) {
         return ApiError::unsupported(format!("{path} is not supported yet by this version of skep"));
     }
-    ApiError::not_found(format!("page not found: the API has no {path}"))
+    ApiError::not_found("page not found")
+}
+
+/// Answers those who ask what may be asked of a path, as browsers do.
+async fn allow_options(request: Request, next: Next) -> Response {
+    if request.method() == Method::OPTIONS {
+        return StatusCode::OK.into_response();
+    }
+    next.run(request).await
 }
 
 /// Takes `/v1.N` off the path; a version that is not spoken gets an answer that says so.

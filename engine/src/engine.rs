@@ -35,6 +35,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -169,8 +170,6 @@ pub enum EngineError {
     NameTaken { name: String, id: String },
     #[error("container {id} is not {wanted}: it is {found}")]
     WrongState { id: String, found: &'static str, wanted: &'static str },
-    #[error("image {image} is used by container {container}: remove that first")]
-    ImageInUse { image: String, container: String },
     #[error("container {id} could not be started: {reason}")]
     Start { id: String, reason: String },
     #[error("network {0} not found")]
@@ -288,7 +287,6 @@ impl Engine {
         for dir in ["containers", "bin"] {
             make_dir(&config.data_dir.join(dir))?;
         }
-        make_init_layer(&config.data_dir.join("init")).map_err(disk_error("preparing the places of mounts"))?;
         make_dir(&config.run_dir.join("containers"))?;
         let images =
             Arc::new(ImageStore::open(&config.data_dir.join("image")).map_err(disk_error("opening the image store"))?);
@@ -404,9 +402,10 @@ impl Engine {
     }
 
     /// The directories that a container's file system is made of, the lowest first.
-    fn layer_dirs(&self, layers: &[String]) -> Vec<PathBuf> {
-        let own = layers.iter().map(|layer| self.images.layer_dir(layer));
-        own.chain([self.config.data_dir.join("init")]).collect()
+    fn layer_dirs(&self, layers: &[String]) -> io::Result<Vec<PathBuf>> {
+        let mut dirs: Vec<_> = layers.iter().map(|layer| self.images.layer_dir(layer)).collect();
+        dirs.push(init_layer(&self.config.data_dir.join("image/init"), &dirs)?);
+        Ok(dirs)
     }
 
     pub(crate) fn container_dirs(&self, name: &str) -> Result<ContainerDirs, EngineError> {
@@ -518,19 +517,29 @@ fn make_dir(dir: &Path) -> Result<(), EngineError> {
     made.map_err(disk_error(format!("making {}", dir.display())))
 }
 
-/// The topmost layer below every container's own: the places where files and file systems are mounted,
-/// so that making them is no change of the container's.
-fn make_init_layer(dir: &Path) -> io::Result<()> {
+/// The topmost layer below every container's own: the places where files and file systems are mounted, so that making
+/// them is no change of the container's. One for each owner and mode that images give `/etc`, which it would hide.
+fn init_layer(dir: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
+    let etc = layers.iter().rev().find_map(|layer| fs::symlink_metadata(layer.join("etc")).ok());
+    let etc = etc.filter(fs::Metadata::is_dir).map_or((0, 0, 0o755), |etc| (etc.uid(), etc.gid(), etc.mode() & 0o7777));
+    let (uid, gid, mode) = etc;
+    let layer = dir.join(format!("{uid}-{gid}-{mode:o}"));
+    if layer.join(INIT_LAYER_FILES[0]).exists() {
+        return Ok(layer);
+    }
     for sub in ["dev/pts", "dev/shm", "proc", "sys", "etc"] {
-        fs::create_dir_all(dir.join(sub))?;
+        fs::create_dir_all(layer.join(sub))?;
     }
-    for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv"] {
-        if !dir.join(file).exists() {
-            fs::write(dir.join(file), "")?;
-        }
+    chown(layer.join("etc"), Some(uid), Some(gid))?;
+    fs::set_permissions(layer.join("etc"), fs::Permissions::from_mode(mode))?;
+    for file in INIT_LAYER_FILES.iter().rev() {
+        fs::write(layer.join(file), "")?;
     }
-    Ok(())
+    Ok(layer)
 }
+
+/// Those that are shown to containers; the first says that a layer is whole.
+const INIT_LAYER_FILES: [&str; 4] = [".dockerenv", "etc/hosts", "etc/hostname", "etc/resolv.conf"];
 
 /// A program that runs somewhere cannot be written; it is the one we would write.
 fn busy(error: io::Error) -> io::Result<()> {

@@ -22,6 +22,12 @@ pub fn normalize(name: &str) -> Option<String> {
     Some(format!("{}/{}:{tag}", reference.registry(), reference.repository()))
 }
 
+/// The first letters of an id, which tell it from others well enough.
+pub(crate) fn short(id: &str) -> &str {
+    let hex = id.strip_prefix("sha256:").unwrap_or(id);
+    &hex[..hex.len().min(12)]
+}
+
 /// The name as users write it: without `docker.io/library/`.
 #[must_use]
 pub fn familiar(name: &str) -> &str {

@@ -33,8 +33,10 @@ pub enum VolumeError {
         "{0:?} is no volume name: it has two or more of a-z, A-Z, 0-9, _, . and -, and begins with a letter or digit"
     )]
     Name(String),
-    #[error("volume option {0:?} is unknown: use type, device and o")]
+    #[error("invalid option: {0:?}: volumes take type, device and o")]
     Option(String),
+    #[error("missing required option: {0:?}: type and device are given together, and o with both")]
+    MissingOption(&'static str),
     #[error("volume {0} has been made with other options: remove it, or use the same ones")]
     Differs(String),
     #[error("volume {0} cannot be stored")]
@@ -78,6 +80,10 @@ impl VolumeStore {
         }
         if let Some(key) = volume.options.keys().find(|key| !matches!(key.as_str(), "type" | "device" | "o")) {
             return Err(VolumeError::Option(key.clone()));
+        }
+        let missing = ["device", "type"].into_iter().find(|&name| !volume.options.contains_key(name));
+        if let Some(name) = missing.filter(|_| !volume.options.is_empty()) {
+            return Err(VolumeError::MissingOption(name));
         }
         if let Some(there) = self.get(&volume.name) {
             let same = volume.options.is_empty() || volume.options == there.options;
@@ -158,12 +164,15 @@ pub(crate) fn populate(volume: &Path, from: &Path) -> io::Result<()> {
         return Ok(());
     }
     Copier::default().copy_children(from, volume)?;
-    copy_attributes(from, volume, &fs::metadata(from)?)
+    // Who names it by a link, as those to open files are, means what that leads to.
+    copy_attributes(from, &volume.join("."), &fs::metadata(from)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
@@ -178,10 +187,15 @@ mod tests {
         };
         assert!(store.ensure(&volume("data", &[("type", "tmpfs"), ("device", "tmpfs")])).unwrap());
         assert!(!store.ensure(&volume("data", &[])).unwrap());
-        assert!(matches!(store.ensure(&volume("data", &[("type", "nfs")])), Err(VolumeError::Differs(_))));
+        assert!(matches!(
+            store.ensure(&volume("data", &[("type", "nfs"), ("device", ":/d")])),
+            Err(VolumeError::Differs(_))
+        ));
         assert!(matches!(store.ensure(&volume("x", &[])), Err(VolumeError::Name(_))));
         assert!(matches!(store.ensure(&volume("../up", &[])), Err(VolumeError::Name(_))));
         assert!(matches!(store.ensure(&volume("more", &[("size", "1")])), Err(VolumeError::Option(_))));
+        assert!(matches!(store.ensure(&volume("more", &[("type", "nfs")])), Err(VolumeError::MissingOption("device"))));
+        assert!(matches!(store.ensure(&volume("more", &[("device", "/d")])), Err(VolumeError::MissingOption("type"))));
         assert_eq!(store.list().len(), 1);
         store.remove("data").unwrap();
         assert!(store.list().is_empty());
@@ -196,7 +210,11 @@ mod tests {
         fs::write(image.join("sub/file"), "text").unwrap();
         fs::set_permissions(image.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
         symlink("/etc/passwd", image.join("link")).unwrap();
-        populate(&volume, &image).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        fs::File::open(&image).unwrap().set_modified(long_ago).unwrap();
+        let opened = fs::File::open(&volume).unwrap();
+        populate(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd())), &image).unwrap();
+        assert_eq!(fs::metadata(&volume).unwrap().modified().unwrap(), long_ago);
         assert_eq!(fs::read_to_string(volume.join("sub/file")).unwrap(), "text");
         assert_eq!(fs::metadata(volume.join("sub/file")).unwrap().mode() & 0o777, 0o640);
         assert_eq!(fs::read_link(volume.join("link")).unwrap(), Path::new("/etc/passwd"));

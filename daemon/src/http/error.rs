@@ -123,8 +123,7 @@ impl From<EngineError> for ApiError {
             EngineError::NameTaken { .. }
             | EngineError::WrongState { .. }
             | EngineError::Conflict(_)
-            | EngineError::Volume(VolumeError::Differs(_))
-            | EngineError::ImageInUse { .. } => StatusCode::CONFLICT,
+            | EngineError::Volume(VolumeError::Differs(_)) => StatusCode::CONFLICT,
             EngineError::Forbidden(_) => StatusCode::FORBIDDEN,
             EngineError::LogsNotKept(_) => StatusCode::NOT_IMPLEMENTED,
             EngineError::Volume(VolumeError::Disk(..)) => StatusCode::INTERNAL_SERVER_ERROR,

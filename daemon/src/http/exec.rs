@@ -42,8 +42,12 @@ pub(super) async fn create(
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
-    let detach_keys = parse_detach_keys(&body.detach_keys)
-        .ok_or_else(|| ApiError::bad_request(format!("invalid detach keys {:?}", body.detach_keys)))?;
+    let detach_keys = parse_detach_keys(&body.detach_keys).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "Invalid detach keys ({}) provided: write such as ctrl-p,ctrl-q",
+            body.detach_keys
+        ))
+    })?;
     let spec = ExecSpec {
         command: body.cmd,
         env: body.env,

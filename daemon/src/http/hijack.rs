@@ -288,7 +288,6 @@ pub(super) fn parse_detach_keys(text: &str) -> Option<Vec<u8>> {
         &[byte] => Some(byte),
         [b'c', b't', b'r', b'l', b'-', letter] => match letter {
             b'a'..=b'z' => Some(letter - b'a' + 1),
-            b'A'..=b'Z' => Some(letter - b'A' + 1),
             b'@' => Some(0),
             b'[' => Some(27),
             b'\\' => Some(28),

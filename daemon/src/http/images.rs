@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, Timestamp, with_causes};
-use skep_engine::{Credentials, EngineError, Image, Platform, PullProgress, familiar};
+use skep_engine::{Credentials, EngineError, Image, Platform, PullProgress, Pushed, familiar};
 use tokio::sync::{mpsc, oneshot};
 
 use super::json::{or_null, parse};
@@ -250,38 +250,48 @@ fn push(
     platform: Option<&Platform>,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    let credentials = credentials(headers)?;
-    let full = if tag.is_empty() { name.to_owned() } else { format!("{name}:{tag}") };
+    let credentials = credentials(headers);
+    let engine = state.engine.clone();
+    let names = if tag.is_empty() { engine.names_in(name) } else { vec![format!("{name}:{tag}")] };
     // What is not here is told before the stream begins.
-    let image = state.engine.image(&full);
-    if image.is_err() {
+    if names.is_empty() || names.iter().any(|name| engine.image(name).is_err()) {
         return Err(ApiError::not_found(format!("An image does not exist locally with the tag: {name}")));
     }
-    state.engine.image_for(&full, platform)?;
-    let engine = state.engine.clone();
+    for name in &names {
+        engine.image_for(name, platform)?;
+    }
+    let repository = name.to_owned();
     let (lines, stream) = mpsc::channel(PROGRESS_AHEAD);
     tokio::spawn(async move {
-        let begin = json!({"status": format!("The push refers to repository [{name}]", name = full)});
+        let begin = json!({"status": format!("The push refers to repository [{repository}]")});
         drop(lines.send(begin).await);
-        let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
-        let pushed = async {
-            let pushed = engine.push(&full, &credentials, &progress).await;
-            drop(progress);
-            pushed
-        };
-        let (pushed, ()) = tokio::join!(pushed, relay(steps, &lines));
-        let last = match pushed {
-            Ok(pushed) => vec![
-                json!({"status": format!("{}: digest: {} size: {}", pushed.tag, pushed.digest, pushed.size_bytes)}),
-                json!({"progressDetail": {}, "aux": {"Tag": pushed.tag, "Digest": pushed.digest, "Size": pushed.size_bytes}}),
-            ],
-            Err(error) => vec![json_error(&with_causes(&error))],
-        };
-        for value in last {
-            drop(lines.send(value).await);
+        for name in names {
+            let (progress, steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
+            let pushed = async {
+                let pushed = engine.push(&name, &credentials, &progress).await;
+                drop(progress);
+                pushed
+            };
+            let (pushed, ()) = tokio::join!(pushed, relay(steps, &lines));
+            let failed = pushed.is_err();
+            for value in
+                pushed.map_or_else(|error| vec![json_error(&with_causes(&error))], |pushed| pushed_lines(&pushed))
+            {
+                drop(lines.send(value).await);
+            }
+            if failed {
+                break;
+            }
         }
     });
     Ok(json_lines(stream))
+}
+
+fn pushed_lines(Pushed { tag, digest, size_bytes }: &Pushed) -> Vec<Value> {
+    vec![
+        json!({"status": format!("{tag}: digest: {digest} size: {size_bytes}")}),
+        json!({"progressDetail": {}, "aux": {"Tag": tag, "Digest": digest, "Size": size_bytes}}),
+    ]
 }
 
 /// Hands on how far a pull or push has come.
@@ -310,14 +320,17 @@ pub(super) struct CreateQuery {
 
 /// What a client logs in with, from the header it sends it in.
 pub(super) fn registry_auth(headers: &HeaderMap) -> Result<SecretBytes, ApiError> {
-    let header = headers.get("x-registry-auth").map_or(&[][..], |header| header.as_bytes());
-    Credentials::from_header(header).map_err(ApiError::bad_request)?;
-    Ok(SecretBytes::new(header.to_vec()))
+    Credentials::from_header(auth_header(headers)).map_err(ApiError::bad_request)?;
+    Ok(SecretBytes::new(auth_header(headers).to_vec()))
 }
 
-fn credentials(headers: &HeaderMap) -> Result<Credentials, ApiError> {
+fn auth_header(headers: &HeaderMap) -> &[u8] {
+    headers.get("x-registry-auth").map_or(&[][..], |header| header.as_bytes())
+}
+
+fn credentials(headers: &HeaderMap) -> Credentials {
     // Clients that have none put a word in its place, which means nothing; the registry will say if it wants some.
-    Ok(Credentials::from_header(registry_auth(headers)?.expose()).unwrap_or_default())
+    Credentials::from_header(auth_header(headers)).unwrap_or_default()
 }
 
 /// The platform that a parameter names, as `OS[/ARCHITECTURE[/VARIANT]]`.
@@ -354,7 +367,7 @@ pub(super) async fn create(state: State, request: Request) -> Result<Response, A
         return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
     }
     let platform = platform(query.platform.as_deref().unwrap_or_default())?;
-    pull(&state, name, platform, credentials(request.headers())?).await
+    pull(&state, name, platform, credentials(request.headers())).await
 }
 
 /// Pulls an image. What fails before anything has come is the answer itself.
@@ -552,7 +565,7 @@ pub(super) async fn distribution(
     if normal(name).is_some() && normal(name) == normal(skep_engine::WHOAMI) {
         return Err(ApiError::not_found(format!("{name} is built in: no registry has it")));
     }
-    let resolved = state.engine.resolve(name, &credentials(&headers)?).await?;
+    let resolved = state.engine.resolve(name, &credentials(&headers)).await?;
     Ok(Json(json!({
         "Descriptor": {"mediaType": resolved.media_type, "digest": resolved.digest, "size": resolved.size_bytes},
         "Platforms": resolved.platforms,

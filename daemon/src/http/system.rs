@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skep_api::NodeRole;
 use skep_engine::{ContainerState, LogDriver, has_apparmor};
 
-use super::{API_VERSION, ApiError, State};
+use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
 use crate::config::{BUILT_IN_RUNTIME, Listener};
 use crate::daemon::Daemon;
@@ -238,7 +238,15 @@ async fn swarm_info(daemon: &Daemon) -> Value {
 
 /// A path that names a version which is not spoken.
 pub(super) async fn unsupported_version(Path(version): Path<String>) -> ApiError {
-    ApiError::bad_request(format!(
-        "client version {version} is not supported: use an API version from 1.24 to 1.56 (DOCKER_API_VERSION sets it)"
-    ))
+    let minor: u32 = version.strip_prefix("1.").and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX);
+    ApiError::bad_request(if minor < MINOR_MIN {
+        format!(
+            "client version {version} is too old. Minimum supported API version is 1.{MINOR_MIN}, please upgrade your \
+             client to a newer version"
+        )
+    } else {
+        format!(
+            "client version {version} is too new. Maximum supported API version is 1.{MINOR_MAX}: set DOCKER_API_VERSION"
+        )
+    })
 }

@@ -28,7 +28,7 @@ use crate::container::logs::Stream;
 use crate::engine::{EngineError, now};
 use crate::image::pull::Credentials;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image};
-use crate::image::{Platform, normalize};
+use crate::image::{Platform, normalize, short};
 use crate::sys;
 
 /// What an image is built with.
@@ -225,11 +225,6 @@ impl Stage {
         self.key = key(&[&self.key, &layer]);
         self.layers.push(layer);
     }
-}
-
-pub(super) fn short(id: &str) -> &str {
-    let hex = id.strip_prefix("sha256:").unwrap_or(id);
-    &hex[..hex.len().min(12)]
 }
 
 /// Where commands are looked for unless an image says otherwise.

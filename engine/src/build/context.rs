@@ -145,7 +145,7 @@ pub fn ignored_patterns(dir: &Path, name: &str) -> io::Result<Vec<String>> {
 fn missing(pattern: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::NotFound,
-        format!("{pattern}: no such file or directory in what the build may copy from; is it in .dockerignore?"),
+        format!("file not found in build context or excluded by .dockerignore: stat {pattern}: file does not exist"),
     )
 }
 

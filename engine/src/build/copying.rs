@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
@@ -18,7 +19,7 @@ impl Builder {
         instruction: &Instruction,
         words: &[String],
     ) -> Result<(), BuildError> {
-        let (options, from) = self.copy_options(stage, instruction)?;
+        let Asked { options, from, checksum } = self.copy_options(stage, instruction)?;
         let [sources @ .., target] = words else {
             return Err(BuildError::Dockerfile(format!("{} requires at least two arguments", instruction.name)));
         };
@@ -45,14 +46,18 @@ impl Builder {
                 } else {
                     doc.content.clone()
                 };
-                pieces.files.push((name.to_owned(), content.into_bytes()));
+                pieces.files.push(Piece {
+                    name: name.to_owned(),
+                    content: content.into_bytes(),
+                    mode: 0o644,
+                    modified: SystemTime::now(),
+                });
             } else if source.starts_with("http://") || source.starts_with("https://") {
                 if !options.unpacks {
                     return Err(BuildError::Dockerfile(format!("{step}: source can't be a URL for COPY: use ADD")));
                 }
-                pieces
-                    .files
-                    .push(download(source).await.map_err(|reason| BuildError::Step { step: step.clone(), reason })?);
+                let piece = download(source, checksum.as_deref()).await;
+                pieces.files.push(piece.map_err(|reason| BuildError::Step { step: step.clone(), reason })?);
             } else {
                 pieces.paths.extend(sources_of.find(source).map_err(failed)?);
             }
@@ -75,18 +80,15 @@ impl Builder {
         Ok(())
     }
 
-    fn copy_options(
-        &self,
-        stage: &Stage,
-        instruction: &Instruction,
-    ) -> Result<(CopyOptions, Option<String>), BuildError> {
+    fn copy_options(&self, stage: &Stage, instruction: &Instruction) -> Result<Asked, BuildError> {
         let mut options = CopyOptions { unpacks: instruction.name == "ADD", ..CopyOptions::default() };
-        let mut from = None;
+        let (mut from, mut checksum) = (None, None);
         for (flag, value) in &instruction.flags {
             let value = words::expand(value, self.plan.escape, &|name| Self::lookup(stage, name))
                 .map_err(BuildError::Dockerfile)?;
             match flag.as_str() {
                 "from" if instruction.name == "COPY" => from = Some(value),
+                "checksum" if instruction.name == "ADD" => checksum = Some(value),
                 "chown" => options.chown = Some(value),
                 "chmod" => {
                     let mode = u32::from_str_radix(&value, 8).ok().filter(|mode| *mode <= 0o7777);
@@ -101,7 +103,7 @@ impl Builder {
                 }
             }
         }
-        Ok((options, from))
+        Ok(Asked { options, from, checksum })
     }
 
     /// What `--from` names: another context, another stage, or an image.
@@ -156,12 +158,27 @@ impl Opened {
     }
 }
 
+/// What an instruction's flags ask for.
+struct Asked {
+    options: CopyOptions,
+    from: Option<String>,
+    /// What the content of a URL must come to: `sha256:HEX`.
+    checksum: Option<String>,
+}
+
 /// What is copied in one step.
 #[derive(Default)]
 struct Pieces {
     paths: Vec<PathBuf>,
-    /// Names and contents that come from elsewhere.
-    files: Vec<(String, Vec<u8>)>,
+    files: Vec<Piece>,
+}
+
+/// A file that stands in the Dockerfile itself, or comes from elsewhere.
+pub(super) struct Piece {
+    pub(super) name: String,
+    pub(super) content: Vec<u8>,
+    pub(super) mode: u32,
+    pub(super) modified: SystemTime,
 }
 
 impl Pieces {
@@ -170,9 +187,9 @@ impl Pieces {
         for path in &self.paths {
             sources.hash(path, &mut hash)?;
         }
-        for (name, content) in &self.files {
-            hash.update(name);
-            hash.update(content);
+        for piece in &self.files {
+            hash.update(&piece.name);
+            hash.update(&piece.content);
         }
         Ok(hex::encode(hash.finalize()))
     }
@@ -192,32 +209,40 @@ impl Pieces {
         if !self.paths.is_empty() {
             stage::copy(sources, &self.paths, root, target, options)?;
         }
-        for (name, content) in &self.files {
-            stage::write_file(
-                root,
-                target,
-                name,
-                content,
-                &CopyOptions { unpacks: false, keeps_owners: false, ..options.clone() },
-            )?;
+        for piece in &self.files {
+            let options = CopyOptions { unpacks: false, keeps_owners: false, ..options.clone() };
+            stage::write_file(root, target, piece, &options)?;
         }
         Ok(())
     }
 }
 
-/// Fetches a file that ADD names; returns its name and content.
-async fn download(url: &str) -> Result<(String, Vec<u8>), String> {
+/// Fetches a file that ADD names.
+async fn download(url: &str, checksum: Option<&str>) -> Result<Piece, String> {
     let path = url.split(['?', '#']).next().unwrap_or(url);
     let name = path.splitn(4, '/').nth(3).and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| format!("{url}: cannot determine filename from url"))?.to_owned();
-    Ok((name, fetch(url).await?))
+    let (content, modified) = fetch_dated(url).await?;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&content)));
+    match checksum {
+        Some(wanted) if wanted != digest => Err(format!("{url}: digest mismatch {digest}: {wanted}")),
+        // As Docker has it: only who builds may use what came from elsewhere, until the Dockerfile says more.
+        _ => Ok(Piece { name, content, mode: 0o600, modified: modified.unwrap_or(SystemTime::UNIX_EPOCH) }),
+    }
 }
 
 /// Fetches what is at a URL.
 pub async fn fetch(url: &str) -> Result<Vec<u8>, String> {
+    Ok(fetch_dated(url).await?.0)
+}
+
+/// Fetches what is at a URL, and when that was made as far as its server says.
+async fn fetch_dated(url: &str) -> Result<(Vec<u8>, Option<SystemTime>), String> {
     const LEN_MAX: usize = 1 << 30;
     let fail = |error: reqwest::Error| format!("{url}: {}", skep_api::with_causes(&error));
     let mut response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status).map_err(fail)?;
+    let modified = response.headers().get(reqwest::header::LAST_MODIFIED).and_then(|date| date.to_str().ok());
+    let modified = modified.and_then(|date| httpdate::parse_http_date(date).ok());
     let mut content = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(fail)? {
         content.extend_from_slice(&chunk);
@@ -225,7 +250,7 @@ pub async fn fetch(url: &str) -> Result<Vec<u8>, String> {
             return Err(format!("{url} is larger than 1 GiB"));
         }
     }
-    Ok(content)
+    Ok((content, modified))
 }
 
 /// Unpacks a build's context; nothing lands outside of `dir`.

@@ -135,7 +135,7 @@ fn pairs(name: &str, rest: &str, escape: char, lookup: Lookup<'_>) -> Result<Vec
     let pair = |word: &String| {
         let (key, value) = word.split_once('=').ok_or_else(|| format!("{word:?} has no =: write {name} key=value"))?;
         let key = expand(key)?;
-        if key.is_empty() { Err(format!("{name} names cannot be blank")) } else { Ok((key, expand(value)?)) }
+        if key.is_empty() { Err(format!("{name} names can not be blank")) } else { Ok((key, expand(value)?)) }
     };
     all.iter().map(pair).collect()
 }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::build::builder::{BuildError, BuildOptions, BuildOutput, Builder, Stage, key, short};
+use crate::build::builder::{BuildError, BuildOptions, BuildOutput, Builder, Stage, key};
 use crate::build::context::{Sources, clean};
 use crate::build::mounting;
 use crate::build::parse::{self, Dockerfile, Instruction};
 use crate::build::words;
 use crate::engine::{Engine, now};
 use crate::image::store::{ConfigBlob, Image, RootFs};
-use crate::image::{Platform, familiar, normalize};
+use crate::image::{Platform, familiar, normalize, short};
 
 /// Lines of one stage that wait for those of the stages before it.
 const LINES_AHEAD: usize = 1024;
@@ -249,8 +249,9 @@ impl Plan {
             let last = self.written.len().checked_sub(1);
             return last.ok_or_else(|| wrong("no FROM: the Dockerfile has no stage".into()));
         }
-        self.stage_of(wanted, self.written.len())
-            .ok_or_else(|| wrong(format!("failed to reach build target {wanted} in Dockerfile: no stage is called so")))
+        self.stage_of(wanted, self.written.len()).ok_or_else(|| {
+            wrong(format!("target stage {wanted:?} could not be found: no stage of the Dockerfile is called so"))
+        })
     }
 
     /// What a stage is called where steps are told of.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, sy
 use std::path::{Path, PathBuf};
 
 use crate::build::context::{Sources, clean};
+use crate::build::copying::Piece;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::user;
 use crate::engine::Engine;
@@ -153,18 +154,14 @@ pub(crate) fn copy(
 }
 
 /// Writes a file that stands in the Dockerfile itself, or came from elsewhere.
-pub(crate) fn write_file(
-    root: &Path,
-    target: &str,
-    name: &str,
-    content: &[u8],
-    options: &CopyOptions,
-) -> io::Result<()> {
+pub(crate) fn write_file(root: &Path, target: &str, piece: &Piece, options: &CopyOptions) -> io::Result<()> {
     let dir = tempfile_dir()?;
     let written = (|| {
-        fs::write(dir.join(name), content)?;
-        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(options.chmod.unwrap_or(0o644)))?;
-        copy(&Sources::whole(&dir), &[PathBuf::from(name)], root, target, options)
+        let path = dir.join(&piece.name);
+        fs::write(&path, &piece.content)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(piece.mode))?;
+        fs::File::open(&path)?.set_modified(piece.modified)?;
+        copy(&Sources::whole(&dir), &[PathBuf::from(&piece.name)], root, target, options)
     })();
     // Another's tidying up may come first.
     let _ = fs::remove_dir_all(dir);

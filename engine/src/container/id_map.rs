@@ -21,7 +21,7 @@ use crate::sys;
 
 /// What of the data directory containers are made of. Of the rest, such as a node's keys, there is no view: to somebody who
 /// came out of a container it would be theirs.
-const SHOWN: [&str; 5] = ["bin", "containers", "image", "init", "volumes"];
+const SHOWN: [&str; 4] = ["bin", "containers", "image", "volumes"];
 
 /// Whom `default` stands for, and what is set aside where nothing is.
 const DEFAULT_USER: &str = "skepremap";

@@ -23,10 +23,12 @@ pub(crate) struct ResolvedUser {
 /// Why a user cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    #[error("user {0:?} is not in the image's /etc/passwd: name one that is, or use a number up to 2147483647")]
+    #[error("unable to find user {0}: no matching entries in passwd file: name one of the image's, or a number")]
     UnknownUser(String),
-    #[error("group {0:?} is not in the image's /etc/group: name one that is, or use a number up to 2147483647")]
+    #[error("unable to find group {0}: no matching entries in group file: name one of the image's, or a number")]
     UnknownGroup(String),
+    #[error("uids and gids must be in range 0-2147483647, which {0} is not")]
+    OutOfRange(String),
 }
 
 /// Resolves `user[:group]` and more groups within `rootfs`.
@@ -50,22 +52,27 @@ fn resolve_in(passwd: &str, group: &str, spec: &str, more: &[String]) -> Result<
         fields.len() >= 6 && (fields[0] == user || user.parse::<u32>().is_ok_and(|uid| fields[2] == uid.to_string()))
     });
     let number = |text: &str| text.parse::<u32>().ok().filter(|&id| id <= ID_MAX);
+    let absent = |text: &str, unknown: fn(String) -> UserError| {
+        let error = if text.parse::<i64>().is_ok() { UserError::OutOfRange } else { unknown };
+        error(text.to_owned())
+    };
     let (uid, own_gid, name, home) = match &row {
         Some(fields) => (number(fields[2]), number(fields[3]), fields[0], fields[5]),
         None => (number(user), Some(0), "", "/"),
     };
-    let uid = uid.ok_or_else(|| UserError::UnknownUser(user.to_owned()))?;
+    let uid = uid.ok_or_else(|| absent(user, UserError::UnknownUser))?;
     let gid_of = |wanted: &str| {
         let named =
             group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 3 && f[0] == wanted);
         named.and_then(|fields| number(fields[2])).or_else(|| number(wanted))
     };
-    let group_number = |wanted: &str| gid_of(wanted).ok_or_else(|| UserError::UnknownGroup(wanted.to_owned()));
+    let group_number = |wanted: &str| gid_of(wanted).ok_or_else(|| absent(wanted, UserError::UnknownGroup));
     let gid = match wanted_group.filter(|group| !group.is_empty()) {
         Some(wanted) => group_number(wanted)?,
         None => own_gid.unwrap_or(0),
     };
-    let mut groups = Vec::new();
+    // Its own group is one of them, so that a program cannot give it up by taking another.
+    let mut groups = vec![gid];
     if wanted_group.is_none() && !name.is_empty() {
         let member_of = group.lines().filter_map(|line| {
             let fields: Vec<_> = line.split(':').collect();
@@ -98,14 +105,15 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_and_number() {
-        check("", Ok((0, 0, &[], "/root")));
-        check("web", Ok((1000, 1001, &[26], "/home/web")));
-        check("1000", Ok((1000, 1001, &[26], "/home/web")));
-        check("web:tape", Ok((1000, 26, &[], "/home/web")));
-        check("4711", Ok((4711, 0, &[], "/")));
-        check("0123", Ok((123, 0, &[], "/")));
-        check("4294967295", Err(UserError::UnknownUser("4294967295".into())));
-        check("0:2147483648", Err(UserError::UnknownGroup("2147483648".into())));
+        check("", Ok((0, 0, &[0], "/root")));
+        check("web", Ok((1000, 1001, &[26, 1001], "/home/web")));
+        check("1000", Ok((1000, 1001, &[26, 1001], "/home/web")));
+        check("web:tape", Ok((1000, 26, &[26], "/home/web")));
+        check("4711", Ok((4711, 0, &[0], "/")));
+        check("0123", Ok((123, 0, &[0], "/")));
+        check("4294967295", Err(UserError::OutOfRange("4294967295".into())));
+        check("-1", Err(UserError::OutOfRange("-1".into())));
+        check("0:2147483648", Err(UserError::OutOfRange("2147483648".into())));
         check("nobody", Err(UserError::UnknownUser("nobody".into())));
         check("web:none", Err(UserError::UnknownGroup("none".into())));
     }

@@ -38,7 +38,7 @@ impl Engine {
             return Err(EngineError::Invalid("no command specified: give one, as the image names none".into()));
         }
         if config.hostname.is_empty() {
-            config.hostname = self.shared_hostname(&config)?;
+            config.hostname = self.shared_hostname(&config);
         }
         let id = hex::encode(rand::random::<[u8; 32]>());
         for own in [&mut config.hostname, &mut config.name] {
@@ -89,13 +89,15 @@ impl Engine {
         Ok(id)
     }
 
-    /// The name of whose network or names a container shares; empty: it has its own.
-    fn shared_hostname(&self, config: &ContainerConfig) -> Result<String, EngineError> {
+    /// The name of whose network or names a container shares, as far as that one is there yet; empty: it has its own.
+    fn shared_hostname(&self, config: &ContainerConfig) -> String {
         match &config.network {
-            NetworkMode::Container(id) => Ok(self.find(id)?.config().hostname.clone()),
-            NetworkMode::Host => Ok(host_name()),
-            _ if config.uts_mode == NamespaceMode::Host => Ok(host_name()),
-            _ => Ok(String::new()),
+            NetworkMode::Container(id) => {
+                self.find(id).map_or_else(|_| String::new(), |peer| peer.config().hostname.clone())
+            }
+            NetworkMode::Host => host_name(),
+            _ if config.uts_mode == NamespaceMode::Host => host_name(),
+            _ => String::new(),
         }
     }
 

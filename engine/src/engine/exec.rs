@@ -172,7 +172,7 @@ impl Engine {
         let (attachment, pid, mut child) = match started {
             Ok(started) => started,
             Err(error) => {
-                let (code, reason) = start_failure(&skep_api::with_causes(&error), exec.spec.command.first());
+                let (code, reason) = start_failure(&error, exec.spec.command.first());
                 exec.state.send_replace(ExecState::Exited { code });
                 return Err(EngineError::Start { id: container.id.clone(), reason });
             }
@@ -417,7 +417,7 @@ impl Container {
         match &*self.state.borrow() {
             ContainerState::Running(running) if running.paused => Err(EngineError::Conflict(format!(
                 "Container {} is paused, unpause the container before exec",
-                self.id
+                self.name()
             ))),
             ContainerState::Running(_)
             | ContainerState::Created

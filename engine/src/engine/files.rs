@@ -151,9 +151,9 @@ impl Engine {
         let ours = container.require_running().is_err();
         if ours {
             self.put_shift_in_force(container).map_err(disk_error("mapping owners of files"))?;
-            let layers: Vec<PathBuf> = self.layer_dirs(&container.layers);
             let doing = format!("mounting the files of container {}", container.id);
-            container.dirs.mount_root(&layers).map_err(disk_error(doing))?;
+            let mounted = self.layer_dirs(&container.layers).and_then(|layers| container.dirs.mount_root(&layers));
+            mounted.map_err(disk_error(doing))?;
         }
         Ok(Mounted { container: container.clone(), ours })
     }
@@ -308,12 +308,11 @@ impl Engine {
     /// How a container's files differ from its image's, by path.
     pub fn changes(&self, name: &str) -> Result<Vec<(String, Change)>, EngineError> {
         let container = self.find(name)?;
-        let layers = self.layer_dirs(&container.layers);
         let mut changes = Vec::new();
-        let changed = container.dirs.changed();
-        changed
-            .and_then(|changed| changes_below(&changed, &layers, Path::new(""), &mut changes))
-            .map_err(disk_error(format!("comparing the files of container {}", container.id)))?;
+        let compared = self
+            .layer_dirs(&container.layers)
+            .and_then(|layers| changes_below(&container.dirs.changed()?, &layers, Path::new(""), &mut changes));
+        compared.map_err(disk_error(format!("comparing the files of container {}", container.id)))?;
         changes.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(changes)
     }

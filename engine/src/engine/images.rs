@@ -6,12 +6,12 @@ use std::io::{self, Read, Write};
 use skep_api::Timestamp;
 use tokio::sync::mpsc;
 
-use super::{Engine, EngineError, disk_error, now};
+use super::{Container, Engine, EngineError, disk_error, now};
 use crate::build::instruction;
 use crate::image::pull::{Credentials, PullProgress, RegistryConfig, Resolved};
 use crate::image::push::Pushed;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
-use crate::image::{Platform, archive, familiar, normalize};
+use crate::image::{Platform, archive, familiar, normalize, repository, short};
 use crate::turns::Turns;
 
 /// One line of an image's history, the newest first.
@@ -24,6 +24,35 @@ pub struct HistoryLine {
     pub comment: String,
     pub size_bytes: u64,
     pub tags: Vec<String>,
+}
+
+/// Refuses to remove an image that is in use, or that has several names of which none was given; force makes nothing
+/// of names and of containers at rest.
+fn require_removable(image: &Image, named: Option<&str>, users: &[&Container], force: bool) -> Result<(), EngineError> {
+    let id = short(&image.id);
+    let refuse = |why: String| Err(EngineError::Conflict(format!("conflict: unable to {why}")));
+    if let (Some(name), Some(user), false) = (named, users.first(), force) {
+        let user = short(&user.id);
+        return refuse(format!(
+            "remove repository reference {name:?} (must force) - container {user} is using its referenced image {id}: \
+             remove that first"
+        ));
+    }
+    let running = users.iter().find(|container| container.require_running().is_ok());
+    if let Some(user) = running {
+        let user = short(&user.id);
+        return refuse(format!("delete {id} (cannot be forced) - image is being used by running container {user}"));
+    }
+    if !force && named.is_none() && image.tags.len() > 1 {
+        return refuse(format!("delete {id} (must be forced) - image is referenced in multiple repositories"));
+    }
+    match users.first() {
+        Some(user) if !force => {
+            let user = short(&user.id);
+            refuse(format!("delete {id} (must be forced) - image is being used by stopped container {user}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Engine {
@@ -99,6 +128,18 @@ impl Engine {
         Ok(pushed)
     }
 
+    /// All names of images here that `name` stands for: itself if it has a tag or a digest, else all of its repository's.
+    #[must_use]
+    pub fn names_in(&self, name: &str) -> Vec<String> {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        if last.contains([':', '@']) {
+            return vec![name.to_owned()];
+        }
+        let wanted = repository(name);
+        let names = self.images().into_iter().flat_map(|image| image.tags);
+        names.filter(|name| repository(name) == wanted).map(|name| familiar(&name).to_owned()).collect()
+    }
+
     /// Asks a registry whether it takes the credentials.
     pub async fn login(&self, registry: &str, credentials: &Credentials) -> Result<(), EngineError> {
         Ok(self.puller.login(registry, credentials).await?)
@@ -133,18 +174,11 @@ impl Engine {
     pub fn remove_image(&self, name: &str, force: bool) -> Result<Removal, EngineError> {
         let image = self.image(name)?;
         let by_tag = normalize(name).is_some_and(|tag| image.tags.contains(&tag));
-        if !by_tag && !name.contains('@') && image.tags.len() > 1 && !force {
-            return Err(EngineError::Conflict(format!(
-                "unable to delete {name} (must be forced) - image is referenced in multiple repositories"
-            )));
-        }
-        let last = image.tags.len() <= 1 || !by_tag;
         let containers = self.lock();
-        let users: Vec<_> = containers.values().filter(|container| container.config().image_id == image.id).collect();
-        let running = users.iter().find(|container| container.require_running().is_ok());
-        let user = if force { running } else { users.first() };
-        if let Some(user) = user.filter(|_| last) {
-            return Err(EngineError::ImageInUse { image: name.to_owned(), container: user.id.clone() });
+        if image.tags.len() <= 1 || !by_tag {
+            let users = containers.values().filter(|container| container.config().image_id == image.id);
+            let named = by_tag.then_some(name);
+            require_removable(&image, named, &users.map(AsRef::as_ref).collect::<Vec<_>>(), force)?;
         }
         let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.layers.clone()).collect();
         let removal =
@@ -329,6 +363,7 @@ impl Engine {
     /// Takes the images of an archive in, those for one platform where that is named; takes its time. Returns what to tell of each.
     pub fn load_images(&self, archive: impl Read, platform: Option<&Platform>) -> Result<Vec<String>, EngineError> {
         let _under_way = self.layers_under_way.blocking_read();
+        let before = self.images();
         let loaded = archive::load(&self.images, archive, platform).map_err(|error| {
             EngineError::Invalid(format!("the archive cannot be loaded: {}", skep_api::with_causes(&error)))
         })?;
@@ -338,7 +373,16 @@ impl Engine {
             if tags.is_empty() {
                 told.push(format!("Loaded image ID: {}", image.id));
             }
-            told.extend(tags.iter().map(|tag| format!("Loaded image: {tag}")));
+            for tag in &tags {
+                let had = |other: &&Image| other.id != image.id && other.tags.iter().any(|name| familiar(name) == *tag);
+                if let Some(old) = before.iter().find(had) {
+                    let old = &old.id;
+                    told.push(format!(
+                        "The image {tag} already exists, renaming the old one with ID {old} to empty string"
+                    ));
+                }
+                told.push(format!("Loaded image: {tag}"));
+            }
         }
         Ok(told)
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,11 +45,11 @@ impl Engine {
         self.put_shift_in_force(container)?;
         let Connected { address, through, ports, endpoints } = self.connect(container, &config).await?;
         let host = self.host_gateway(&config, through);
-        let layers = self.layer_dirs(&container.layers);
+        let layers = self.layer_dirs(&container.layers)?;
         let shim = self.shim_config(container)?;
         let prepared = {
             let container = container.clone();
-            let peers = self.peers(&config)?;
+            let peers = self.peers(&container, &config)?;
             let netns = match &config.network {
                 NetworkMode::Host => None,
                 NetworkMode::Container(id) => peers.get(id).map(|pid| format!("/proc/{pid}/ns/net").into()),
@@ -167,34 +167,41 @@ impl Engine {
 
     pub(super) fn cgroup(&self, id: &str, config: &ContainerConfig) -> PathBuf {
         let parent = if config.cgroup_parent.is_empty() { &self.config.cgroup_parent } else { &config.cgroup_parent };
-        Path::new(parent).join(id)
+        // A request that climbs out of the hierarchy stays at its top.
+        let parts = Path::new(parent).components().filter(|part| matches!(part, Component::Normal(_)));
+        Path::new("/").join(parts.collect::<PathBuf>()).join(id)
     }
 
     /// The first processes of the containers whose namespaces are shared; all of them must run.
-    fn peers(&self, config: &ContainerConfig) -> io::Result<BTreeMap<String, i32>> {
+    fn peers(&self, container: &Container, config: &ContainerConfig) -> io::Result<BTreeMap<String, i32>> {
         let mut peers = BTreeMap::new();
-        let modes = [&config.pid_mode, &config.ipc_mode, &config.uts_mode];
-        let shared = modes.into_iter().filter_map(|mode| match mode {
-            NamespaceMode::Container(id) => Some(id),
+        let modes = [("PID", &config.pid_mode), ("IPC", &config.ipc_mode), ("UTS", &config.uts_mode)];
+        let shared = modes.into_iter().filter_map(|(what, mode)| match mode {
+            NamespaceMode::Container(id) => Some((what, id)),
             NamespaceMode::Private | NamespaceMode::Host => None,
         });
         let network = match &config.network {
-            NetworkMode::Container(id) => Some(id),
+            NetworkMode::Container(id) => Some(("network", id)),
             NetworkMode::Bridge
             | NetworkMode::Host
             | NetworkMode::None
             | NetworkMode::Local(_)
             | NetworkMode::Joined(_) => None,
         };
-        for id in shared.chain(network) {
+        for (what, id) in shared.chain(network) {
             let peer = self.find(id).map_err(io::Error::other)?;
+            if peer.id == container.id {
+                return Err(io::Error::other(format!("cannot join own {what}: name another container")));
+            }
             if peer.config().id_map != config.id_map {
                 return Err(io::Error::other(format!(
                     "container {id}, whose namespace is to be shared, has other users: both need --userns=host, or neither"
                 )));
             }
             let ContainerState::Running(running) = peer.state.borrow().clone() else {
-                return Err(io::Error::other(format!("container {id}, whose namespace is to be shared, does not run")));
+                return Err(io::Error::other(format!(
+                    "cannot join {what} of a non running container: {id}; start that one first"
+                )));
             };
             peers.insert(id.clone(), running.pid);
         }
@@ -256,6 +263,11 @@ impl Engine {
     }
 }
 
+/// Why a runtime could not start a program.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct RuntimeFailure(String);
+
 /// Waits until a helper has started its process; returns that one's pid.
 pub(super) async fn read_answer(shim: &mut Child) -> io::Result<i32> {
     let stdout = shim.stdout.take().ok_or_else(|| io::Error::other("the shim has no output"))?;
@@ -266,7 +278,7 @@ pub(super) async fn read_answer(shim: &mut Child) -> io::Result<i32> {
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("the shim said nothing in {START_LIMIT:?}")))??;
     match serde_json::from_str(&line) {
         Ok(ShimAnswer::Started { pid }) => Ok(pid),
-        Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(reason)),
+        Ok(ShimAnswer::Failed { reason }) => Err(io::Error::other(RuntimeFailure(reason))),
         Err(_) => Err(io::Error::other("the shim ended without an answer")),
     }
 }

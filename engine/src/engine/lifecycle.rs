@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use skep_api::{Timestamp, with_causes};
 
+use super::launch::RuntimeFailure;
 use super::{Container, Engine, EngineError, Record, disk_error, now};
 use crate::build::BUILD_IMAGE;
 use crate::container::config::{ContainerConfig, NetworkMode};
@@ -30,6 +31,8 @@ const READERS_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_OUTPUT_MAX: usize = 4096;
 /// The exit code when it was lost: the host was cut off.
 const CODE_LOST: i32 = 255;
+/// The exit code of a container whose start failed before its program was looked for, as Docker tells it.
+const CODE_NOT_TRIED: i32 = 128;
 /// How often a container is ended that is started again and again while it is to be removed.
 const REMOVE_TRIES: u32 = 5;
 /// The code of what SIGKILL has ended.
@@ -95,7 +98,7 @@ impl Engine {
             Err(error) => {
                 self.clean_up(container).await;
                 container.waiting.lock().expect("nobody panics while holding it").clear();
-                let (code, reason) = start_failure(&with_causes(&error), container.config().command().first());
+                let (code, reason) = start_failure(&error, container.config().command().first());
                 container.state.send_replace(ContainerState::Exited(Exit {
                     code,
                     started_at: Timestamp::NEVER,
@@ -519,7 +522,11 @@ impl Container {
 }
 
 /// What a start that failed is told as: the exit code that stands for it, and the reason.
-pub(super) fn start_failure(reason: &str, program: Option<&String>) -> (i32, String) {
+pub(super) fn start_failure(error: &io::Error, program: Option<&String>) -> (i32, String) {
+    let reason = &with_causes(error);
+    if !error.get_ref().is_some_and(|cause| cause.is::<RuntimeFailure>()) {
+        return (CODE_NOT_TRIED, reason.to_owned());
+    }
     let code = if reason.contains("not found") || reason.contains("No such file") { 127 } else { 126 };
     match (code, program) {
         // Clients look for these words.

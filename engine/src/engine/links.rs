@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::{Container, Engine, EngineError, disk_error};
-use crate::container::config::{ContainerConfig, Link};
+use crate::container::config::{ContainerConfig, Link, NetworkMode};
 use crate::network::DEFAULT_NETWORK;
 
 /// What every container has, and so says nothing of a linked one.
@@ -77,13 +77,30 @@ pub fn link_parts(text: &str) -> Result<(&str, &str), EngineError> {
     Ok((name, alias))
 }
 
+/// How often a network may be handed on from container to container.
+const SHARED_MAX: usize = 16;
+
 impl Engine {
     /// Reads `NAME[:ALIAS]`, and finds the container.
     pub fn link(&self, text: &str) -> Result<Link, EngineError> {
         let (name, alias) = link_parts(text)?;
-        let target = self
-            .find(name)
-            .map_err(|error| EngineError::Invalid(format!("could not get container for {name}: {error}")))?;
+        let find = |name: &str| {
+            self.find(name)
+                .map_err(|error| EngineError::Invalid(format!("could not get container for {name}: {error}")))
+        };
+        let mut target = find(name)?;
+        // One that is in another's network is reached where that one is.
+        for _ in 0..SHARED_MAX {
+            let NetworkMode::Container(id) = target.config().network.clone() else { break };
+            target = find(&id)?;
+        }
+        if target.config().network == NetworkMode::Host {
+            return Err(EngineError::Invalid(
+                "conflicting options: host type networking can't be used with links. This would result in undefined \
+                 behavior: reach the container at the host's own addresses"
+                    .into(),
+            ));
+        }
         Ok(Link { container: target.id.clone(), alias: alias.to_owned() })
     }
 

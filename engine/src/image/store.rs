@@ -348,7 +348,13 @@ impl ImageStore {
         let Some(kept) = images.get_mut(&image.id) else { return Ok(Removal::default()) };
         let mut removal = Removal::default();
         let tag = super::normalize(name).filter(|tag| kept.tags.remove(tag));
+        let repository = tag.as_deref().map(super::repository).unwrap_or_default();
         removal.untagged.extend(tag);
+        if !kept.tags.iter().any(|other| super::repository(other) == repository) {
+            // Digests are names in a repository too, and go with the last of its tags.
+            let is_there = |digest: &str| digest.split('@').next() == Some(repository.as_str());
+            removal.untagged.extend(kept.digests.extract_if(.., |digest| is_there(digest)));
+        }
         if removal.untagged.is_empty() && name.contains('@') {
             let digest = super::pinned(name).filter(|digest| kept.digests.remove(digest));
             removal.untagged.extend(digest);

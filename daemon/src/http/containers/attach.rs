@@ -43,8 +43,12 @@ pub(in crate::http) async fn attach(
         return Err(ApiError::conflict(format!("container {id} is paused: unpause it before you attach")));
     }
     let config = &container.config;
-    let detach_keys = parse_detach_keys(&query.detach_keys)
-        .ok_or_else(|| ApiError::bad_request(format!("invalid detach keys {:?}", query.detach_keys)))?;
+    let detach_keys = parse_detach_keys(&query.detach_keys).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "Invalid detach keys ({}) provided: write such as ctrl-p,ctrl-q",
+            query.detach_keys
+        ))
+    })?;
     let ended = matches!(container.state, ContainerState::Exited(_));
     // One that has ended has nothing to say but what it said.
     let only_logs = is_on(&query.logs) && (ended || !is_on(&query.stream));

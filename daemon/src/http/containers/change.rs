@@ -7,7 +7,7 @@ use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_engine::{ContainerState, RemoveOptions};
+use skep_engine::{ContainerState, RemoveOptions, ResourceLimits};
 
 use super::create::{Resources, RestartPolicyBody, restart_policy};
 use crate::filters::Filters;
@@ -132,6 +132,7 @@ pub(in crate::http) async fn update(
             "Restart policy cannot be updated because AutoRemove is enabled for the container",
         ));
     }
+    require_one_way(&request, &container.config.limits)?;
     // The limits in force, with those on top that the request names.
     let mut limits = Resources::json_of(&container.config.limits);
     for (key, value) in request.as_object().into_iter().flatten() {
@@ -145,6 +146,23 @@ pub(in crate::http) async fn update(
     limits.block.clone_from(&container.config.limits.block);
     state.engine.update(&container.id, limits, restart).await?;
     Ok(Json(json!({"Warnings": []})))
+}
+
+/// That CPU time stays limited in the way in which it was, as there are two.
+fn require_one_way(request: &Value, now: &ResourceLimits) -> Result<(), ApiError> {
+    let asks = |name: &str| request[name].as_i64().is_some_and(|value| value > 0);
+    let conflicts = [
+        (asks("NanoCpus") && now.cpu_period_micros > 0, "Nano CPUs", "CPU Period"),
+        (asks("NanoCpus") && now.cpu_quota_micros > 0, "Nano CPUs", "CPU Quota"),
+        (asks("CpuPeriod") && now.nano_cpus > 0, "CPU Period", "NanoCPUs"),
+        (asks("CpuQuota") && now.nano_cpus > 0, "CPU Quota", "NanoCPUs"),
+    ];
+    match conflicts.into_iter().find(|(conflict, ..)| *conflict) {
+        Some((_, new, old)) => Err(ApiError::bad_request(format!(
+            "Conflicting options: {new} cannot be updated as {old} has already been set"
+        ))),
+        None => Ok(()),
+    }
 }
 
 #[derive(Deserialize)]

@@ -10,12 +10,15 @@ use crate::http::ApiError;
 
 /// As the kernel takes it.
 const OOM_SCORES: RangeInclusive<i64> = -1000..=1000;
-const CPU_SHARES: RangeInclusive<u64> = 2..=262_144;
-const CPU_PERIOD_MICROS: RangeInclusive<u64> = 1000..=1_000_000;
+const CPU_SHARES: RangeInclusive<i64> = 2..=262_144;
+const CPU_PERIOD_MICROS: RangeInclusive<i64> = 1000..=1_000_000;
 const CPU_QUOTA_MICROS_MIN: i64 = 1000;
 const MEMORY_MIN: i64 = 6 << 20;
 /// The shortest time that a health check may name.
 const HEALTH_NANOS_MIN: i64 = 1_000_000;
+
+const HOST_LINKS: &str = "host type networking can't be used with links. This would result in undefined behavior";
+const OTHERS_LINKS: &str = "container type network can't be used with links. This would result in undefined behavior";
 
 /// By the kernel's numbers, without `CAP_`.
 const CAPABILITY_PREFIX: &str = "CAP_";
@@ -32,7 +35,7 @@ impl CreateBody {
             return refuse(format!("invalid environment variable: {var}; write NAME=VALUE"));
         }
         if !OOM_SCORES.contains(&host.oom_score_adj) {
-            return refuse(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host.oom_score_adj));
+            return refuse(format!("Invalid value {}, range for oom score adj is [-1000, 1000].", host.oom_score_adj));
         }
         if host.shm_size < 0 {
             return refuse("SHM size can not be less than 0");
@@ -59,8 +62,8 @@ impl CreateBody {
         let conflicts = [
             (host.uts_mode == "host" && !self.hostname.is_empty(), "hostname and the UTS mode"),
             (others && !self.hostname.is_empty(), "hostname and the network mode"),
-            (hosts && !host.links.is_empty(), "host type networking can't be used with links"),
-            (others && !host.links.is_empty(), "container type network can't be used with links"),
+            (hosts && !host.links.is_empty(), HOST_LINKS),
+            (others && !host.links.is_empty(), OTHERS_LINKS),
             (others && !host.dns.is_empty(), "dns and the network mode"),
             (others && !host.extra_hosts.is_empty(), "custom host-to-IP mapping and the network mode"),
             ((others || hosts) && !self.mac_address.is_empty(), "mac-address and the network mode"),
@@ -146,21 +149,21 @@ impl Resources {
         if self.cpu_quota > 0 && self.cpu_quota < CPU_QUOTA_MICROS_MIN {
             return refuse("CPU cfs quota can not be less than 1ms (i.e. 1000)");
         }
-        check_set("cpus", &self.cpuset_cpus, "/sys/devices/system/cpu/online", "CPUs")?;
-        check_set("mems", &self.cpuset_mems, "/sys/devices/system/node/online", "Memory nodes")
+        check_set("cpus", &self.cpuset_cpus, "Cpus_allowed_list:", "CPUs")?;
+        check_set("mems", &self.cpuset_mems, "Mems_allowed_list:", "memory nodes")
     }
 }
 
 /// That a list such as `0-2,4` can be read, and that the host has all of it.
-fn check_set(name: &str, text: &str, online: &str, what: &str) -> Result<(), ApiError> {
+fn check_set(name: &str, text: &str, allowed: &str, what: &str) -> Result<(), ApiError> {
     if text.is_empty() {
         return Ok(());
     }
     let Some(wanted) = numbers(text) else {
         return refuse(format!("Invalid value {text} for cpuset {name}: write numbers and ranges such as 0-2,4"));
     };
-    let available = std::fs::read_to_string(online).unwrap_or_default();
-    let available = available.trim();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let available = status.lines().find_map(|line| line.strip_prefix(allowed)).unwrap_or_default().trim();
     match numbers(available) {
         Some(there) if wanted.iter().any(|number| !there.contains(number)) => {
             refuse(format!("Requested {what} are not available - requested {text}, available: {available}"))

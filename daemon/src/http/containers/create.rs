@@ -18,7 +18,9 @@ use skep_engine::{
 use skep_worker::health_check;
 
 use super::modes::{Modes, cgroup_mode};
-use super::mounts::{add_inherited, keep_data_root_below, keep_writable_below, mounts, volumes_from};
+use super::mounts::{
+    add_inherited, keep_data_root_below, keep_writable_below, mounts, require_known_kinds, volumes_from,
+};
 use super::ports::{PortBinding, exposed, published};
 use super::security;
 use crate::config::ContainerSettings;
@@ -116,8 +118,8 @@ pub(super) struct Resources {
     pub(super) memory_swappiness: Option<i64>,
     oom_kill_disable: bool,
     pub(super) nano_cpus: i64,
-    pub(super) cpu_shares: u64,
-    pub(super) cpu_period: u64,
+    pub(super) cpu_shares: i64,
+    pub(super) cpu_period: i64,
     pub(super) cpu_quota: i64,
     pub(super) cpuset_cpus: String,
     pub(super) cpuset_mems: String,
@@ -239,10 +241,9 @@ pub(in crate::http) async fn create(
 async fn container_config(state: &State, name: &str, request: Value) -> Result<ContainerConfig, ApiError> {
     let engine = &state.engine;
     refuse_unsupported(&request)?;
+    require_known_kinds(&request)?;
     let body: CreateBody = crate::http::json::from_value(request.clone())?;
-    if body.image.is_empty() {
-        return Err(ApiError::bad_request("no image is given: name one in Image"));
-    }
+    require_command(&request, &body)?;
     let name = name.trim_start_matches('/');
     if !name.is_empty() {
         super::require_name(name)?;
@@ -284,6 +285,22 @@ async fn container_config(state: &State, name: &str, request: Value) -> Result<C
     }
     config.request = request;
     Ok(config)
+}
+
+/// That there is something to make a container of.
+fn require_command(request: &Value, body: &CreateBody) -> Result<(), ApiError> {
+    let beside = ["HostConfig", "NetworkingConfig"];
+    let says_nothing = |members: &serde_json::Map<_, _>| members.keys().all(|name| beside.contains(&name.as_str()));
+    let why = if request.as_object().is_none_or(says_nothing) {
+        "config cannot be empty in order to create a container"
+    } else if !body.image.is_empty() {
+        return Ok(());
+    } else if body.entrypoint.is_empty() && body.cmd.is_empty() {
+        "no command specified: name an image in Image, or also give Cmd"
+    } else {
+        "no image is given: name one in Image"
+    };
+    Err(ApiError::bad_request(why))
 }
 
 /// What a container has that does not say.
@@ -371,7 +388,7 @@ impl Resources {
         self.check()?;
         Ok(ResourceLimits {
             nano_cpus: self.nano_cpus,
-            cpu_shares: self.cpu_shares,
+            cpu_shares: self.cpu_shares.unsigned_abs(),
             memory_bytes: self.memory,
             memory_reservation_bytes: self.memory_reservation,
             // As dockerd does: as much swap as memory, if nothing is said.
@@ -379,7 +396,7 @@ impl Resources {
             memory_swappiness: self.memory_swappiness.and_then(|value| u64::try_from(value).ok()),
             oom_kill_disable: self.oom_kill_disable,
             pids: self.pids_limit.max(0),
-            cpu_period_micros: self.cpu_period,
+            cpu_period_micros: self.cpu_period.unsigned_abs(),
             cpu_quota_micros: self.cpu_quota,
             cpuset_cpus: self.cpuset_cpus.clone(),
             cpuset_mems: self.cpuset_mems.clone(),
@@ -430,7 +447,7 @@ impl RestartPolicyBody {
 
 pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, ApiError> {
     let retries_max = u32::try_from(body.maximum_retry_count)
-        .map_err(|_| ApiError::bad_request("invalid restart policy: the maximum retry count cannot be negative"))?;
+        .map_err(|_| ApiError::bad_request("invalid restart policy: maximum retry count cannot be negative"))?;
     let policy = match body.name.as_str() {
         "" | "no" => RestartPolicy::No,
         "always" => RestartPolicy::Always,
@@ -444,7 +461,7 @@ pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, 
     };
     if retries_max > 0 {
         return Err(ApiError::bad_request(
-            "invalid restart policy: the maximum retry count can only be used with 'on-failure'",
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'",
         ));
     }
     Ok(policy)

@@ -144,8 +144,8 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         value["Config"]["Healthcheck"] = health_check(engine, container);
     }
     value["HostConfig"] = host_config(container);
-    if !config.links.is_empty() {
-        value["HostConfig"]["Links"] = links(engine, config);
+    if config.network == NetworkMode::Bridge {
+        value["HostConfig"]["Links"] = if config.links.is_empty() { Value::Null } else { links(engine, config) };
     }
     value["NetworkSettings"] = network_settings(engine, container);
     value

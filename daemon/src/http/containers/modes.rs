@@ -20,12 +20,13 @@ pub(super) struct Modes {
 impl Modes {
     pub(super) async fn read(state: &State, body: &CreateBody) -> Result<Self, ApiError> {
         let (engine, host) = (&state.engine, &body.host_config);
-        let peer = |name: &str| engine.inspect(name).map(|peer| peer.id);
+        // One that is not there yet may be when this one is started.
+        let peer = |name: &str| engine.inspect(name).map_or_else(|_| name.to_owned(), |peer| peer.id);
         let mode = |flag: &str, text: &str| match text {
             "" | "private" | "shareable" | "none" => Ok(NamespaceMode::Private),
             "host" => Ok(NamespaceMode::Host),
             other => match other.strip_prefix("container:") {
-                Some(name) => Ok(NamespaceMode::Container(peer(name)?)),
+                Some(name) => Ok(NamespaceMode::Container(peer(name))),
                 None => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
             },
         };
@@ -33,7 +34,7 @@ impl Modes {
             "host" => NetworkMode::Host,
             "none" => NetworkMode::None,
             other => match other.strip_prefix("container:") {
-                Some(name) => NetworkMode::Container(peer(name)?),
+                Some(name) => NetworkMode::Container(peer(name)),
                 None => local_networks(state, other, body).await?,
             },
         };

@@ -12,7 +12,7 @@ use crate::http::ApiError;
 
 /// The mounts of other containers: `NAME[:ro]`.
 pub(super) fn volumes_from(engine: &Engine, others: &[String]) -> Result<Vec<ContainerMount>, ApiError> {
-    let mut all = Vec::new();
+    let mut all: Vec<ContainerMount> = Vec::new();
     for text in others {
         let (name, mode) = text.split_once(':').unwrap_or((text, "rw"));
         if let Some(unknown) = mode.split(',').find(|option| !matches!(*option, "ro" | "rw" | "z" | "Z")) {
@@ -20,6 +20,8 @@ pub(super) fn volumes_from(engine: &Engine, others: &[String]) -> Result<Vec<Con
         }
         let other = engine.inspect(name)?;
         let mounts = other.config.mounts.iter().filter(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
+        // Of two that have something at the same place, the latter's counts.
+        all.retain(|mount| !other.config.mounts.iter().any(|later| later.target == mount.target));
         all.extend(mounts.map(|mount| ContainerMount {
             source: inherited(&mount.source),
             read_only: mount.read_only || mode.split(',').any(|option| option == "ro"),
@@ -59,11 +61,7 @@ pub(super) fn mounts(
 ) -> Result<Vec<ContainerMount>, ApiError> {
     let mut all = Vec::new();
     for mount in mounts {
-        if mount.kind == MountKind::Bind && mount.source.is_empty() {
-            return Err(ApiError::bad_request(
-                "invalid mount config for type \"bind\": field Source must not be empty",
-            ));
-        }
+        check_members(mount)?;
         if mount.kind == MountKind::Bind && !Path::new(&mount.source).exists() {
             let wants_it = mount.bind_options.as_ref().is_some_and(|options| options.create_mountpoint);
             if !wants_it || std::fs::create_dir_all(&mount.source).is_err() {
@@ -122,6 +120,45 @@ pub(super) fn mounts(
         }
     }
     Ok(all)
+}
+
+/// That a mount has what its kind needs, and nothing that only others have.
+fn check_members(mount: &Mount) -> Result<(), ApiError> {
+    let is = |kind: MountKind| mount.kind == kind;
+    let kind = match mount.kind {
+        MountKind::Bind => "bind",
+        MountKind::Volume => "volume",
+        MountKind::Tmpfs => "tmpfs",
+    };
+    let faults = [
+        (mount.target.is_empty(), "Target must not be empty"),
+        (is(MountKind::Bind) && mount.source.is_empty(), "Source must not be empty"),
+        (is(MountKind::Tmpfs) && !mount.source.is_empty(), "Source must not be specified"),
+        (!is(MountKind::Bind) && mount.bind_options.is_some(), "BindOptions must not be specified"),
+        (!is(MountKind::Volume) && mount.volume_options.is_some(), "VolumeOptions must not be specified"),
+        (!is(MountKind::Tmpfs) && mount.tmpfs_options.is_some(), "TmpfsOptions must not be specified"),
+    ];
+    match faults.into_iter().find(|(fault, _)| *fault) {
+        Some((_, what)) => {
+            Err(ApiError::bad_request(format!("invalid mount config for type \"{kind}\": field {what}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// That a request's mounts are of kinds that there are.
+pub(super) fn require_known_kinds(request: &Value) -> Result<(), ApiError> {
+    let asked = request.pointer("/HostConfig/Mounts").and_then(Value::as_array).into_iter().flatten();
+    let kinds = asked.filter_map(|mount| mount.get("Type")?.as_str());
+    match kinds.into_iter().find(|kind| !matches!(*kind, "" | "bind" | "volume" | "tmpfs")) {
+        Some(kind @ ("npipe" | "cluster" | "image")) => {
+            Err(ApiError::unsupported(format!("mounts of type {kind:?} are not supported: use bind, volume or tmpfs")))
+        }
+        Some(kind) => Err(ApiError::bad_request(format!(
+            "invalid mount config for type {kind:?}: mount type unknown: use bind, volume or tmpfs"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Marks the binds whose own mounts stay writable although they are read-only, as the request says it.
@@ -190,7 +227,9 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
         match option {
             "copy" | "nocopy" if !source.starts_with('/') => {}
             "" | "ro" | "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
-            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => propagation = option,
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" if source.starts_with('/') => {
+                propagation = option;
+            }
             _ => return Err(ApiError::bad_request(format!("invalid mode {option:?} in bind {text:?}"))),
         }
     }

@@ -18,7 +18,7 @@ pub(super) struct PortBinding {
 
 /// Reads `80/tcp`.
 fn parse_port(key: &str) -> Result<(u16, Protocol), ApiError> {
-    let wrong = || ApiError::bad_request(format!("port {key:?} cannot be read: write 80/tcp"));
+    let wrong = || ApiError::bad_request(format!("invalid port specification: {key:?}: write 80/tcp"));
     let (number, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
     let number = number.parse().map_err(|_| wrong())?;
     let protocol = match protocol {

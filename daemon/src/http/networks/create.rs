@@ -86,6 +86,12 @@ impl CreateBody {
         if self.config_only || self.config_from.as_ref().is_some_and(|from| from["Network"].as_str() > Some("")) {
             return Err(ApiError::unsupported("networks that only hold a configuration are not supported"));
         }
+        if !matches!(self.ipam.driver.as_str(), "" | "default") {
+            return Err(ApiError::not_found(format!(
+                "could not resolve IPAM driver {} in registry: leave it out, as addresses are given by skep itself",
+                self.ipam.driver
+            )));
+        }
         let v6 = self.take_ipv6()?;
         let of_v6 = v6.clone().unwrap_or_default();
         if of_v6.range.is_some() || !of_v6.reserved.is_empty() {
@@ -197,6 +203,12 @@ pub(in crate::http) async fn create(state: State, body: JsonBody) -> Result<(Sta
     let body: CreateBody = parse(&body)?;
     if body.name.is_empty() {
         return Err(ApiError::bad_request("a network needs a name: give one in Name"));
+    }
+    if super::predefined_name(&body.name).is_some() {
+        return Err(ApiError::forbidden(format!(
+            "operation is not permitted on predefined {} network: choose another name",
+            body.name
+        )));
     }
     if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
         if !matches!(body.driver.as_str(), "" | "bridge" | "default" | MACVLAN) {

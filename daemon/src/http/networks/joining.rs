@@ -1,7 +1,7 @@
 //! Single containers that join and leave networks: this host's, and the swarm's that are attachable.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use axum::extract::Path;
 use serde::Deserialize;
@@ -91,6 +91,13 @@ impl Joinable {
 }
 
 impl EndpointBody {
+    fn refuse_aliases(&self) -> Result<(), ApiError> {
+        if self.aliases.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::bad_request("network-scoped alias is supported only for containers in user defined networks"))
+    }
+
     /// The place in `network` that is asked for.
     pub(in crate::http) fn place(&self, network: &Joinable) -> Result<WantedPlace, ApiError> {
         let text = &self.ipam_config.ipv4_address;
@@ -99,7 +106,10 @@ impl EndpointBody {
             .transpose()?;
         let text = &self.ipam_config.ipv6_address;
         let address_v6 = (!text.is_empty())
-            .then(|| text.parse().map_err(|_| ApiError::bad_request(format!("invalid IPv6 address: {text:?}"))))
+            .then(|| {
+                let address = text.parse().ok().filter(|address: &Ipv6Addr| address.to_ipv4_mapped().is_none());
+                address.ok_or_else(|| ApiError::bad_request(format!("invalid IPv6 address: {text:?}")))
+            })
             .transpose()?;
         if address_v6.is_some() && matches!(network, Joinable::Swarm(_)) {
             return Err(ApiError::bad_request(
@@ -108,10 +118,11 @@ impl EndpointBody {
             ));
         }
         let asks = address.is_some() || address_v6.is_some();
-        if network.id() == DEFAULT_NETWORK && (asks || !self.aliases.is_empty()) {
-            return Err(ApiError::bad_request(
-                "user specified IP address and network-scoped aliases are supported on user-defined networks only",
-            ));
+        if network.id() == DEFAULT_NETWORK && asks {
+            return Err(ApiError::bad_request("user specified IP address is supported on user defined networks only"));
+        }
+        if network.id() == DEFAULT_NETWORK {
+            self.refuse_aliases()?;
         }
         let mac = mac_address(&self.mac_address)?;
         if mac.is_some() && matches!(network, Joinable::Swarm(_)) {
@@ -157,9 +168,13 @@ pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joina
     match find(state, name).await {
         Ok(Known::Local(network)) => Ok(Joinable::Local(network.into())),
         Ok(Known::Predefined(0)) => Ok(Joinable::Local(state.engine.network(DEFAULT_NETWORK)?.into())),
-        Ok(Known::Predefined(_)) => Err(ApiError::forbidden(format!(
-            "container cannot be connected to network {name}: it is had from the start or not at all"
-        ))),
+        Ok(Known::Predefined(1)) => Err(ApiError::bad_request(
+            "container cannot be disconnected from host network or connected to host network: run it with \
+             --network=host, or another",
+        )),
+        Ok(Known::Predefined(_)) => Err(ApiError::bad_request(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+        )),
         Ok(Known::Stored(network)) if !network.spec.attachable => Err(ApiError::forbidden(format!(
             "could not attach to network {name}: it is not manually attachable; make it with --attachable, or run a \
              service in it"
@@ -176,6 +191,9 @@ pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joina
 
 pub(in crate::http) async fn connect(state: State, Path(name): Path<String>, body: JsonBody) -> Result<(), ApiError> {
     let body: ConnectBody = parse(&body)?;
+    if super::predefined_name(&name).is_some() {
+        body.endpoint_config.refuse_aliases()?;
+    }
     let network = joinable(&state, &name).await?;
     let place = body.endpoint_config.place(&network)?;
     state.engine.connect_network(&network.reference(), &body.container, place).await?;
