@@ -162,6 +162,13 @@ impl IpSubnet {
     }
 }
 
+impl FromStr for IpSubnet {
+    type Err = ParseSubnetV6Error;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::V4).or_else(|_| text.parse().map(Self::V6))
+    }
+}
+
 impl fmt::Display for IpSubnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

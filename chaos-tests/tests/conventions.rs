@@ -347,7 +347,7 @@ fn events_tell_what_was_done_to_containers() {
     assert!(at("network create tide") < at("container create late"), "{all}");
     assert!(!all.contains("container stop"), "what is removed by force is not stopped first: {all}");
     let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
-    assert!(refused(host, &backwards).contains("since time cannot be after until"));
+    assert!(refused(host, &backwards).contains("`since` time cannot be after `until`"));
 }
 
 #[test]

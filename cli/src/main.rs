@@ -39,6 +39,8 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Run the daemon of this host
+    // Of a setting that is given twice, the latter counts: scripts add to what they are given.
+    #[command(args_override_self = true)]
     Daemon(Box<skep_daemon::DaemonArgs>),
     /// Make, join and change a swarm
     #[command(subcommand)]

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use skep_api::IpSubnet;
 use skep_engine::{ExternalRuntime, IdMap, LogConfig, Proxies, RegistryConfig, StorageDriver};
 
 pub use self::args::DaemonArgs;
@@ -116,12 +117,14 @@ impl DaemonConfig {
         }
         let exec_root = args.exec_root.or(file.exec_root).unwrap_or_else(|| "/run/skep".into());
         let hosts = [args.hosts, file.hosts].concat();
+        // Said, not left out: whoever does so means it.
+        let forced = args.fixed.tls == Some(false) || file.others.get("tls") == Some(&serde_json::Value::Bool(false));
         let tls = api_tls(
-            args.tlsverify || file.tlsverify,
+            args.tlsverify.unwrap_or(file.tlsverify),
             [args.tlscacert.or(file.tlscacert), args.tlscert.or(file.tlscert), args.tlskey.or(file.tlskey)],
             &mut problems,
         );
-        let listeners = listeners(&hosts, &exec_root, tls.is_some(), &mut problems);
+        let listeners = listeners(&hosts, &exec_root, tls.is_some() || forced, &mut problems);
         let runtimes = runtimes(&args.add_runtimes, file.runtimes, &mut problems);
         let default_runtime = args.default_runtime.or(file.default_runtime).unwrap_or_else(|| BUILT_IN_RUNTIME.into());
         if default_runtime != BUILT_IN_RUNTIME && !runtimes.contains_key(&default_runtime) {
@@ -205,9 +208,15 @@ impl DaemonConfig {
 fn registries(args: &DaemonArgs, file: &args::ConfigFile, problems: &mut Vec<String>) -> RegistryConfig {
     let usual = RegistryConfig::default();
     let proxy = |flag: &Option<String>, file: &Option<String>| flag.clone().or_else(|| file.clone());
+    let insecure: Vec<_> = args.insecure_registries.iter().chain(&file.insecure_registries).collect();
     let registries = RegistryConfig {
         mirrors: [&args.registry_mirrors[..], &file.registry_mirrors].concat(),
-        insecure: args.insecure_registries.iter().chain(&file.insecure_registries).cloned().collect(),
+        insecure: insecure
+            .iter()
+            .filter(|name| name.parse::<IpSubnet>().is_err())
+            .map(|name| (*name).clone())
+            .collect(),
+        insecure_subnets: insecure.iter().filter_map(|name| name.parse().ok()).collect(),
         proxies: Proxies {
             http: proxy(&args.http_proxy, &file.proxies.http_proxy),
             https: proxy(&args.https_proxy, &file.proxies.https_proxy),

@@ -1,13 +1,14 @@
 //! Puts the parts together and runs until told to stop.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skep_engine::{Engine, EngineConfig};
+use skep_engine::{Engine, EngineConfig, RegistryConfig};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -27,13 +28,58 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
 /// What request handlers share.
 pub(crate) struct Daemon {
+    /// As it was at the start; see [`Reloadable`].
     pub(crate) config: DaemonConfig,
+    in_force: Mutex<Reloadable>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) swarm: Arc<Swarm>,
     /// Names this daemon, as `docker info` shows it.
     pub(crate) id: String,
     pub(crate) stop: CancellationToken,
     pub(crate) build_kit: BuildKit,
+}
+
+/// What of the configuration a reload puts in force.
+#[derive(Clone)]
+pub(crate) struct Reloadable {
+    pub(crate) registries: RegistryConfig,
+    pub(crate) log_level: String,
+}
+
+impl Reloadable {
+    fn of(config: &DaemonConfig) -> Self {
+        Self { registries: config.registries.clone(), log_level: config.log_level.clone() }
+    }
+}
+
+impl Daemon {
+    pub(crate) fn in_force(&self) -> Reloadable {
+        self.in_force.lock().expect("nobody panics while holding it").clone()
+    }
+
+    /// The configuration in force, as events tell of it.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        let Reloadable { registries, log_level } = self.in_force();
+        let list = |list: Vec<&String>| serde_json::json!(list).to_string();
+        let labels: Vec<_> = self.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let attributes = [
+            ("name", host_name()),
+            ("debug", (log_level == "debug").to_string()),
+            ("labels", list(labels.iter().collect())),
+            ("live-restore", "true".into()),
+            ("default-runtime", self.config.default_runtime.clone()),
+            ("registry-mirrors", list(registries.mirrors.iter().collect())),
+            ("insecure-registries", list(registries.insecure.iter().collect())),
+            ("max-concurrent-downloads", registries.downloads_at_once.to_string()),
+            ("max-concurrent-uploads", registries.uploads_at_once.to_string()),
+        ];
+        attributes.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+}
+
+/// What the host is called.
+pub(crate) fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
@@ -83,6 +129,7 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
         swarm: swarm.clone(),
         stop: CancellationToken::new(),
         build_kit: BuildKit::new(&config.data_root),
+        in_force: Mutex::new(Reloadable::of(&config)),
         config,
     });
     let servers = TaskTracker::new();
@@ -131,6 +178,8 @@ fn reload(daemon: &Daemon, set_log_level: &impl Fn(&str)) {
         Ok(next) => {
             daemon.engine.set_registries(next.registries.clone());
             set_log_level(&next.log_level);
+            *daemon.in_force.lock().expect("nobody panics while holding it") = Reloadable::of(&next);
+            daemon.engine.tell_daemon("reload", &daemon.id, daemon.attributes());
             let later = daemon.config.needing_restart(&next);
             if later.is_empty() {
                 tracing::info!("the configuration was read again");

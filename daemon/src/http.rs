@@ -69,6 +69,7 @@ pub(crate) fn service(daemon: Arc<Daemon>) -> axum::routing::IntoMakeService<Rew
         .layer(map_response(system::introduce))
         .layer(from_fn(finish))
         .layer(from_fn(allow_options))
+        .layer(from_fn(note))
         .layer(from_fn(stream::read_to_the_end))
         .with_state(daemon);
     let rewrite: fn(Request) -> Request = strip_version;
@@ -218,6 +219,12 @@ async fn unknown(uri: Uri) -> ApiError {
         return ApiError::unsupported(format!("{path} is not supported yet by this version of skep"));
     }
     ApiError::not_found("page not found")
+}
+
+/// Says in the log what is asked, for those who want to know.
+async fn note(request: Request, next: Next) -> Response {
+    tracing::debug!("Calling {} {}", request.method(), request.uri().path());
+    next.run(request).await
 }
 
 /// Answers those who ask what may be asked of a path, as browsers do.

@@ -325,7 +325,7 @@ impl Swarm {
 
     /// What this node says of itself.
     pub(crate) fn description(&self, root_pem: &str) -> NodeDescription {
-        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let hostname = crate::daemon::host_name();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         NodeDescription {
             hostname,

@@ -104,6 +104,8 @@ pub struct ContainerDefaults {
     pub shm_size_bytes: i64,
     /// As the OCI runtime-spec has it; null: the built-in one.
     pub seccomp_profile: serde_json::Value,
+    /// Whether an init runs first in those that do not say when they start.
+    pub init: bool,
 }
 
 impl ContainerDefaults {
@@ -251,6 +253,8 @@ pub struct Engine {
     storage: StorageDriver,
     /// One map is put in force at a time.
     shifting: Mutex<()>,
+    /// One at a time puts the image into the store that the program carries.
+    carrying: Mutex<()>,
     volumes: VolumeStore,
     networks: Networks,
     execs: ExecStore,
@@ -290,7 +294,6 @@ impl Engine {
         make_dir(&config.run_dir.join("containers"))?;
         let images =
             Arc::new(ImageStore::open(&config.data_dir.join("image")).map_err(disk_error("opening the image store"))?);
-        builtin::ensure(&images).map_err(disk_error("storing the built-in image"))?;
         builtin::install(&config.data_dir.join("bin/skep-init"))
             .or_else(busy)
             .map_err(disk_error("storing skep-init"))?;
@@ -312,6 +315,7 @@ impl Engine {
             storage: StorageDriver::choose(config.storage, &config.data_dir)
                 .map_err(disk_error(format!("making containers' files in {}", config.data_dir.display())))?,
             shifting: Mutex::default(),
+            carrying: Mutex::default(),
             config,
         });
         engine.adopt_all()?;
@@ -377,6 +381,11 @@ impl Engine {
         past.push_back(event.clone());
         // Nobody listening is no error.
         drop(self.events.send(event));
+    }
+
+    /// Tells of the daemon itself.
+    pub fn tell_daemon(&self, action: &str, id: &str, attributes: BTreeMap<String, String>) {
+        self.tell("daemon", action, id, attributes);
     }
 
     fn tell_container(&self, container: &Container, action: &str, more: &[(&str, String)]) {

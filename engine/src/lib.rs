@@ -47,7 +47,7 @@ pub use engine::{
     EngineError, EngineEvent, Exec, ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec,
     NetworkRef, OutputReader, PathStat, Probe, RemoveOptions, Usage, link_parts,
 };
-pub use image::builtin::WHOAMI;
+pub use image::builtin::is_builtin;
 pub use image::pull::{
     Credentials, CredentialsError, Proxies, PullError, PullProgress, RegistryConfig, Resolved, decode_header,
 };

@@ -64,7 +64,10 @@ fn ensure_dir_after(root: &Path, inside: &Path, owner: Option<(u32, u32)>, links
             found => found?,
         };
         if !found.metadata()?.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("/{} is no directory", so_far.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("/{} is not a directory", so_far.display()),
+            ));
         }
         at = found;
     }

@@ -44,7 +44,7 @@ pub(crate) fn container_config(
         labels: labels(task, node),
         mounts: spec.mounts.iter().map(container_mount).collect(),
         payloads,
-        init: spec.init.unwrap_or(false),
+        init: spec.init,
         read_only: spec.read_only,
         no_new_privileges: privileges.no_new_privileges,
         seccomp: seccomp.mode != SeccompMode::Unconfined,

@@ -164,8 +164,8 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "WAY")]
     pub data_path: Option<String>,
     /// Ask API clients on TCP for a certificate of this CA
-    #[arg(long)]
-    pub tlsverify: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tlsverify: Option<bool>,
     #[arg(long, value_name = "FILE")]
     pub tlscacert: Option<PathBuf>,
     #[arg(long, value_name = "FILE")]

@@ -15,7 +15,6 @@ pub(crate) struct ContainerSettings {
     pub(crate) shares_memory: bool,
     /// Whether they see the host's cgroups.
     pub(crate) sees_cgroups: bool,
-    pub(crate) init: bool,
     pub(crate) init_path: Option<PathBuf>,
 }
 
@@ -53,9 +52,9 @@ impl ContainerSettings {
             seccomp_profile: profile
                 .filter(|path| path.as_os_str() != "builtin")
                 .map_or(Value::Null, |path| seccomp(path, problems)),
+            init: args.init.or(file.init).unwrap_or(false),
         };
-        let init = args.init.or(file.init).unwrap_or(false);
-        Self { defaults, shares_memory, sees_cgroups, init, init_path }
+        Self { defaults, shares_memory, sees_cgroups, init_path }
     }
 }
 
@@ -130,7 +129,7 @@ mod tests {
         let limits: Vec<_> = settings.defaults.ulimits.iter().map(|l| (l.name.as_str(), l.soft, l.hard)).collect();
         assert_eq!(limits, [("nofile", 100, 64000), ("nproc", 5, 9)]);
         assert_eq!(settings.defaults.shm_size_bytes, 128 << 20);
-        assert!(settings.init && settings.shares_memory && settings.sees_cgroups);
+        assert!(settings.defaults.init && settings.shares_memory && settings.sees_cgroups);
     }
 
     #[test]

@@ -58,7 +58,7 @@ const FIXED: [(&str, Fits, &str); 29] = [
 pub(super) fn check(args: &DaemonArgs, file: &ConfigFile, problems: &mut Vec<String>) {
     let flags: Map<String, Value> =
         serde_json::to_value(&args.fixed).ok().and_then(|given| given.as_object().cloned()).unwrap_or_default();
-    let verifies = args.tlsverify || file.tlsverify;
+    let verifies = args.tlsverify.unwrap_or(file.tlsverify);
     for (name, value) in flags.iter().chain(&file.others) {
         let Some((_, fits, why)) = FIXED.iter().find(|(known, ..)| known == name) else {
             problems.push(format!("{name} is no setting: 'skep daemon --help' lists them"));

@@ -1,6 +1,7 @@
 //! Reads what single settings say.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,10 +32,12 @@ pub(super) fn runtimes(
     for (name, path, args) in all {
         if name == BUILT_IN_RUNTIME {
             problems.push(format!("runtime {name:?} is the built-in one: choose another name"));
-        } else if !path.is_absolute() || !path.is_file() {
-            problems.push(format!("runtime {name:?}: {} is no program: write its whole path", path.display()));
-        } else {
+        } else if let Some(path) = program(&path) {
             runtimes.insert(name.clone(), ExternalRuntime { name, path, args });
+        } else {
+            let path = path.display();
+            problems
+                .push(format!("runtime {name:?}: {path} is no program: write its whole path, or one that PATH has"));
         }
     }
     runtimes
@@ -140,7 +143,28 @@ pub(super) fn api_tls(verify: bool, files: [Option<PathBuf>; 3], problems: &mut 
     }
 }
 
-pub(super) fn listeners(hosts: &[String], exec_root: &Path, tls: bool, problems: &mut Vec<String>) -> Vec<Listener> {
+/// Where a program lies: the path itself, or for a name alone the first that PATH has.
+fn program(path: &Path) -> Option<PathBuf> {
+    if path.is_absolute() {
+        return path.is_file().then(|| path.to_owned());
+    }
+    let is_name = path.components().count() == 1;
+    let dirs = std::env::var_os("PATH").filter(|_| is_name)?;
+    std::env::split_paths(&dirs).map(|dir| dir.join(path)).find(|path| path.is_absolute() && path.is_file())
+}
+
+/// What follows `tcp://`, which may be left out before an address with a port.
+fn tcp_address(host: &str) -> Option<&str> {
+    host.strip_prefix("tcp://").or_else(|| host.parse::<SocketAddr>().is_ok().then_some(host))
+}
+
+/// `protected`: nobody but those who are meant to reaches what listens, or whoever configured it says so.
+pub(super) fn listeners(
+    hosts: &[String],
+    exec_root: &Path,
+    protected: bool,
+    problems: &mut Vec<String>,
+) -> Vec<Listener> {
     if hosts.is_empty() {
         return vec![Listener::Unix(exec_root.join("skep.sock"))];
     }
@@ -148,12 +172,12 @@ pub(super) fn listeners(hosts: &[String], exec_root: &Path, tls: bool, problems:
     for host in hosts {
         if let Some(path) = host.strip_prefix("unix://") {
             listeners.push(Listener::Unix(path.into()));
-        } else if let Some(addr) = host.strip_prefix("tcp://") {
+        } else if let Some(addr) = tcp_address(host) {
             let loopback = addr.starts_with("127.") || addr.starts_with("localhost:") || addr.starts_with("[::1]");
-            if !tls && !loopback {
+            if !protected && !loopback {
                 problems.push(format!(
                     "host {host} would let anyone on the network take over this machine: set tlsverify, tlscacert, \
-                     tlscert and tlskey, or listen on 127.0.0.1"
+                     tlscert and tlskey, listen on 127.0.0.1, or say tls=false if nobody else is on that network"
                 ));
             }
             listeners.push(Listener::Tcp(addr.to_owned()));

@@ -152,7 +152,6 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
             is_descendant(engine, c, image)
                 || c.config.image == image
                 || familiar(&c.config.image) == image
-                || familiar(&c.config.image).split(':').next() == Some(image)
                 || c.config.image_id == image
                 || c.config.image_id.trim_start_matches("sha256:").starts_with(image)
         })

@@ -62,7 +62,7 @@ pub(super) async fn events(state: State, Query(query): Query<EventsQuery>) -> Re
         && since > until
     {
         return Err(ApiError::bad_request(
-            "since time cannot be after until time: exchange them, or leave until out to wait for what comes",
+            "`since` time cannot be after `until` time: exchange them, or leave until out to wait for what comes",
         ));
     }
     // Who only says until when wants what was before.
@@ -215,5 +215,5 @@ fn passes(event: &Value, filters: &Filters) -> bool {
         && filters.any("event", |action| text("/Action").split(':').next() == Some(action))
         && labels_match
         && of_image
-        && ["container", "service", "node", "secret", "config", "network", "volume"].into_iter().all(names)
+        && ["container", "service", "node", "secret", "config", "network", "volume", "daemon"].into_iter().all(names)
 }

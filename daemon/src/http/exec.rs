@@ -137,7 +137,7 @@ pub(super) async fn inspect(state: State, Path(id): Path<String>) -> Result<Json
     let (running, pid, code) = match exec.state() {
         ExecState::Created => (false, 0, None),
         ExecState::Running { pid } => (true, pid, None),
-        ExecState::Exited { code } => (false, 0, Some(code)),
+        ExecState::Exited { code, pid } => (false, pid, Some(code)),
     };
     let spec = &exec.spec;
     Ok(Json(json!({

@@ -513,10 +513,8 @@ pub(super) async fn prune(state: State, Query(query): Query<PruneQuery>) -> Resu
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
     let dangling = filters.flag("dangling").map_err(ApiError::bad_request)?.unwrap_or(true);
     let until = filters.until().map_err(ApiError::bad_request)?;
-    let built_in = skep_engine::normalize(skep_engine::WHOAMI);
     let wanted = |image: &Image| {
         (!dangling || image.tags.is_empty())
-            && !built_in.as_ref().is_some_and(|name| image.tags.contains(name))
             && filters.labels("label", &image.config.labels)
             && !filters.any_label("label!", &image.config.labels)
             && until.is_none_or(|at| image.created < at)
@@ -561,8 +559,7 @@ pub(super) async fn distribution(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     let name = rest.strip_suffix("/json").ok_or_else(|| ApiError::not_found("page not found"))?;
-    let normal = |name: &str| skep_engine::normalize(name);
-    if normal(name).is_some() && normal(name) == normal(skep_engine::WHOAMI) {
+    if skep_engine::is_builtin(name) {
         return Err(ApiError::not_found(format!("{name} is built in: no registry has it")));
     }
     let resolved = state.engine.resolve(name, &credentials(&headers)).await?;

@@ -6,12 +6,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::{ContainerState, LogDriver, has_apparmor};
+use skep_engine::{ContainerState, LogDriver, RegistryConfig, has_apparmor};
 
 use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
 use crate::config::{BUILT_IN_RUNTIME, Listener};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Reloadable, host_name};
 use crate::swarm::memory_total;
 
 /// What every answer says of who gives it.
@@ -78,28 +78,28 @@ pub(super) async fn info(state: State) -> Json<Value> {
     let running = containers.iter().filter(|c| matches!(c.state, ContainerState::Running(_))).count();
     let paused =
         containers.iter().filter(|c| matches!(&c.state, ContainerState::Running(running) if running.paused)).count();
-    let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Reloadable { registries, log_level } = state.in_force();
     let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let labels: Vec<_> = state.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut info = json!({
-        "ID": state.id, "Name": hostname, "ServerVersion": VERSION,
+        "ID": state.id, "Name": host_name(), "ServerVersion": VERSION,
         "Containers": containers.len(), "ContainersRunning": running - paused, "ContainersPaused": paused,
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": state.engine.storage_driver().as_str(), "DriverStatus": [["Backing Filesystem", "the data root's"]],
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
         "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
-        "RegistryConfig": {"InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": state.config.registries.mirrors,
-            "IndexConfigs": insecure_registries(&state)},
+        "RegistryConfig": registries_json(&registries),
         "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": warnings(&state),
         "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
         "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });
-    let proxies = &state.config.registries.proxies;
+    let proxies = &registries.proxies;
     let fixed = json!({
         "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
-        "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": state.config.log_level == "debug", "OomKillDisable": false,
-        "NFd": 0, "NGoroutines": 0, "NEventsListener": 0, "SystemTime": skep_api::Timestamp::from_system(std::time::SystemTime::now()),
+        "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "Debug": log_level == "debug", "OomKillDisable": false,
+        "NFd": std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+        "NGoroutines": tokio::runtime::Handle::current().metrics().num_alive_tasks(), "NEventsListener": 0, "SystemTime": skep_api::Timestamp::from_system(std::time::SystemTime::now()),
         "KernelVersion": kernel_version(), "OperatingSystem": operating_system(), "OSVersion": "", "OSType": "linux",
         "Architecture": std::env::consts::ARCH, "IndexServerAddress": "https://index.docker.io/v1/",
         "HttpProxy": masked(proxies.http.as_ref()), "HttpsProxy": masked(proxies.https.as_ref()),
@@ -140,10 +140,17 @@ fn runtimes(state: &State) -> Value {
     Value::Object(std::iter::once(own).chain(others).collect())
 }
 
-fn insecure_registries(state: &State) -> Value {
-    let config =
+fn registries_json(registries: &RegistryConfig) -> Value {
+    let insecure =
         |name: &String| (name.clone(), json!({"Name": name, "Mirrors": [], "Secure": false, "Official": false}));
-    Value::Object(state.config.registries.insecure.iter().map(config).collect())
+    let mirrors: Vec<_> = registries.mirrors.iter().map(|url| format!("{}/", url.trim_end_matches('/'))).collect();
+    let hub = json!({"Name": "docker.io", "Mirrors": mirrors, "Secure": true, "Official": true});
+    let configs = registries.insecure.iter().map(insecure).chain([("docker.io".to_owned(), hub)]);
+    let subnets = registries.insecure_subnets.iter().map(ToString::to_string);
+    json!({
+        "InsecureRegistryCIDRs": subnets.chain(["127.0.0.0/8".to_owned()]).collect::<Vec<_>>(),
+        "Mirrors": mirrors, "IndexConfigs": configs.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 /// There are none, as managed plugins are not supported.

@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use nix::ifaddrs::InterfaceAddress;
+use nix::net::if_::InterfaceFlags;
+
 use super::{CONTROL_PORT, SwarmError};
 
 /// Reads `--listen-addr`: an address, an interface, each with or without a port.
@@ -73,19 +76,26 @@ pub(super) fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
     if let Ok(addr) = host.parse() {
         return Ok(addr);
     }
-    let found = interface_addrs().into_iter().find(|(name, _)| name == host);
+    // Whoever names one knows what it is for.
+    let found = addrs_where(|interface| interface.interface_name == host).into_iter().next();
     found.map(|(_, addr)| addr).ok_or_else(|| {
         SwarmError::Invalid(format!("--{flag} {host:?} is neither an IP address nor an interface that has one"))
     })
 }
 
-/// Addresses of interfaces that may be reached from outside; container bridges are not. Those of IPv6 count where there
-/// are none of IPv4.
+/// Addresses of interfaces that may be reached from outside; container bridges are not.
 fn interface_addrs() -> Vec<(String, IpAddr)> {
+    addrs_where(|interface| {
+        !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            && !["skep", "docker", "veth", "br-"].iter().any(|p| interface.interface_name.starts_with(p))
+    })
+}
+
+/// Addresses of the interfaces that are `wanted`. Those of IPv6 count where there are none of IPv4.
+fn addrs_where(wanted: impl Fn(&InterfaceAddress) -> bool) -> Vec<(String, IpAddr)> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let all: Vec<(String, IpAddr)> = interfaces
-        .filter(|interface| !interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_LOOPBACK))
-        .filter(|interface| !["skep", "docker", "veth", "br-"].iter().any(|p| interface.interface_name.starts_with(p)))
+        .filter(wanted)
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));

@@ -26,6 +26,7 @@ use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
 use crate::container::logs::Stream;
 use crate::engine::{EngineError, now};
+use crate::image::builtin::is_builtin;
 use crate::image::pull::Credentials;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image};
 use crate::image::{Platform, normalize, short};
@@ -347,9 +348,7 @@ impl Builder {
             None => name,
         };
         match self.plan.engine.image_for(name, platform) {
-            Ok(image) if !self.plan.options.pull || normalize(name) == normalize(crate::image::builtin::WHOAMI) => {
-                Ok(image)
-            }
+            Ok(image) if !self.plan.options.pull || is_builtin(name) => Ok(image),
             _ => {
                 let full = normalize(name).unwrap_or_default();
                 let registry = full.split('/').next().unwrap_or_default();

@@ -37,7 +37,8 @@ pub struct ContainerConfig {
     /// Payloads to show as files, on tmpfs.
     #[serde(skip)]
     pub payloads: Vec<Payload>,
-    pub init: bool,
+    /// Whether an init runs first; None: as the daemon has it.
+    pub init: Option<bool>,
     pub read_only: bool,
     /// Whether programs may gain privileges from set-user-id bits; the engine's default if not said.
     pub no_new_privileges: Option<bool>,

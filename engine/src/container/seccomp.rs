@@ -162,6 +162,12 @@ pub fn seccomp_profile(docker: &Value) -> Result<Value, String> {
     };
     let capability = |name: &str| super::spec::DEFAULT_CAPABILITIES.contains(&name);
     let architecture = |name: &str| name == crate::image::architecture();
+    let is_said = |member: &str| docker[member].as_array().is_some_and(|list| !list.is_empty());
+    if is_said("architectures") && is_said("archMap") {
+        return Err("both 'architectures' and 'archMap' were specified in the seccomp profile, use either \
+                    'architectures' or 'archMap'"
+            .into());
+    }
     let mut rules = Vec::new();
     for rule in docker["syscalls"].as_array().into_iter().flatten() {
         let (only, never) = (&rule["includes"], &rule["excludes"]);
@@ -175,6 +181,11 @@ pub fn seccomp_profile(docker: &Value) -> Result<Value, String> {
         }
         let action = rule["action"].as_str().ok_or("a rule has no action")?;
         let names = match (rule["names"].as_array(), rule["name"].as_str()) {
+            (Some(names), Some(name)) if !names.is_empty() && !name.is_empty() => {
+                return Err(
+                    "'name' and 'names' were specified in the seccomp profile, use either 'name' or 'names'".into()
+                );
+            }
             (Some(names), _) if !names.is_empty() => json!(names),
             (_, Some(name)) if !name.is_empty() => json!([name]),
             _ => return Err("a rule names no system call".into()),

@@ -101,7 +101,7 @@ pub(crate) struct Place<'a> {
     pub(crate) peers: &'a BTreeMap<String, i32>,
     /// None: the host's.
     pub(crate) shift: Option<&'a Shift>,
-    /// What an init is run by, before the command.
+    /// What an init is run by, before the command; nothing without one.
     pub(crate) init_words: &'a [&'a str],
 }
 
@@ -147,9 +147,7 @@ pub(crate) fn all_capabilities() -> BTreeSet<String> {
 pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
     let capabilities = capabilities(config);
     let mut args = config.command();
-    if config.init {
-        args.splice(0..0, place.init_words.iter().map(|&word| word.to_owned()));
-    }
+    args.splice(0..0, place.init_words.iter().map(|&word| word.to_owned()));
     let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
     json!({
         "ociVersion": "1.0.2",

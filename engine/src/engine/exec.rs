@@ -55,8 +55,14 @@ pub struct ExecSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecState {
     Created,
-    Running { pid: i32 },
-    Exited { code: i32 },
+    Running {
+        pid: i32,
+    },
+    /// `pid` is what it had, 0 if it never ran.
+    Exited {
+        code: i32,
+        pid: i32,
+    },
 }
 
 /// One exec.
@@ -124,13 +130,19 @@ impl ExecStore {
         let mut execs = self.execs.lock().expect("nobody panics while holding it");
         execs.1.retain(|_, exec| exec.container != container);
     }
+
+    /// Forgets those that a container, which has ended, will not run any more.
+    pub(super) fn forget_unstarted(&self, container: &str) {
+        let mut execs = self.execs.lock().expect("nobody panics while holding it");
+        execs.1.retain(|_, exec| exec.container != container || exec.state() != ExecState::Created);
+    }
 }
 
 impl Engine {
     /// Says what is to run in a container; [`start_exec`](Self::start_exec) runs it.
     pub fn create_exec(&self, name: &str, spec: ExecSpec) -> Result<String, EngineError> {
         let container = self.find(name)?;
-        container.require_unpaused()?;
+        container.require_unpaused(name)?;
         if spec.command.is_empty() {
             return Err(EngineError::Invalid("No exec command specified: name the program to run".into()));
         }
@@ -154,7 +166,7 @@ impl Engine {
 
     /// Says why an exec cannot be started, if it cannot.
     pub fn require_startable(&self, exec: &Exec) -> Result<(), EngineError> {
-        self.find(&exec.container)?.require_unpaused()?;
+        self.find(&exec.container)?.require_unpaused(&exec.container)?;
         if exec.state() == ExecState::Created {
             return Ok(());
         }
@@ -173,7 +185,7 @@ impl Engine {
             Ok(started) => started,
             Err(error) => {
                 let (code, reason) = start_failure(&error, exec.spec.command.first());
-                exec.state.send_replace(ExecState::Exited { code });
+                exec.state.send_replace(ExecState::Exited { code, pid: 0 });
                 return Err(EngineError::Start { id: container.id.clone(), reason });
             }
         };
@@ -188,7 +200,10 @@ impl Engine {
     }
 
     fn end_exec(&self, container: &Container, exec: &Exec, code: i32) {
-        exec.state.send_replace(ExecState::Exited { code });
+        exec.state.send_modify(|state| {
+            let pid = if let ExecState::Running { pid } = *state { pid } else { 0 };
+            *state = ExecState::Exited { code, pid };
+        });
         remove_dir(&exec.socket);
         let told = [("execID", exec.id.clone()), ("exitCode", code.to_string())];
         self.tell_container(container, "exec_die", &told);
@@ -223,7 +238,7 @@ impl Engine {
         let mut state = self.exec(id)?.state.subscribe();
         let ended = state.wait_for(|state| matches!(state, ExecState::Exited { .. })).await;
         Ok(match ended.as_deref() {
-            Ok(ExecState::Exited { code }) => *code,
+            Ok(ExecState::Exited { code, .. }) => *code,
             Ok(ExecState::Created | ExecState::Running { .. }) | Err(_) => CODE_LOST,
         })
     }
@@ -247,7 +262,7 @@ impl Engine {
         limit: Duration,
         output_len_max: usize,
     ) -> Result<(i32, String), EngineError> {
-        container.require_unpaused()?;
+        container.require_unpaused(&container.id)?;
         let doing = format!("running a command in container {}", container.id);
         let spec = ExecSpec { command: command.to_vec(), ..ExecSpec::default() };
         let socket = container.dirs.run.join(format!("exec-{:016x}", rand::random::<u64>())).join(SOCKET);
@@ -412,13 +427,13 @@ impl Container {
         }
     }
 
-    fn require_unpaused(&self) -> Result<(), EngineError> {
+    /// `named` is what whoever asks calls it.
+    fn require_unpaused(&self, named: &str) -> Result<(), EngineError> {
         self.require_running()?;
         match &*self.state.borrow() {
-            ContainerState::Running(running) if running.paused => Err(EngineError::Conflict(format!(
-                "Container {} is paused, unpause the container before exec",
-                self.name()
-            ))),
+            ContainerState::Running(running) if running.paused => {
+                Err(EngineError::Conflict(format!("Container {named} is paused, unpause the container before exec")))
+            }
             ContainerState::Running(_)
             | ContainerState::Created
             | ContainerState::Restarting(_)

@@ -1,6 +1,6 @@
 //! The files of containers: copied in and out, compared with their image, kept as a new one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -14,10 +14,11 @@ use skep_api::Timestamp;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
+use super::launch::make_working_dir;
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::build::instruction;
 use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
-use crate::container::config::MountSource;
+use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::container::targets;
@@ -145,6 +146,11 @@ impl Archiving {
     }
 }
 
+/// Whether the directory that the first process is to begin in is one of those that are mounted, or in one.
+fn covers_working_dir(config: &ContainerConfig) -> bool {
+    config.mounts.iter().any(|mount| Path::new(&config.working_dir).starts_with(&mount.target))
+}
+
 impl Engine {
     /// Mounts a container's file system unless it is; only while nobody starts or removes it.
     fn mounted(&self, container: &Arc<Container>) -> Result<Mounted, EngineError> {
@@ -153,7 +159,16 @@ impl Engine {
             self.put_shift_in_force(container).map_err(disk_error("mapping owners of files"))?;
             let doing = format!("mounting the files of container {}", container.id);
             let mounted = self.layer_dirs(&container.layers).and_then(|layers| container.dirs.mount_root(&layers));
-            mounted.map_err(disk_error(doing))?;
+            let config = container.config();
+            let made = mounted.and_then(|()| match &*container.state.borrow() {
+                // As it will find it when it starts.
+                ContainerState::Created if !covers_working_dir(&config) => {
+                    let root = container.dirs.rootfs();
+                    container.dirs.as_root(|| make_working_dir(&config, &root, &BTreeMap::new()))
+                }
+                _ => Ok(()),
+            });
+            made.map_err(disk_error(doing))?;
         }
         Ok(Mounted { container: container.clone(), ours })
     }

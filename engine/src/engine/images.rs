@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::build::instruction;
+use crate::image::builtin::{self, is_builtin};
 use crate::image::pull::{Credentials, PullProgress, RegistryConfig, Resolved};
 use crate::image::push::Pushed;
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, Removal};
@@ -71,6 +72,10 @@ impl Engine {
             Some(pinned) => Some(pinned),
             None => normalize(name),
         };
+        if is_builtin(name) {
+            let _one = self.carrying.lock().expect("nobody panics while holding it");
+            builtin::ensure(&self.images).map_err(disk_error("storing the built-in image"))?;
+        }
         self.images.find(name).ok_or_else(|| {
             EngineError::NoImage(full().map_or_else(|| name.to_owned(), |full| familiar(&full).to_owned()))
         })
@@ -104,6 +109,9 @@ impl Engine {
         credentials: &Credentials,
         progress: &mpsc::Sender<PullProgress>,
     ) -> Result<Image, EngineError> {
+        if is_builtin(name) {
+            return self.image_for(name, platform);
+        }
         let _under_way = self.layers_under_way.read().await;
         let image = self.puller.pull(name, platform, credentials, progress).await?;
         self.tell_image("pull", familiar(name), name);

@@ -58,7 +58,7 @@ impl Engine {
                 }
             };
             let cgroup = self.cgroup(&container.id, &config);
-            let init = Init::new(&self.config);
+            let init = config.init.unwrap_or(self.config.defaults.init).then(|| Init::new(&self.config));
             let mut volumes = self.volume_dirs(&config);
             for (name, dir) in &mut volumes {
                 // One that is a file system of its own is in no view.
@@ -68,7 +68,7 @@ impl Engine {
             let first = matches!(*container.state.borrow(), ContainerState::Created);
             let shared_memory = self.shared_memory(&container, &config)?;
             let etc_of = match &config.network {
-                NetworkMode::Container(id) => Some(self.find(id).map_err(io::Error::other)?),
+                NetworkMode::Container(id) => Some(self.owner_of_network(id).map_err(io::Error::other)?),
                 _ => None,
             };
             let outside = Outside { netns, cgroup, init, volumes, shim, first, peers, host, shared_memory, etc_of };
@@ -332,7 +332,7 @@ struct Outside {
     /// None: the host's.
     netns: Option<PathBuf>,
     cgroup: PathBuf,
-    init: Init,
+    init: Option<Init>,
     volumes: BTreeMap<String, PathBuf>,
     shim: ShimConfig,
     /// Whether it has never run.
@@ -391,7 +391,11 @@ fn show_subpaths(
 
 /// Makes the directory that the first process is to begin in, wherever that lies; a tmpfs is not there yet, and what is not
 /// to be written is not.
-fn make_working_dir(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
+pub(super) fn make_working_dir(
+    config: &ContainerConfig,
+    root: &Path,
+    volumes: &BTreeMap<String, PathBuf>,
+) -> io::Result<()> {
     let dir = Path::new(&config.working_dir);
     let within = |mount: &&ContainerMount| dir.starts_with(&mount.target);
     let mount = config.mounts.iter().filter(within).max_by_key(|mount| mount.target.len());
@@ -436,8 +440,8 @@ fn prepare(
         None => dirs.write_etc(config, addresses, &outside.host)?,
     };
     files.extend(dirs.write_payloads(&config.payloads)?);
-    if config.init {
-        files.push(FileMount { source: dirs.view(&outside.init.path), target: INIT.into(), read_only: true });
+    if let Some(init) = &outside.init {
+        files.push(FileMount { source: dirs.view(&init.path), target: INIT.into(), read_only: true });
     }
     let place = Place {
         rootfs: &dirs.rootfs(),
@@ -451,7 +455,7 @@ fn prepare(
         shared_memory: outside.shared_memory.as_deref(),
         peers: &outside.peers,
         shift: dirs.shift.as_ref(),
-        init_words: outside.init.words,
+        init_words: outside.init.as_ref().map_or(&[], |init| init.words),
     };
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));

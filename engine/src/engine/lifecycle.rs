@@ -131,6 +131,7 @@ impl Engine {
             }
             let exit = read_exit(&container.dirs, running.started_at);
             container.ended.store(true, Ordering::SeqCst);
+            engine.execs.forget_unstarted(&container.id);
             engine.clean_up(&container).await;
             engine.tell_places("disconnect", &container);
             engine.tell_volumes("unmount", &container);

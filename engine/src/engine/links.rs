@@ -84,16 +84,9 @@ impl Engine {
     /// Reads `NAME[:ALIAS]`, and finds the container.
     pub fn link(&self, text: &str) -> Result<Link, EngineError> {
         let (name, alias) = link_parts(text)?;
-        let find = |name: &str| {
-            self.find(name)
-                .map_err(|error| EngineError::Invalid(format!("could not get container for {name}: {error}")))
-        };
-        let mut target = find(name)?;
-        // One that is in another's network is reached where that one is.
-        for _ in 0..SHARED_MAX {
-            let NetworkMode::Container(id) = target.config().network.clone() else { break };
-            target = find(&id)?;
-        }
+        let target = self
+            .owner_of_network(name)
+            .map_err(|error| EngineError::Invalid(format!("could not get container for {name}: {error}")))?;
         if target.config().network == NetworkMode::Host {
             return Err(EngineError::Invalid(
                 "conflicting options: host type networking can't be used with links. This would result in undefined \
@@ -102,6 +95,16 @@ impl Engine {
             ));
         }
         Ok(Link { container: target.id.clone(), alias: alias.to_owned() })
+    }
+
+    /// A container, or if that is in another's network, the one whose it is.
+    pub(super) fn owner_of_network(&self, name: &str) -> Result<Arc<Container>, EngineError> {
+        let mut owner = self.find(name)?;
+        for _ in 0..SHARED_MAX {
+            let NetworkMode::Container(id) = owner.config().network.clone() else { break };
+            owner = self.find(&id)?;
+        }
+        Ok(owner)
     }
 
     /// Those that a container that is to start is linked to; all of them must run.

@@ -182,7 +182,8 @@ impl Engine {
             };
             EngineError::Conflict(format!("{rule}: {} has the network {}", config.name, config.network.name()))
         })?;
-        if places.iter().any(|other| network.is(&other.network)) {
+        let at = places.iter().position(|other| network.is(&other.network));
+        if at.is_some() && container.require_running().is_ok() {
             return Err(EngineError::Forbidden(format!(
                 "endpoint with name {} already exists in network {}",
                 config.name, network.name
@@ -206,7 +207,10 @@ impl Engine {
                 return Err(doing(error));
             }
         }
-        places.push(place);
+        match at {
+            Some(at) => places[at] = place,
+            None => places.push(place),
+        }
         self.keep_places(&container, places)?;
         self.tell_place("connect", network, &container.id);
         Ok(())

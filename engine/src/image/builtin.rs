@@ -12,9 +12,15 @@ use crate::image::platform::Platform;
 use crate::image::store::{ConfigBlob, HistoryEntry, ImageConfig, ImageStore, RootFs};
 
 /// The built-in image's name.
-pub const WHOAMI: &str = "skep/whoami:latest";
+const WHOAMI: &str = "skep/whoami:latest";
 
 pub(crate) const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tiny"));
+
+/// Whether the built-in image is meant, which no registry has.
+#[must_use]
+pub fn is_builtin(name: &str) -> bool {
+    super::normalize(name).is_some_and(|name| Some(name) == super::normalize(WHOAMI))
+}
 
 /// Puts the built-in image into the store, unless it is there.
 pub(crate) fn ensure(store: &ImageStore) -> io::Result<()> {

@@ -2,6 +2,7 @@
 //! permission; digests are verified, layers fetched and unpacked in parallel.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -18,7 +19,7 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
-use skep_api::{SecretBytes, with_causes};
+use skep_api::{IpSubnet, SecretBytes, with_causes};
 use tokio::sync::mpsc;
 
 use crate::image::download::{Download, DownloadError};
@@ -35,6 +36,8 @@ pub struct RegistryConfig {
     pub mirrors: Vec<String>,
     /// Registries (`host:port`) that may be spoken to without TLS.
     pub insecure: BTreeSet<String>,
+    /// The same for all whose name is an address in these.
+    pub insecure_subnets: Vec<IpSubnet>,
     pub proxies: Proxies,
     /// How many layers of an image come, or go, at the same time.
     pub downloads_at_once: usize,
@@ -46,6 +49,7 @@ impl Default for RegistryConfig {
         Self {
             mirrors: Vec::new(),
             insecure: BTreeSet::new(),
+            insecure_subnets: Vec::new(),
             proxies: Proxies::default(),
             downloads_at_once: 3,
             uploads_at_once: 5,
@@ -208,7 +212,10 @@ impl Puller {
     }
 
     pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
-        self.config.load().insecure.contains(reference.registry()) || is_loopback(reference.registry())
+        let (config, registry) = (self.config.load(), reference.registry());
+        let address = || registry.parse().or_else(|_| registry.parse().map(|socket: SocketAddr| socket.ip())).ok();
+        let listed = || address().is_some_and(|ip| config.insecure_subnets.iter().any(|subnet| subnet.contains(ip)));
+        config.insecure.contains(registry) || is_loopback(registry) || listed()
     }
 
     pub(crate) fn uploads_at_once(&self) -> usize {

@@ -72,7 +72,13 @@ impl Repository {
             return Err(format!("{reference:?} is no name of a commit"));
         }
         git(into, &["init", "--quiet"]).await?;
-        git(into, &["fetch", "--quiet", "--depth=1", "--", &self.url, reference]).await?;
+        if let Err(error) = git(into, &["fetch", "--quiet", "--depth=1", "--", &self.url, reference]).await {
+            // A server of files alone has all of the history or nothing.
+            if !error.contains("does not support shallow") {
+                return Err(error);
+            }
+            git(into, &["fetch", "--quiet", "--", &self.url, reference]).await?;
+        }
         git(into, &["checkout", "--quiet", "FETCH_HEAD"]).await?;
         if into.join(".gitmodules").exists() {
             git(into, &["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"]).await?;

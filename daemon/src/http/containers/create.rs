@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::Query;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
@@ -27,7 +27,7 @@ use crate::config::ContainerSettings;
 use crate::http::images::platform;
 use crate::http::json::{JsonBody, read};
 use crate::http::networks::joining::EndpointBody;
-use crate::http::{ApiError, State};
+use crate::http::{ApiError, AskedVersion, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
 #[derive(Debug, Default, Deserialize)]
@@ -216,12 +216,23 @@ pub(in crate::http) struct CreateQuery {
     platform: String,
 }
 
+/// Clients of an older version do not expect a container in several networks from the start.
+const SEVERAL_NETWORKS_SINCE: u32 = 44;
+
 pub(in crate::http) async fn create(
     state: State,
     Query(query): Query<CreateQuery>,
+    version: Option<Extension<AskedVersion>>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let request = read(&body)?;
+    let endpoints = request.pointer("/NetworkingConfig/EndpointsConfig").and_then(Value::as_object);
+    if let Some(several) = endpoints.filter(|endpoints| endpoints.len() > 1)
+        && version.is_some_and(|Extension(AskedVersion(minor))| minor < SEVERAL_NETWORKS_SINCE)
+    {
+        let names = several.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(ApiError::bad_request(format!("Container cannot be connected to network endpoints: {names}")));
+    }
     let config = container_config(&state, &query.name, request).await?;
     let platform = platform(&query.platform)?;
     let actual = state.engine.image_for(&config.image, platform.as_ref())?.platform();
@@ -341,7 +352,7 @@ impl CreateBody {
             domainname: self.domainname,
             labels: self.labels,
             mounts: mounts(&host.binds, &host.mounts, &host.tmpfs, &self.volumes)?,
-            init: host.init.unwrap_or(usual.init),
+            init: host.init,
             read_only: host.readonly_rootfs,
             no_new_privileges: security.no_new_privileges,
             host_users: host.userns_mode == "host",

@@ -140,7 +140,8 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Mounts": mounts(engine, container),
     });
     value["Config"] = config_json(container);
-    if config.health.is_some() {
+    // Also one that says that there is to be none.
+    if config.health.is_some() || config.request.pointer("/Healthcheck/Test").is_some_and(|test| *test != json!([])) {
         value["Config"]["Healthcheck"] = health_check(engine, container);
     }
     value["HostConfig"] = host_config(container);

@@ -5,7 +5,8 @@ use std::path::Path;
 use skep_engine::{DEFAULT_NETWORK, NamespaceMode, NetworkMode, SharedMemory};
 
 use super::create::CreateBody;
-use crate::http::networks::joining::{joinable, mac_address};
+use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
+use crate::http::networks::predefined_name;
 use crate::http::{ApiError, State};
 
 /// All of them, as a request says.
@@ -30,6 +31,9 @@ impl Modes {
                 None => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
             },
         };
+        if predefined_name(&host.network_mode).is_some() || host.network_mode.starts_with("container:") {
+            body.networking_config.endpoints_config.values().try_for_each(EndpointBody::refuse_aliases)?;
+        }
         let network = match host.network_mode.as_str() {
             "host" => NetworkMode::Host,
             "none" => NetworkMode::None,

@@ -230,7 +230,9 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" if source.starts_with('/') => {
                 propagation = option;
             }
-            _ => return Err(ApiError::bad_request(format!("invalid mode {option:?} in bind {text:?}"))),
+            _ => {
+                return Err(ApiError::bad_request(format!("invalid mount config: invalid mode: {option} in {text:?}")));
+            }
         }
     }
     let has = |wanted: &str| options.split(',').any(|option| option == wanted);

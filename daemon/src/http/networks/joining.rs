@@ -91,7 +91,7 @@ impl Joinable {
 }
 
 impl EndpointBody {
-    fn refuse_aliases(&self) -> Result<(), ApiError> {
+    pub(in crate::http) fn refuse_aliases(&self) -> Result<(), ApiError> {
         if self.aliases.is_empty() {
             return Ok(());
         }

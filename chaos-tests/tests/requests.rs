@@ -1,0 +1,148 @@
+//! What clients ask that is seldom asked, and gets what Docker's users are used to.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use serde_json::json;
+use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_until};
+
+fn one_host() -> Option<Rig> {
+    if !has_docker() {
+        return None;
+    }
+    let rig = Rig::new(1);
+    rig.host(1).start_daemon();
+    rig.host(1).import_busybox();
+    Some(rig)
+}
+
+/// Runs the docker client; its output must tell of a failure.
+fn refused(host: &Host, args: &[&str]) -> String {
+    let ran = host.exec("docker", &[&["-H", &host.socket()], args].concat());
+    assert!(!ran.success, "docker {args:?} was to fail: {}", ran.stdout);
+    ran.stderr
+}
+
+#[test]
+fn a_reload_is_told_and_in_force() {
+    take_turn!();
+    if !has_docker() {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let file = host.dir().join("daemon.json");
+    std::fs::write(&file, "{}").unwrap();
+    host.start_daemon_with(&["--config-file", &file.display().to_string(), "--tlsverify=false", "-l", "debug"]);
+    let told = "{{.RegistryConfig.Mirrors}} {{.RegistryConfig.InsecureRegistryCIDRs}}";
+    assert_eq!(host.docker(&["info", "-f", told]).trim(), "[] [127.0.0.0/8]");
+    std::fs::write(&file, r#"{"registry-mirrors": ["http://mirror:5000"], "insecure-registries": ["10.9.0.0/16"]}"#)
+        .unwrap();
+    assert!(host.exec("kill", &["-HUP", &host.daemon_pid().to_string()]).success);
+    wait_until("it is in force", LIMIT, || {
+        let now = host.docker(&["info", "-f", told]);
+        (now.trim() == "[http://mirror:5000/] [10.9.0.0/16 127.0.0.0/8]", now)
+    });
+    wait_until("the reload is told of", LIMIT, || {
+        let event = host.docker(&["events", "--since", "1m", "--until", "0s", "--filter", "type=daemon"]);
+        let mirrors = "registry-mirrors=[\"http://mirror:5000\"]";
+        (event.contains(" daemon reload ") && event.contains(mirrors), event)
+    });
+    assert!(host.log().contains("Calling GET "), "{}", host.log());
+}
+
+#[test]
+fn containers_stay_within_the_hierarchy_of_cgroups() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    let climbing = "../../../../../../skep-climbed";
+    host.docker(&["run", "-d", "--name", "climber", "--cgroup-parent", climbing, "busybox", "sleep", "600"]);
+    let pid = host.docker(&["inspect", "-f", "{{.State.Pid}}", "climber"]);
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.trim())).unwrap();
+    assert!(cgroups.contains(":/skep-climbed/") && !cgroups.contains(".."), "{cgroups}");
+    assert!(!std::path::Path::new("/skep-climbed").exists());
+    host.docker(&["rm", "-f", "climber"]);
+    for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        // Gone already where the host has one hierarchy alone.
+        let _ = std::fs::remove_dir(entry.path().join("skep-climbed"));
+    }
+    let _ = std::fs::remove_dir("/sys/fs/cgroup/skep-climbed");
+}
+
+/// A container may name another that is not there yet, and share what that one shares itself.
+#[test]
+fn networks_are_shared_from_container_to_container() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    host.docker(&["create", "--name", "third", "--net", "container:second", "busybox", "cat", "/etc/hosts"]);
+    assert!(refused(host, &["start", "-a", "third"]).contains("No such container: second"));
+    host.docker(&["run", "-d", "--name", "first", "-h", "first-host", "busybox", "sleep", "600"]);
+    host.docker(&["run", "-d", "--name", "second", "--net", "container:first", "busybox", "sleep", "600"]);
+    assert!(host.docker(&["start", "-a", "third"]).contains("first-host"));
+    let myself = refused(host, &["run", "--name", "me", "--net", "container:me", "busybox", "true"]);
+    assert!(myself.contains("cannot join own network"), "{myself}");
+    host.docker(&["stop", "-t", "0", "second"]);
+    assert!(refused(host, &["start", "-a", "third"]).contains("cannot join network of a non running container"));
+}
+
+#[test]
+fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    let mut api = host.api();
+    // Its working directory is there.
+    host.docker(&["create", "--name", "waiting", "-w", "/home/of/it", "busybox", "sleep", "600"]);
+    host.docker(&["cp", "waiting:/home/of/it", &host.dir().join("it").display().to_string()]);
+    assert!(host.dir().join("it").is_dir());
+    // An exec that was not started is gone with what it was for.
+    host.docker(&["start", "waiting"]);
+    let exec = api.post("/containers/waiting/exec", &json!({"Cmd": ["true"]})).unwrap();
+    let path = format!("/exec/{}/start", exec.body["Id"].as_str().unwrap());
+    host.docker(&["restart", "-t", "0", "waiting"]);
+    assert_eq!(api.post(&path, &json!({"Detach": true})).unwrap().status, 404);
+    // Clients of long ago know of one network for a start.
+    for name in ["front", "back"] {
+        host.docker(&["network", "create", name]);
+    }
+    let several = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "front"},
+        "NetworkingConfig": {"EndpointsConfig": {"front": {}, "back": {}}}});
+    let old = api.post("/v1.43/containers/create", &several).unwrap();
+    assert_eq!(old.status, 400, "{}", old.body);
+    assert!(old.body["message"].as_str().unwrap().contains("network endpoints: front, back"), "{}", old.body);
+    let new = api.post("/v1.44/containers/create", &several).unwrap();
+    assert_eq!(new.status, 201, "{}", new.body);
+    // A place that a container does not hold yet can be asked for anew.
+    host.docker(&["create", "--name", "joining", "--net", "front", "busybox", "sleep", "600"]);
+    host.docker(&["network", "connect", "--alias", "late", "front", "joining"]);
+    host.docker(&["start", "joining"]);
+    assert!(host.docker(&["inspect", "joining"]).contains("\"late\""));
+    assert!(refused(host, &["network", "connect", "front", "joining"]).contains("already exists in network front"));
+}
+
+/// An image in use is kept, in the words that clients look for; the one that the program carries comes when it is named.
+#[test]
+fn images_go_when_nobody_needs_them() {
+    take_turn!();
+    let Some(rig) = one_host() else { return };
+    let host = rig.host(1);
+    assert_eq!(host.docker(&["images", "--format", "{{.Repository}}"]), "busybox\n");
+    host.docker(&["tag", "busybox", "other/name:1"]);
+    let id = host.docker(&["inspect", "-f", "{{.Id}}", "busybox"]);
+    let id = id.trim();
+    assert!(refused(host, &["rmi", id]).contains("(must be forced) - image is referenced in multiple repositories"));
+    host.docker(&["rmi", "other/name:1"]);
+    host.docker(&["run", "-d", "--name", "user", "busybox", "sleep", "600"]);
+    assert!(
+        refused(host, &["rmi", "-f", id]).contains("(cannot be forced) - image is being used by running container")
+    );
+    host.docker(&["stop", "-t", "0", "user"]);
+    assert!(refused(host, &["rmi", id]).contains("(must be forced) - image is being used by stopped container"));
+    assert!(
+        refused(host, &["rmi", "busybox"]).contains("unable to remove repository reference \"busybox\" (must force)")
+    );
+    host.docker(&["rmi", "-f", "busybox"]);
+    host.docker(&["run", "-d", "--name", "carried", "skep/whoami"]);
+    assert_eq!(host.docker(&["images", "--format", "{{.Repository}}"]), "skep/whoami\n");
+}
