@@ -13,6 +13,7 @@ pub mod id;
 pub mod ipv6;
 pub mod secret_bytes;
 pub mod subnet;
+pub mod template;
 pub mod timestamp;
 pub mod units;
 
@@ -23,6 +24,7 @@ pub mod cluster;
 pub mod config;
 pub mod constraint;
 pub mod container;
+pub mod expansion;
 pub mod network;
 pub mod node;
 pub mod object;

@@ -283,6 +283,38 @@ fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
     }
 }
 
+/// Templates are filled in for each task; what cannot be filled is refused before there is any.
+#[test]
+fn tasks_differ_in_what_templates_come_to() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    for host in rig.hosts() {
+        host.import_busybox();
+    }
+    let script = "hostname; echo $WHO; touch /data/$HOSTNAME; sleep 1000";
+    let flags = [
+        ["--replicas", "2", "--init", "--no-resolve-image"],
+        ["--label", "hive=north", "--hostname", "{{.Node.Hostname}}-{{.Task.Slot}}"],
+        ["--env", "WHO={{.Service.Name}} {{index .Service.Labels \"hive\"}} {{.Task.Name}}", "--mount", ""],
+    ];
+    let mut flags: Vec<_> = flags.concat();
+    let mount = "type=volume,source=data-{{.Task.Slot}},target=/data";
+    *flags.last_mut().unwrap() = mount;
+    host.ok(&[&["service", "create", "-d", "--name", "told"], &flags[..], &["busybox", "sh", "-c", script]].concat());
+    host.await_replicas("told", "2/2");
+    wait_until("both have said who they are", LIMIT, || {
+        let logs = host.ok(&["service", "logs", "--raw", "told"]);
+        let told = |slot: u8| logs.contains(&format!("told north told.{slot}."));
+        let named = |slot: u8| (1..=2).any(|node| logs.contains(&format!("n{node}-{slot}")));
+        ((1..=2).all(|slot| told(slot) && named(slot)), logs)
+    });
+    let volumes: String = rig.hosts().map(|host| host.ok(&["volume", "ls", "-q"])).collect();
+    assert!(volumes.contains("data-1") && volumes.contains("data-2"), "{volumes}");
+    let refused = host.fails(&["service", "update", "--hostname", "{{.Task.Colour}}", "told"]);
+    assert!(refused.contains("Colour"), "{refused}");
+}
+
 #[test]
 fn an_unhealthy_task_is_replaced_and_says_why() {
     take_turn!();

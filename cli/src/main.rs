@@ -10,7 +10,6 @@ mod endpoint;
 mod output;
 mod pipes;
 mod streams;
-mod template;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -5,7 +5,6 @@ use std::io::Write as _;
 use serde_json::{Map, Value, json};
 
 use crate::client::escape;
-use crate::template::render;
 
 /// Options of every list.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -68,6 +67,11 @@ impl ListArgs {
 fn blank(row: &Value) -> Value {
     let cells = row.as_object().into_iter().flatten();
     cells.map(|(key, cell)| (key.clone(), if cell.is_null() { json!("") } else { cell.clone() })).collect()
+}
+
+/// Fills a template; in it `\t` and `\n` stand for what they do in strings.
+fn render(template: &str, value: &Value) -> anyhow::Result<String> {
+    Ok(skep_api::template::render(&template.replace("\\t", "\t").replace("\\n", "\n"), value)?)
 }
 
 /// A template's first line in a table: the titles of its fields.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skep_engine::{Engine, EngineConfig, RegistryConfig};
+use skep_engine::{Engine, EngineConfig, RegistryConfig, host_name};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -75,11 +75,6 @@ impl Daemon {
         ];
         attributes.map(|(name, value)| (name.to_owned(), value)).into()
     }
-}
-
-/// What the host is called.
-pub(crate) fn host_name() -> String {
-    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {

@@ -325,7 +325,7 @@ impl Swarm {
 
     /// What this node says of itself.
     pub(crate) fn description(&self, root_pem: &str) -> NodeDescription {
-        let hostname = crate::daemon::host_name();
+        let hostname = skep_engine::host_name();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         NodeDescription {
             hostname,
@@ -362,7 +362,7 @@ fn check_data_path_port(port: u16) -> Result<u16, SwarmError> {
 
 /// Where other nodes reach this one's tunnels; an empty address stands for the advertised one.
 fn data_path(addr: &str, port: u16) -> Result<(String, u16), SwarmError> {
-    let addr = if addr.is_empty() { String::new() } else { address::resolve(addr, "data-path-addr")?.to_string() };
+    let addr = if addr.is_empty() { String::new() } else { address::resolve_told(addr, "data-path-addr")?.to_string() };
     Ok((addr, port))
 }
 

@@ -432,6 +432,12 @@ fn unwritten(smaps: &str, program: &str) -> Vec<(usize, usize)> {
     found
 }
 
+/// What the host is called.
+#[must_use]
+pub fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

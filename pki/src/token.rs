@@ -19,7 +19,7 @@ pub struct JoinToken {
 /// Why a text is no join token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinTokenError {
-    #[error("this is no join token: it should read SWMTKN-1-…-…; get it from 'swarm join-token' on a manager")]
+    #[error("invalid join token: it should read SWMTKN-1-…-…; get it from 'swarm join-token' on a manager")]
     Malformed,
     #[error("join tokens of version {0} are not supported: this swarm makes version 1")]
     Version(String),

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use skep_api::container::{AppArmorMode, HealthConfig, Mount, MountKind, SeccompMode};
+use skep_api::expansion::{TemplateContext, TemplateNode};
 use skep_api::task::Attachment;
 use skep_api::units::Nanos;
 use skep_api::{NodeId, Task};
@@ -19,12 +20,13 @@ pub const TASK_ID_LABEL: &str = "com.docker.swarm.task.id";
 /// Builds the container of `task` on `node`.
 pub(crate) fn container_config(
     task: &Task,
-    node: NodeId,
+    node: &TemplateNode,
     payloads: Vec<Payload>,
     image: &ImageConfig,
     log: LogConfig,
 ) -> Result<ContainerConfig, String> {
-    let spec = &task.spec.container;
+    let filled = task.spec.container.filled(&TemplateContext::new(task, node)).map_err(|error| error.to_string())?;
+    let spec = &filled;
     let privileges = spec.privileges.clone().unwrap_or_default();
     let seccomp = privileges.seccomp.unwrap_or_default();
     let custom = seccomp.custom()?.map(|profile| skep_engine::seccomp_profile(&profile)).transpose()?;
@@ -41,7 +43,7 @@ pub(crate) fn container_config(
         user: spec.user.clone(),
         groups: spec.groups.clone(),
         hostname: spec.hostname.clone(),
-        labels: labels(task, node),
+        labels: labels(task, node.id),
         mounts: spec.mounts.iter().map(container_mount).collect(),
         payloads,
         init: spec.init,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use skep_api::container::ContainerSpec;
+use skep_api::expansion::TemplateNode;
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::task::{ContainerStatus, PortStatus};
 use skep_api::{NodeId, Task, TaskState, TaskStatus, Timestamp, with_causes};
@@ -157,9 +158,19 @@ impl Runner {
         let (driver, options) =
             self.task.spec.log_driver.as_ref().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
         let log = self.engine.log_config(driver, options).map_err(|error| error.to_string())?;
-        let mut config = container_config(&self.task, self.node, payloads, &image, log)?;
+        let mut config = container_config(&self.task, &self.template_node(), payloads, &image, log)?;
         config.runtime = self.engine.default_runtime();
         self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
+    }
+
+    /// What templates can say of this node.
+    fn template_node(&self) -> TemplateNode {
+        TemplateNode {
+            id: self.node,
+            hostname: skep_engine::host_name(),
+            os: std::env::consts::OS.into(),
+            architecture: std::env::consts::ARCH.into(),
+        }
     }
 
     async fn start(&mut self) {

@@ -21,6 +21,7 @@ use skep_engine::{
 };
 use tokio::sync::mpsc;
 
+use super::json::or_null;
 use super::networks::joining::joinable;
 use super::stream::{json_error, json_lines, read_body};
 use super::swarm::is_on;
@@ -329,5 +330,5 @@ pub(super) async fn prune(state: State) -> Result<Json<Value>, ApiError> {
     let left: BTreeSet<_> = state.engine.build_caches().into_iter().chain(state.build_kit.usage()).collect();
     before.retain(|cache| !left.contains(cache));
     let gone: Vec<String> = before.into_iter().map(|(id, _)| id).collect();
-    Ok(Json(json!({"CachesDeleted": gone, "SpaceReclaimed": bytes})))
+    Ok(Json(json!({"CachesDeleted": or_null(gone), "SpaceReclaimed": bytes})))
 }

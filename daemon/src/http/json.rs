@@ -10,6 +10,7 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use skep_api::container::SeccompOptions;
+use skep_api::expansion::TemplateContext;
 
 use self::any_case::AnyCase;
 use super::ApiError;
@@ -77,14 +78,11 @@ pub(super) fn parse_service(body: &Bytes) -> Result<skep_api::ServiceSpec, ApiEr
             return Err(ApiError::unsupported(format!("{what} is not supported yet")));
         }
     }
-    if let Some(template) = template_in(&value) {
-        return Err(ApiError::unsupported(format!(
-            "the template {template:?} is not supported yet: write the value out"
-        )));
-    }
     settle_networks(&mut value);
     let spec: skep_api::ServiceSpec = from_value(value)?;
     check_filter(&spec).map_err(ApiError::bad_request)?;
+    let sample = TemplateContext::sample(&spec.name, &spec.labels);
+    spec.task_template.container.filled(&sample).map_err(ApiError::bad_request)?;
     Ok(spec)
 }
 
@@ -168,16 +166,6 @@ fn says_something(value: &Value) -> bool {
     }
 }
 
-/// The first of the fields that may hold templates which does.
-fn template_in(spec: &Value) -> Option<&str> {
-    let container = spec.pointer("/TaskTemplate/ContainerSpec")?;
-    let env = container.get("Env").and_then(Value::as_array).into_iter().flatten();
-    let mounts = container.get("Mounts").and_then(Value::as_array).into_iter().flatten();
-    let mounts = mounts.flat_map(|mount| [mount.get("Source"), mount.get("Target")].into_iter().flatten());
-    let mut fields = env.chain(container.get("Hostname")).chain(mounts).filter_map(Value::as_str);
-    fields.find(|text| text.contains("{{"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +207,5 @@ mod tests {
     fn nulls_are_absent_and_what_is_not_supported_is_refused_by_name() {
         check(r#"{"Name":"a","Labels":null,"TaskTemplate":{"ContainerSpec":{"Image":"i","Env":null}}}"#, Ok(()));
         check(r#"{"Mode":{"ReplicatedJob":{}}}"#, Err("replicated-job"));
-        check(r#"{"TaskTemplate":{"ContainerSpec":{"Hostname":"{{.Node.ID}}"}}}"#, Err("template"));
     }
 }

@@ -137,6 +137,11 @@ struct JoinBody {
 
 pub(super) async fn join(state: State, body: JsonBody) -> Result<(), ApiError> {
     let body: JoinBody = parse(&body)?;
+    if body.join_token.is_empty() {
+        return Err(ApiError::bad_request(
+            "join token is necessary to join a cluster: get it from 'swarm join-token' on a manager",
+        ));
+    }
     let request = JoinRequest {
         listen: body.listen_addr,
         advertise: advertised(&state, body.advertise_addr),

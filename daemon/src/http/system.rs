@@ -6,12 +6,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::{ContainerState, LogDriver, RegistryConfig, has_apparmor};
+use skep_engine::{ContainerState, LogDriver, RegistryConfig, has_apparmor, host_name};
 
 use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
 use crate::config::{BUILT_IN_RUNTIME, Listener};
-use crate::daemon::{Daemon, Reloadable, host_name};
+use crate::daemon::{Daemon, Reloadable};
 use crate::swarm::memory_total;
 
 /// What every answer says of who gives it.

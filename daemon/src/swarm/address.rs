@@ -30,7 +30,7 @@ pub(super) fn in_family_of(listen: SocketAddr, others: &str) -> SocketAddr {
 pub(super) fn advertise_addr(text: &str, listen: SocketAddr) -> Result<String, SwarmError> {
     if !text.is_empty() {
         let (host, _) = split(text)?;
-        let addr = resolve(&host, "advertise-addr")?;
+        let addr = resolve_told(&host, "advertise-addr")?;
         let port = if text.parse::<SocketAddr>().is_ok() { split(text)?.1 } else { listen.port() };
         return Ok(SocketAddr::new(addr, port).to_string());
     }
@@ -72,7 +72,19 @@ fn split(text: &str) -> Result<(String, u16), SwarmError> {
     }
 }
 
-pub(super) fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
+/// As [`resolve`], for an address that others are told.
+pub(super) fn resolve_told(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
+    let addr = resolve(host, flag)?;
+    if addr.is_unspecified() {
+        let what = flag.trim_end_matches("-addr").replace('-', " ");
+        return Err(SwarmError::Invalid(format!(
+            "{what} address must be a non-zero IP address, or an interface (--{flag})"
+        )));
+    }
+    Ok(addr)
+}
+
+fn resolve(host: &str, flag: &str) -> Result<IpAddr, SwarmError> {
     if let Ok(addr) = host.parse() {
         return Ok(addr);
     }

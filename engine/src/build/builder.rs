@@ -418,8 +418,7 @@ impl Builder {
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<(), BuildError> {
         for word in words::split(&instruction.rest, self.plan.escape) {
-            let (name, default) =
-                word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+            let (name, default) = words::arg(&word).map_err(BuildError::Dockerfile)?;
             let default = default
                 .map(|value| words::expand(value, self.plan.escape, lookup))
                 .transpose()

@@ -270,8 +270,7 @@ impl Plan {
     fn global_arg(&mut self, instruction: &Instruction) -> Result<(), BuildError> {
         let globals = self.globals.clone();
         for word in words::split(&instruction.rest, self.escape) {
-            let (name, default) =
-                word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+            let (name, default) = words::arg(&word).map_err(BuildError::Dockerfile)?;
             let default = default
                 .map(|value| words::expand(value, self.escape, &|name| globals.get(name).cloned()))
                 .transpose()

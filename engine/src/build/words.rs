@@ -1,5 +1,11 @@
 //! Words of a Dockerfile: how they are split, what quotes do, and what variables become.
 
+/// Reads `NAME[=DEFAULT]`, as ARG has it.
+pub(crate) fn arg(word: &str) -> Result<(&str, Option<&str>), String> {
+    let (name, default) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
+    if name.is_empty() { Err("ARG names can not be blank".into()) } else { Ok((name, default)) }
+}
+
 /// Splits at blanks; quotes and backslashes keep words together and are kept themselves.
 pub(crate) fn split(text: &str, escape: char) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);

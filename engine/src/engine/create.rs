@@ -11,6 +11,7 @@ use crate::container::id_map::IdMap;
 use crate::container::state::ContainerState;
 use crate::container::targets;
 use crate::image::store::Image;
+use crate::sys;
 use crate::volume::Volume;
 
 impl Engine {
@@ -95,8 +96,8 @@ impl Engine {
             NetworkMode::Container(id) => {
                 self.find(id).map_or_else(|_| String::new(), |peer| peer.config().hostname.clone())
             }
-            NetworkMode::Host => host_name(),
-            _ if config.uts_mode == NamespaceMode::Host => host_name(),
+            NetworkMode::Host => sys::host_name(),
+            _ if config.uts_mode == NamespaceMode::Host => sys::host_name(),
             _ => String::new(),
         }
     }
@@ -121,10 +122,6 @@ impl Engine {
         };
         Err(EngineError::Invalid(why.into()))
     }
-}
-
-fn host_name() -> String {
-    nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Fills in from the image what the configuration leaves open.

@@ -485,7 +485,18 @@ fn no_manifest(image: &str, error: &OciDistributionError) -> PullError {
 }
 
 fn registry_error(image: &str, error: &OciDistributionError) -> PullError {
-    PullError::Registry { image: image.to_owned(), reason: with_causes(error) }
+    PullError::Registry { image: image.to_owned(), reason: told(error) }
+}
+
+/// What went wrong with a registry; that one speaks no TLS is not to be guessed from the words of who tried.
+pub(super) fn told(error: &dyn std::error::Error) -> String {
+    let text = with_causes(error);
+    if text.contains("InvalidContentType") {
+        return format!(
+            "server gave HTTP response to HTTPS client: name it in insecure-registries if it is to ({text})"
+        );
+    }
+    text
 }
 
 #[cfg(test)]

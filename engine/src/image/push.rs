@@ -12,12 +12,11 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use oci_client::{Client, Reference, RegistryOperation};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use skep_api::with_causes;
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use crate::image::layer::{self, Hashed, LayerBlob};
-use crate::image::pull::{Credentials, PullError, PullProgress, Puller};
+use crate::image::pull::{Credentials, PullError, PullProgress, Puller, told};
 use crate::image::store::{Image, ImageStore};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -47,7 +46,7 @@ impl Puller {
         let reference: Reference = name.parse().map_err(|_| PullError::Name(name.to_owned()))?;
         let failed = |error: oci_client::errors::OciDistributionError| PullError::Push {
             image: name.to_owned(),
-            reason: with_causes(&error),
+            reason: told(&error),
         };
         let disk = |cause| PullError::Disk { image: name.to_owned(), cause };
         let client = self.client(&reference, self.is_insecure(&reference));
@@ -104,7 +103,7 @@ impl Puller {
 
 /// Goes through what a registry asks of a client before it answers.
 async fn ask_version(url: &str, credentials: &Credentials) -> Result<(), String> {
-    let failed = |error: reqwest::Error| with_causes(&error);
+    let failed = |error: reqwest::Error| told(&error);
     let client = reqwest::Client::builder().build().map_err(failed)?;
     let first = client.get(url).send().await.map_err(failed)?;
     if first.status().is_success() {
@@ -153,7 +152,7 @@ async fn push_layer(
     let tell = |status: String| drop(progress.try_send(PullProgress { id: id.clone(), status, bytes: None }));
     tell("Preparing".into());
     let (path, blob) = compressed(store, diff_id).await.map_err(|error| error.to_string())?;
-    if client.blob_exists(reference, &blob.digest).await.map_err(|error| with_causes(&error))? {
+    if client.blob_exists(reference, &blob.digest).await.map_err(|error| told(&error))? {
         tell("Layer already exists".into());
         return Ok(blob);
     }
@@ -169,7 +168,7 @@ async fn push_layer(
     client
         .push_blob_stream(reference, pieces, &blob.digest, Some(blob.size_bytes))
         .await
-        .map_err(|error| with_causes(&error))?;
+        .map_err(|error| told(&error))?;
     tell("Pushed".into());
     Ok(blob)
 }

@@ -70,7 +70,9 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NodeId, force: b
     let node = tables.nodes.get(id).ok_or_else(|| ControlError::not_found("node", id))?;
     let refuse = |message: String| Err(ControlError::new(Reason::Conflict, message));
     if node.raft.is_some() || node.spec.role == NodeRole::Manager {
-        return refuse(format!("node {id} is a manager: demote it to worker before it is removed"));
+        return refuse(format!(
+            "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+        ));
     }
     if node.status.state == NodeState::Ready && !force {
         return refuse(format!("node {id} is not down: let it leave the swarm first, or use --force"));

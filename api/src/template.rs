@@ -1,5 +1,5 @@
-//! Go's templates, as far as people use them for what the client prints: fields, `range`, `if`, `with`, variables, pipelines,
-//! and the functions that docker's client has.
+//! Go's templates, as far as people use them for what a client prints and what differs from task to task: fields, `range`, `if`,
+//! `with`, variables, pipelines, and the functions that docker's client has.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +10,13 @@ use serde_json::{Value, json};
 /// Deeper nesting is nobody's.
 const DEPTH_MAX: usize = 64;
 
-/// Fills a template with a value. Outside of actions `\t` and `\n` stand for themselves.
-pub(crate) fn render(template: &str, value: &Value) -> anyhow::Result<String> {
+/// Why a template cannot be filled.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct TemplateError(anyhow::Error);
+
+/// Fills a template with a value.
+pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
     let filled = || {
         let pieces = pieces(template)?;
         let mut rest = pieces.as_slice();
@@ -22,7 +27,7 @@ pub(crate) fn render(template: &str, value: &Value) -> anyhow::Result<String> {
         execute(&nodes, value, &mut scope, &mut text)?;
         Ok(text)
     };
-    filled().with_context(|| format!("template {template:?}"))
+    filled().with_context(|| format!("template {template:?}")).map_err(TemplateError)
 }
 
 /// Text, or what stands between braces.
@@ -33,11 +38,10 @@ enum Piece {
 }
 
 fn pieces(template: &str) -> anyhow::Result<Vec<Piece>> {
-    let plain = |text: &str| text.replace("\\t", "\t").replace("\\n", "\n");
     let (mut pieces, mut rest, mut trim) = (Vec::new(), template, false);
     loop {
         let (before, after) = rest.split_once("{{").map_or((rest, None), |(before, after)| (before, Some(after)));
-        let mut text = plain(before);
+        let mut text = before.to_owned();
         if trim {
             text = text.trim_start().to_owned();
         }
@@ -531,7 +535,7 @@ mod tests {
     #[test]
     fn templates_are_filled_as_go_fills_them() {
         for (template, want) in [
-            (r"{{.Name}}\t{{json .Spec.Labels}}", "web\t{\"a\":\"1\",\"b\":\"2\"}"),
+            ("{{.Name}}\t{{json .Spec.Labels}}", "web\t{\"a\":\"1\",\"b\":\"2\"}"),
             ("{{range .Networks}}{{.IPAddress}} {{end}}", "10.0.1.2 10.0.0.2 "),
             ("{{range $name, $net := .Networks}}{{$name}}={{$net.IPAddress}};{{end}}", "back=10.0.1.2;front=10.0.0.2;"),
             ("{{range $i, $word := .Cmd}}{{if $i}}, {{end}}{{$word}}{{end}}", "sleep, 1000"),
@@ -571,7 +575,7 @@ mod tests {
             ("{{range .Name}}{{end}}", "neither"),
             ("{{.Name .Count}}", "function"),
         ] {
-            let error = format!("{:#}", render(template, &value()).unwrap_err());
+            let error = render(template, &value()).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("template"), "{template}: {error}");
         }
         let deep = "{{if true}}".repeat(200) + &"{{end}}".repeat(200);
