@@ -95,7 +95,7 @@ fn is_template(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::Mount;
+    use crate::container::{Mount, VolumeOptions};
 
     #[test]
     fn what_differs_is_filled_in_and_the_rest_left_alone() {
@@ -117,6 +117,13 @@ mod tests {
         assert_eq!((filled.mounts[0].source.as_str(), filled.mounts[0].target.as_str()), ("data-bees", "/linux"));
         assert_eq!(filled.args, spec.args, "as Docker has it");
         assert!(spec.has_templates() && !filled.has_templates());
+        let options =
+            VolumeOptions { labels: [("of".into(), "{{.Task.ID}}".into())].into(), ..VolumeOptions::default() };
+        let volume = Mount { volume_options: Some(options), ..Mount::default() };
+        let spec = ContainerSpec { mounts: vec![volume], ..ContainerSpec::default() };
+        assert!(
+            spec.has_templates() && !spec.filled(&TemplateContext::sample("web", &labels)).unwrap().has_templates()
+        );
         for (wrong, why) in [("{{.Service.Colour}}", "Colour"), ("{{.Task.Slot", "}}"), ("{{nope}}", "nope")] {
             let spec = ContainerSpec { hostname: wrong.into(), ..ContainerSpec::default() };
             let error = spec.filled(&TemplateContext::sample("web", &labels)).unwrap_err().to_string();

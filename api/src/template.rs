@@ -9,6 +9,12 @@ use serde_json::{Value, json};
 
 /// Deeper nesting is nobody's.
 const DEPTH_MAX: usize = 64;
+/// What filling a template may take, however its ranges are nested.
+const STEPS_MAX: usize = 1_000_000;
+/// As long as a text may become.
+const LEN_MAX: usize = 16 << 20;
+/// As wide as a cell may be.
+const WIDTH_MAX: usize = 1024;
 
 /// Why a template cannot be filled.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +28,7 @@ pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
         let mut rest = pieces.as_slice();
         let (nodes, end) = parse(&mut rest, 0)?;
         ensure!(end.is_none(), "{{{{{}}}}} without a beginning", end.unwrap_or_default());
-        let mut scope = Scope { variables: vec![("$".to_owned(), value.clone())] };
+        let mut scope = Scope { variables: vec![("$".to_owned(), value.clone())], steps: 0 };
         let mut text = String::new();
         execute(&nodes, value, &mut scope, &mut text)?;
         Ok(text)
@@ -261,6 +267,8 @@ impl Pipeline {
                 [only] if last.is_none() => only.value(dot, scope)?,
                 _ => bail!("a function is missing before its arguments: one of {}", FUNCTIONS.join(", ")),
             });
+            let len = last.as_ref().and_then(Value::as_str).map_or(0, str::len);
+            ensure!(len <= LEN_MAX, "a text becomes longer than {LEN_MAX} bytes");
         }
         Ok(last.unwrap_or_default())
     }
@@ -296,6 +304,8 @@ impl Operand {
 /// The variables that are set, the innermost last.
 struct Scope {
     variables: Vec<(String, Value)>,
+    /// Taken so far.
+    steps: usize,
 }
 
 impl Scope {
@@ -308,6 +318,8 @@ impl Scope {
 fn execute(nodes: &[Node], dot: &Value, scope: &mut Scope, out: &mut String) -> anyhow::Result<()> {
     let outer = scope.variables.len();
     for node in nodes {
+        scope.steps += 1;
+        ensure!(scope.steps <= STEPS_MAX && out.len() <= LEN_MAX, "it does not come to an end");
         match node {
             Node::Text(text) => *out += text,
             Node::Print(pipeline) => *out += &printed(&pipeline.run(dot, scope)?),
@@ -329,6 +341,7 @@ fn execute(nodes: &[Node], dot: &Value, scope: &mut Scope, out: &mut String) -> 
                     execute(none, dot, scope, out)?;
                 }
                 for (key, value) in entries {
+                    scope.steps += 1;
                     let before = scope.variables.len();
                     match names.as_slice() {
                         [] => {}
@@ -414,6 +427,7 @@ fn call(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
         ("truncate", [_, _]) => json!(text(0).chars().take(number(1).unwrap_or(0)).collect::<String>()),
         ("pad", [_, _, _]) => {
             let (before, after) = (number(1).unwrap_or(0), number(2).unwrap_or(0));
+            ensure!(before <= WIDTH_MAX && after <= WIDTH_MAX, "nothing is padded by more than {WIDTH_MAX}");
             json!(format!("{:before$}{}{:after$}", "", text(0), ""))
         }
         ("len", [value]) => json!(match value {
@@ -514,7 +528,9 @@ fn formatted(format: &str, values: &[Value]) -> anyhow::Result<String> {
             'q' => json!(printed(value)).to_string(),
             other => bail!("%{other} is not known in {format:?}: use %s, %v, %d or %q"),
         };
-        let len: usize = width.trim_start_matches('-').parse().unwrap_or(0);
+        let digits = width.trim_start_matches('-');
+        let len = if digits.is_empty() { Some(0) } else { digits.parse().ok().filter(|&len| len <= WIDTH_MAX) };
+        let len = len.with_context(|| format!("%{width} in {format:?} is no width up to {WIDTH_MAX}"))?;
         if width.starts_with('-') { write!(text, "{cell:<len$}")? } else { write!(text, "{cell:>len$}")? }
     }
     Ok(text)
@@ -577,6 +593,15 @@ mod tests {
         ] {
             let error = render(template, &value()).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("template"), "{template}: {error}");
+        }
+        for (endless, why) in [
+            (r#"{{printf "%99999999s" .Name}}"#.to_owned(), "no width"),
+            (r#"{{pad .Name 99999999 1}}"#.to_owned(), "padded"),
+            (format!("{{{{$a := .Name}}}}{}", r#"{{$a := printf "%s%s" $a $a}}"#.repeat(40)), "longer"),
+            ("{{range .Cmd}}".repeat(30) + &"{{end}}".repeat(30), "an end"),
+        ] {
+            let nested = endless.replace(".Cmd", "$.Cmd");
+            assert!(render(&nested, &value()).unwrap_err().to_string().contains(why), "{endless}");
         }
         let deep = "{{if true}}".repeat(200) + &"{{end}}".repeat(200);
         assert!(render(&deep, &value()).is_err());

@@ -307,6 +307,15 @@ impl Host {
         text
     }
 
+    /// What the stock client says of something that must fail, after its exit code.
+    #[allow(clippy::must_use_candidate, reason = "run for what it does")]
+    pub fn docker_fails(&self, args: &[&str]) -> String {
+        let client = Command::new("docker").arg("-H").arg(self.socket()).args(args).stdin(Stdio::null()).output();
+        let output = client.expect("docker is installed");
+        assert!(!output.status.success(), "{args:?} was taken: {}", String::from_utf8_lossy(&output.stdout));
+        format!("{} {}", output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr))
+    }
+
     /// Runs any program inside the host.
     #[must_use]
     pub fn exec(&self, program: &str, args: &[&str]) -> Ran {

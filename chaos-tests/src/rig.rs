@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::{Host, Placing};
-use crate::processes;
+use crate::processes::{self, has_docker};
 
 /// Hosts, joined by a bridge in a namespace of its own.
 pub struct Rig {
@@ -93,6 +93,15 @@ impl Rig {
             program: program.to_owned(),
         };
         self.hosts.push(Host::new(placing, holder));
+    }
+
+    /// One host with its daemon and busybox; none, aloud, where there is no docker client to ask it.
+    #[must_use]
+    pub fn with_docker_and_busybox() -> Option<Self> {
+        let rig = has_docker().then(|| Self::new(1))?;
+        rig.host(1).start_daemon();
+        rig.host(1).import_busybox();
+        Some(rig)
     }
 
     /// Sets the largest packet of all links between the hosts.

@@ -111,6 +111,16 @@ fn repositories_are_contexts() {
         (ran.success, ran.stderr)
     });
     host.ok(&["build", "-t", "whole", url]);
+    // Also by a server of files alone, which has no part of a history.
+    git(&repository, &["update-server-info"]);
+    let served = repository.parent().unwrap().join("plain");
+    std::fs::create_dir(&served).unwrap();
+    std::os::unix::fs::symlink(repository.join(".git"), served.join("shop.git")).unwrap();
+    host.spawn("busybox", &["httpd", "-f", "-p", "127.0.0.1:8098", "-h", &served.display().to_string()]);
+    wait_until("the files are served, and built from", LIMIT, || {
+        let built = host.run(&["build", "-t", "plain", "http://127.0.0.1:8098/shop.git#main"]);
+        (built.success, built.stderr)
+    });
     let files = host.ok(&["run", "--rm", "whole", "ls", "-A", "/src"]);
     assert_eq!(files.split_whitespace().collect::<Vec<_>>(), ["Dockerfile", "out", "sub"], "and no .git");
     let age = |context: &str| {

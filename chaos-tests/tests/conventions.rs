@@ -3,27 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_until};
-
-fn one_host() -> Option<Rig> {
-    if !has_docker() {
-        return None;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
-    rig.host(1).import_busybox();
-    Some(rig)
-}
-
-/// What the client says that is refused.
-fn refused(host: &Host, args: &[&str]) -> String {
-    let output = Command::new("docker").arg("-H").arg(host.socket()).args(args).stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{args:?} was taken: {}", String::from_utf8_lossy(&output.stdout));
-    format!("{} {said}", output.status.code().unwrap_or(-1))
-}
 
 fn run(host: &Host, args: &[&str]) -> String {
     host.docker(&[&["run", "--rm"], args].concat())
@@ -32,7 +14,7 @@ fn run(host: &Host, args: &[&str]) -> String {
 #[test]
 fn links_lead_to_containers_by_names_of_ones_own() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     // The default network serves no names: hosts, and the environment.
     let database = ["run", "-d", "--name", "db", "--expose", "5432", "-e", "OWNER=bee", "busybox", "sleep", "600"];
@@ -59,9 +41,12 @@ fn links_lead_to_containers_by_names_of_ones_own() {
     assert_ne!(moved, address, "another container has its address");
     assert!(host.docker(&["exec", "app", "cat", "/etc/hosts"]).contains(&format!("{moved}\tdb")));
     host.docker(&["stop", "-t", "0", "db"]);
-    assert!(refused(host, &["run", "--rm", "--link", "db", "busybox", "true"]).contains("non running container: /db"));
     assert!(
-        refused(host, &["run", "--link", "nobody:n", "busybox", "true"]).contains("could not get container for nobody")
+        host.docker_fails(&["run", "--rm", "--link", "db", "busybox", "true"]).contains("non running container: /db")
+    );
+    assert!(
+        host.docker_fails(&["run", "--link", "nobody:n", "busybox", "true"])
+            .contains("could not get container for nobody")
     );
     host.docker(&["rm", "--link", "/app/db"]);
     assert_eq!(host.docker(&["inspect", "-f", "{{json .HostConfig.Links}}", "app"]).trim(), "null");
@@ -80,7 +65,7 @@ fn links_lead_to_containers_by_names_of_ones_own() {
     host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
     host.docker(&["network", "create", "-d", "overlay", "--attachable", "wide"]);
     let wide = ["run", "--rm", "--net", "wide", "--link", "late:store", "busybox", "true"];
-    assert!(refused(host, &wide).contains("links in networks of the swarm are not supported"));
+    assert!(host.docker_fails(&wide).contains("links in networks of the swarm are not supported"));
     host.kill_daemon();
     host.start_daemon();
     wait_until("links are served again", LIMIT, || {
@@ -92,20 +77,20 @@ fn links_lead_to_containers_by_names_of_ones_own() {
 #[test]
 fn a_container_begins_where_and_as_it_is_told_to() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     // A directory that is not there is made, also within a volume.
     assert_eq!(run(host, &["-w", "/not/there/yet", "busybox", "pwd"]).trim(), "/not/there/yet");
     assert_eq!(run(host, &["-v", "data:/data", "-w", "/data/below", "busybox", "pwd"]).trim(), "/data/below");
     // Not where nothing is to be written.
-    refused(host, &["run", "--rm", "-v", "data:/data:ro", "-w", "/data/kept/out", "busybox", "true"]);
+    host.docker_fails(&["run", "--rm", "-v", "data:/data:ro", "-w", "/data/kept/out", "busybox", "true"]);
     assert!(!run(host, &["-v", "data:/data", "busybox", "ls", "/data"]).contains("kept"));
-    assert!(refused(host, &["run", "--rm", "-w", "/bin/busybox", "busybox", "true"]).contains("/bin/busybox"));
+    assert!(host.docker_fails(&["run", "--rm", "-w", "/bin/busybox", "busybox", "true"]).contains("/bin/busybox"));
     // An entrypoint is taken away by an empty one; a variable by its name alone.
     host.import("entered", &["ENTRYPOINT [\"echo\",\"entered\"]", "CMD [\"image\"]", "ENV COLOUR=red"], |_| {});
     assert_eq!(run(host, &["entered"]).trim(), "entered image");
     assert_eq!(run(host, &["--entrypoint", "", "entered", "echo", "plain"]).trim(), "plain");
-    assert!(refused(host, &["run", "--rm", "--entrypoint", "", "entered"]).contains("no command specified"));
+    assert!(host.docker_fails(&["run", "--rm", "--entrypoint", "", "entered"]).contains("no command specified"));
     let env = run(host, &["-e", "COLOUR", "-e", "HOSTNAME", "--entrypoint", "env", "entered"]);
     assert!(!env.contains("COLOUR") && !env.contains("HOSTNAME"), "{env}");
     // Names: of its own, the host's, or those of whose network it is in.
@@ -125,20 +110,20 @@ fn a_container_begins_where_and_as_it_is_told_to() {
     let own = ["--sysctl", "net.ipv4.ip_unprivileged_port_start=80"];
     assert_eq!(run(host, &[&own, &ports[..]].concat()).trim(), "80");
     // What is no program is told from what is not there.
-    assert!(refused(host, &["run", "--rm", "busybox", "/etc"]).starts_with("126"));
-    assert!(refused(host, &["run", "--rm", "busybox", "nothing"]).starts_with("127"));
+    assert!(host.docker_fails(&["run", "--rm", "busybox", "/etc"]).starts_with("126"));
+    assert!(host.docker_fails(&["run", "--rm", "busybox", "nothing"]).starts_with("127"));
 }
 
 #[test]
 fn memory_is_shared_with_those_who_join_the_namespace_and_no_others() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     host.docker(&["run", "-d", "--name", "open", "--ipc", "shareable", "--shm-size", "1m", "busybox", "sleep", "600"]);
     host.docker(&["run", "-d", "--name", "closed", "busybox", "sleep", "600"]);
     host.docker(&["exec", "open", "sh", "-c", "echo honey > /dev/shm/jar"]);
     assert_eq!(run(host, &["--ipc", "container:open", "busybox", "cat", "/dev/shm/jar"]).trim(), "honey");
-    let joined = refused(host, &["run", "--rm", "--ipc", "container:closed", "busybox", "true"]);
+    let joined = host.docker_fails(&["run", "--rm", "--ipc", "container:closed", "busybox", "true"]);
     assert!(joined.contains("non-shareable IPC"), "{joined}");
     let none = run(host, &["--ipc", "none", "busybox", "sh", "-c", "grep -c /dev/shm /proc/mounts || true"]);
     assert_eq!(none.trim(), "0");
@@ -156,7 +141,7 @@ fn memory_is_shared_with_those_who_join_the_namespace_and_no_others() {
 #[test]
 fn mounts_are_as_they_are_asked_for() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     // A part of a volume, and of a directory without what is mounted below it.
     run(
@@ -177,13 +162,13 @@ fn mounts_are_as_they_are_asked_for() {
         ["--mount", "type=volume,src=data,dst=/etc/passwd,volume-subpath=a/b/f", "busybox", "cat", "/etc/passwd"];
     assert_eq!(run(host, &file).trim(), "part");
     let away = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=a/c", "busybox", "true"];
-    assert!(refused(host, &away).contains("cannot access path a/c of volume data"), "what is not there is named");
+    assert!(host.docker_fails(&away).contains("cannot access path a/c of volume data"), "what is not there is named");
     let out = ["run", "--rm", "--mount", "type=volume,src=data,dst=/p,volume-subpath=out", "busybox", "true"];
-    assert!(refused(host, &out).contains("out"), "no link leads out");
+    assert!(host.docker_fails(&out).contains("out"), "no link leads out");
     // What others have comes before what is only named by its place, and is not filled from this image.
     host.docker(&["create", "--name", "owner", "-v", "data:/data", "busybox", "true"]);
     assert!(run(host, &["--volumes-from", "owner", "-v", "/data", "busybox", "ls", "/data"]).contains('a'));
-    assert!(refused(host, &["run", "--rm", "--volumes-from", "owner:bar", "busybox", "true"]).contains("bar"));
+    assert!(host.docker_fails(&["run", "--rm", "--volumes-from", "owner:bar", "busybox", "true"]).contains("bar"));
     // A file of one's own in the place of the daemon's.
     let resolv = host.dir().join("resolv");
     std::fs::write(&resolv, "nameserver 10.1.1.1\n").unwrap();
@@ -197,7 +182,7 @@ fn mounts_are_as_they_are_asked_for() {
     let told: std::collections::BTreeSet<_> = told.trim().split_terminator(';').collect();
     assert_eq!(told, ["/d ro ", "/data  rslave"].into(), "and no tmpfs");
     let private = format!("{root}:private");
-    assert!(refused(host, &["create", "-v", &private, "busybox", "true"]).contains("rslave"));
+    assert!(host.docker_fails(&["create", "-v", &private, "busybox", "true"]).contains("rslave"));
     // What is mounted below a directory goes with it, as little to be written.
     let outer = host.dir().join("outer");
     std::fs::create_dir_all(outer.join("below")).unwrap();
@@ -205,7 +190,7 @@ fn mounts_are_as_they_are_asked_for() {
     assert!(host.exec("mount", &["-t", "tmpfs", "tmpfs", &below]).success);
     let write = ["busybox", "touch", "/o/below/file"];
     let read_only = format!("{}:/o:ro", outer.display());
-    assert!(refused(host, &[&["run", "--rm", "-v", &read_only], &write[..]].concat()).contains("Read-only"));
+    assert!(host.docker_fails(&[&["run", "--rm", "-v", &read_only], &write[..]].concat()).contains("Read-only"));
     let bind = |how: &str| format!("type=bind,src={},dst=/o,readonly{how}", outer.display());
     run(host, &[&["--mount", &bind(",bind-recursive=writable")], &write[..]].concat());
     assert!(std::fs::metadata(outer.join("below/file")).is_err(), "it is in the host's own mounts");
@@ -217,7 +202,7 @@ fn mounts_are_as_they_are_asked_for() {
 #[test]
 fn copies_are_of_what_the_container_sees() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     // What is mounted, what a link leads to, what is in a directory.
     let copied = host.dir().join("copied");
@@ -242,13 +227,13 @@ fn copies_are_of_what_the_container_sees() {
     host.docker(&["cp", "source:/d/.", &into("new")]);
     assert_eq!(std::fs::read_to_string(copied.join("new/f")).unwrap(), "1\n");
     host.docker(&["run", "-d", "--name", "guarded", "-v", "data:/data:ro", "busybox", "sleep", "600"]);
-    assert!(refused(host, &["cp", &into("hostname"), "guarded:/data"]).contains("marked read-only"));
+    assert!(host.docker_fails(&["cp", &into("hostname"), "guarded:/data"]).contains("marked read-only"));
 }
 
 #[test]
 fn files_are_whole_though_their_container_ends_meanwhile() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     let archive = host.dir().join("archive").display().to_string();
     for number in 0..10 {
@@ -288,7 +273,7 @@ fn files_are_whole_though_their_container_ends_meanwhile() {
 #[test]
 fn subnets_of_ipv6_say_that_it_is_wanted_and_may_keep_addresses_back() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     let subnet = ["--subnet", "fd00:5::/64", "--ip-range", "fd00:5::100/120"];
     host.docker(&[&["network", "create"], &subnet[..], &["--aux-address", "router=fd00:5::100", "green"]].concat());
@@ -296,15 +281,17 @@ fn subnets_of_ipv6_say_that_it_is_wanted_and_may_keep_addresses_back() {
     host.docker(&["run", "-d", "--name", "leaf", "--net", "green", "busybox", "sleep", "600"]);
     assert_eq!(host.docker(&["inspect", "-f", address, "leaf"]).trim(), "fd00:5::101");
     let outside = ["--subnet", "fd00:6::/64", "--ip-range", "fd00:7::/96"];
-    assert!(refused(host, &[&["network", "create"], &outside[..], &["grey"]].concat()).contains("no matching subnet"));
+    assert!(
+        host.docker_fails(&[&["network", "create"], &outside[..], &["grey"]].concat()).contains("no matching subnet")
+    );
     let off = ["network", "create", "--ipv6=false", "--subnet", "fd00:6::/64", "grey"];
-    assert!(refused(host, &off).contains("turned off"));
+    assert!(host.docker_fails(&off).contains("turned off"));
 }
 
 #[test]
 fn events_tell_what_was_done_to_containers() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     host.docker(&["network", "create", "front"]);
     host.docker(&["run", "-d", "--name", "busy", "--net", "front", "-v", "data:/data", "busybox", "sleep", "600"]);
@@ -347,13 +334,13 @@ fn events_tell_what_was_done_to_containers() {
     assert!(at("network create tide") < at("container create late"), "{all}");
     assert!(!all.contains("container stop"), "what is removed by force is not stopped first: {all}");
     let backwards = ["events", "--since", "2020-01-02T00:00:00Z", "--until", "2020-01-01T00:00:00Z"];
-    assert!(refused(host, &backwards).contains("`since` time cannot be after `until`"));
+    assert!(host.docker_fails(&backwards).contains("`since` time cannot be after `until`"));
 }
 
 #[test]
 fn output_of_services_is_told_as_that_of_containers() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
     let create = ["service", "create", "-d", "--no-resolve-image"];
@@ -457,7 +444,9 @@ fn what_containers_do_not_say_the_daemon_says() {
     assert_eq!(run(host, &["--net", "blue", "busybox", "cat", "/sys/class/net/eth0/mtu"]).trim(), "1200");
     host.docker(&["run", "-d", "--name", "bound", "--net", "blue", "-p", "8089:80", "busybox", "sleep", "600"]);
     assert_eq!(host.docker(&["port", "bound"]).trim(), "80/tcp -> 10.77.0.1:8089");
-    assert!(refused(host, &["network", "create", "-o", "com.docker.network.driver.mtu=big", "red"]).contains("mtu"));
+    assert!(
+        host.docker_fails(&["network", "create", "-o", "com.docker.network.driver.mtu=big", "red"]).contains("mtu")
+    );
 }
 
 #[test]
@@ -482,7 +471,7 @@ fn a_file_of_settings_is_looked_through_before_anything_is_done() {
 #[test]
 fn what_cannot_be_is_refused_in_the_words_that_clients_look_for() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     host.docker(&["create", "--name", "has", "-v", "jar:/jar", "busybox", "true"]);
     for (args, want) in [
@@ -500,7 +489,7 @@ fn what_cannot_be_is_refused_in_the_words_that_clients_look_for() {
         (&["volume", "rm", "jar"], "volume is in use"),
         (&["pull", "127.0.0.1:1/absent"], "127.0.0.1:1/absent"),
     ] {
-        let why = refused(host, args);
+        let why = host.docker_fails(args);
         assert!(why.contains(want), "docker {args:?} should say {want:?}: {why}");
     }
     let socket = host.socket();

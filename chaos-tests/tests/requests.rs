@@ -3,24 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use serde_json::json;
-use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_until};
-
-fn one_host() -> Option<Rig> {
-    if !has_docker() {
-        return None;
-    }
-    let rig = Rig::new(1);
-    rig.host(1).start_daemon();
-    rig.host(1).import_busybox();
-    Some(rig)
-}
-
-/// Runs the docker client; its output must tell of a failure.
-fn refused(host: &Host, args: &[&str]) -> String {
-    let ran = host.exec("docker", &[&["-H", &host.socket()], args].concat());
-    assert!(!ran.success, "docker {args:?} was to fail: {}", ran.stdout);
-    ran.stderr
-}
+use skep_chaos_tests::{LIMIT, Rig, has_docker, take_turn, wait_until};
 
 #[test]
 fn a_reload_is_told_and_in_force() {
@@ -53,7 +36,7 @@ fn a_reload_is_told_and_in_force() {
 #[test]
 fn containers_stay_within_the_hierarchy_of_cgroups() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     let climbing = "../../../../../../skep-climbed";
     host.docker(&["run", "-d", "--name", "climber", "--cgroup-parent", climbing, "busybox", "sleep", "600"]);
@@ -73,23 +56,23 @@ fn containers_stay_within_the_hierarchy_of_cgroups() {
 #[test]
 fn networks_are_shared_from_container_to_container() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     host.docker(&["create", "--name", "third", "--net", "container:second", "busybox", "cat", "/etc/hosts"]);
-    assert!(refused(host, &["start", "-a", "third"]).contains("No such container: second"));
+    assert!(host.docker_fails(&["start", "-a", "third"]).contains("No such container: second"));
     host.docker(&["run", "-d", "--name", "first", "-h", "first-host", "busybox", "sleep", "600"]);
     host.docker(&["run", "-d", "--name", "second", "--net", "container:first", "busybox", "sleep", "600"]);
     assert!(host.docker(&["start", "-a", "third"]).contains("first-host"));
-    let myself = refused(host, &["run", "--name", "me", "--net", "container:me", "busybox", "true"]);
+    let myself = host.docker_fails(&["run", "--name", "me", "--net", "container:me", "busybox", "true"]);
     assert!(myself.contains("cannot join own network"), "{myself}");
     host.docker(&["stop", "-t", "0", "second"]);
-    assert!(refused(host, &["start", "-a", "third"]).contains("cannot join network of a non running container"));
+    assert!(host.docker_fails(&["start", "-a", "third"]).contains("cannot join network of a non running container"));
 }
 
 #[test]
 fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     let mut api = host.api();
     // Its working directory is there.
@@ -118,29 +101,32 @@ fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
     host.docker(&["network", "connect", "--alias", "late", "front", "joining"]);
     host.docker(&["start", "joining"]);
     assert!(host.docker(&["inspect", "joining"]).contains("\"late\""));
-    assert!(refused(host, &["network", "connect", "front", "joining"]).contains("already exists in network front"));
+    assert!(host.docker_fails(&["network", "connect", "front", "joining"]).contains("already exists in network front"));
 }
 
 /// An image in use is kept, in the words that clients look for; the one that the program carries comes when it is named.
 #[test]
 fn images_go_when_nobody_needs_them() {
     take_turn!();
-    let Some(rig) = one_host() else { return };
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
     let host = rig.host(1);
     assert_eq!(host.docker(&["images", "--format", "{{.Repository}}"]), "busybox\n");
     host.docker(&["tag", "busybox", "other/name:1"]);
     let id = host.docker(&["inspect", "-f", "{{.Id}}", "busybox"]);
     let id = id.trim();
-    assert!(refused(host, &["rmi", id]).contains("(must be forced) - image is referenced in multiple repositories"));
+    assert!(
+        host.docker_fails(&["rmi", id]).contains("(must be forced) - image is referenced in multiple repositories")
+    );
     host.docker(&["rmi", "other/name:1"]);
     host.docker(&["run", "-d", "--name", "user", "busybox", "sleep", "600"]);
     assert!(
-        refused(host, &["rmi", "-f", id]).contains("(cannot be forced) - image is being used by running container")
+        host.docker_fails(&["rmi", "-f", id]).contains("(cannot be forced) - image is being used by running container")
     );
     host.docker(&["stop", "-t", "0", "user"]);
-    assert!(refused(host, &["rmi", id]).contains("(must be forced) - image is being used by stopped container"));
+    assert!(host.docker_fails(&["rmi", id]).contains("(must be forced) - image is being used by stopped container"));
     assert!(
-        refused(host, &["rmi", "busybox"]).contains("unable to remove repository reference \"busybox\" (must force)")
+        host.docker_fails(&["rmi", "busybox"])
+            .contains("unable to remove repository reference \"busybox\" (must force)")
     );
     host.docker(&["rmi", "-f", "busybox"]);
     host.docker(&["run", "-d", "--name", "carried", "skep/whoami"]);

@@ -254,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_on_purpose_is_done() {
+        let load = |tls| {
+            let mut args = DaemonArgs { hosts: vec!["0.0.0.0:2375".into()], ..DaemonArgs::default() };
+            args.fixed.tls = tls;
+            args.add_runtimes = vec!["other=sh".into()];
+            DaemonConfig::load(args)
+        };
+        assert!(load(None).unwrap_err().to_string().contains("tls=false"));
+        let config = load(Some(false)).unwrap();
+        assert_eq!(config.listeners, [Listener::Tcp("0.0.0.0:2375".into())]);
+        assert!(config.runtimes["other"].path.ends_with("bin/sh"), "{:?}", config.runtimes);
+    }
+
+    #[test]
     fn the_file_is_read_again_and_what_needs_a_restart_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("daemon.json");

@@ -44,6 +44,14 @@ pub struct RegistryConfig {
     pub uploads_at_once: usize,
 }
 
+impl RegistryConfig {
+    fn is_insecure(&self, registry: &str) -> bool {
+        let address = || registry.parse().or_else(|_| registry.parse().map(|socket: SocketAddr| socket.ip())).ok();
+        let listed = || address().is_some_and(|ip| self.insecure_subnets.iter().any(|subnet| subnet.contains(ip)));
+        self.insecure.contains(registry) || is_loopback(registry) || listed()
+    }
+}
+
 impl Default for RegistryConfig {
     fn default() -> Self {
         Self {
@@ -212,10 +220,7 @@ impl Puller {
     }
 
     pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
-        let (config, registry) = (self.config.load(), reference.registry());
-        let address = || registry.parse().or_else(|_| registry.parse().map(|socket: SocketAddr| socket.ip())).ok();
-        let listed = || address().is_some_and(|ip| config.insecure_subnets.iter().any(|subnet| subnet.contains(ip)));
-        config.insecure.contains(registry) || is_loopback(registry) || listed()
+        self.config.load().is_insecure(reference.registry())
     }
 
     pub(crate) fn uploads_at_once(&self) -> usize {
@@ -502,6 +507,21 @@ pub(super) fn told(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn registries_are_told_by_name_and_by_network() {
+        let config = RegistryConfig {
+            insecure: ["named:5000".to_owned()].into(),
+            insecure_subnets: vec!["10.9.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            ..RegistryConfig::default()
+        };
+        for plain in ["named:5000", "10.9.8.7:5000", "10.9.8.7", "[fd00::1]:5000", "localhost:5000", "127.0.0.1:5000"] {
+            assert!(config.is_insecure(plain), "{plain}");
+        }
+        for other in ["named", "10.8.0.1:5000", "[fd01::1]:5000", "docker.io"] {
+            assert!(!config.is_insecure(other), "{other}");
+        }
+    }
 
     #[test]
     fn credentials_are_read_from_the_header() {

@@ -27,8 +27,8 @@ impl Modes {
             "" | "private" | "shareable" | "none" => Ok(NamespaceMode::Private),
             "host" => Ok(NamespaceMode::Host),
             other => match other.strip_prefix("container:") {
-                Some(name) => Ok(NamespaceMode::Container(peer(name))),
-                None => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
+                Some(name) if !name.is_empty() => Ok(NamespaceMode::Container(peer(name))),
+                _ => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
             },
         };
         if predefined_name(&host.network_mode).is_some() || host.network_mode.starts_with("container:") {
@@ -38,6 +38,7 @@ impl Modes {
             "host" => NetworkMode::Host,
             "none" => NetworkMode::None,
             other => match other.strip_prefix("container:") {
+                Some("") => return Err(ApiError::bad_request("invalid network mode: container: names no container")),
                 Some(name) => NetworkMode::Container(peer(name)),
                 None => local_networks(state, other, body).await?,
             },
