@@ -153,7 +153,7 @@ fn bad_input_is_refused_by_name_and_changes_nothing() {
         (vec!["network", "rm", "bridge"], "pre-defined"),
         (create(&["--mode", "replicated-job"]), "not supported"),
         (create(&["--secret", "nope"]), "not found"),
-        (create(&["--hostname", "{{.Node.ID}}"]), "template"),
+        (create(&["--hostname", "{{.Node.Colour}}"]), "Colour"),
         (create(&["--mount", "type=bind,source=rel,target=/x"]), "absolute"),
         (vec!["service", "scale", "-d", "web=-1"], "cannot be read"),
         (vec!["service", "inspect", "nope"], "not found"),

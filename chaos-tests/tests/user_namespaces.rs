@@ -74,7 +74,7 @@ fn a_container_s_root_is_nobody_on_the_host() {
     // Of what containers are made there are views; of a node's keys there are none.
     let run = host.dir().join("run").display().to_string();
     let views = host.exec("sh", &["-c", &format!("ls {run}/id-maps/*/data")]).stdout;
-    assert_eq!(views, "bin\ncontainers\nimage\ninit\nvolumes\n");
+    assert_eq!(views, "bin\ncontainers\nimage\nvolumes\n");
     for (flag, what) in [("--privileged", "privileged"), ("--network=host", "network"), ("--pid=host", "PID")] {
         let refused = host.fails(&["run", "--rm", flag, "box", "true"]);
         assert!(refused.contains(what) && refused.contains("--userns=host"), "{refused}");
