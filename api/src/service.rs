@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::constraint::{Constraint, ParseConstraintError};
 use crate::id::{NetworkId, ServiceId};
+use crate::mode::{JobStatus, ServiceMode};
 use crate::name::{NameError, check_service_name};
 use crate::object::Meta;
 use crate::task::{Resources, TaskSpec};
 use crate::timestamp::Timestamp;
 use crate::units::Nanos;
 
-/// The most replicas a service may ask for.
+/// The most replicas, or completions, that a service may ask for.
 pub const REPLICAS_MAX: u64 = 1_000_000;
 const NANO_CPUS_MIN: i64 = 1_000_000;
 const MEMORY_BYTES_MIN: i64 = 4 << 20;
@@ -33,59 +34,6 @@ pub struct ServiceSpec {
     pub rollback_config: Option<UpdateConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_spec: Option<EndpointSpec>,
-}
-
-/// How many tasks a service has. Jobs have their own modes, which are not there yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
-#[serde(try_from = "ModeJson", into = "ModeJson")]
-pub enum ServiceMode {
-    Replicated { replicas: u64 },
-    Global,
-}
-
-impl Default for ServiceMode {
-    fn default() -> Self {
-        Self::Replicated { replicas: 1 }
-    }
-}
-
-/// The Engine API's form of [`ServiceMode`]: one member that is present.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ModeJson {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replicated: Option<ReplicatedJson>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    global: Option<BTreeMap<String, ()>>,
-}
-
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct ReplicatedJson {
-    replicas: Option<u64>,
-}
-
-impl TryFrom<ModeJson> for ServiceMode {
-    type Error = &'static str;
-    fn try_from(json: ModeJson) -> Result<Self, Self::Error> {
-        match (json.replicated, json.global) {
-            (Some(_), Some(_)) => Err("a service has one mode, replicated or global, not both"),
-            (None, Some(_)) => Ok(Self::Global),
-            (Some(replicated), None) => Ok(Self::Replicated { replicas: replicated.replicas.unwrap_or(1) }),
-            (None, None) => Ok(Self::default()),
-        }
-    }
-}
-
-impl From<ServiceMode> for ModeJson {
-    fn from(mode: ServiceMode) -> Self {
-        match mode {
-            ServiceMode::Replicated { replicas } => {
-                Self { replicated: Some(ReplicatedJson { replicas: Some(replicas) }), global: None }
-            }
-            ServiceMode::Global => Self { replicated: None, global: Some(BTreeMap::new()) },
-        }
-    }
 }
 
 /// How tasks are renewed when the spec changes.
@@ -266,6 +214,9 @@ pub struct Service {
     pub endpoint: Endpoint,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_status: Option<UpdateStatus>,
+    /// Of a job alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_status: Option<JobStatus>,
     /// Set by a removal; the service is gone from every list, and its tasks are on their way out.
     #[serde(skip)]
     pub removed: bool,
@@ -348,10 +299,11 @@ impl ServiceSpec {
         if container.image.trim().is_empty() {
             return Err(ServiceSpecError::NoImage);
         }
-        if let ServiceMode::Replicated { replicas } = self.mode
-            && replicas > REPLICAS_MAX
-        {
-            return Err(ServiceSpecError::Replicas(replicas));
+        self.mode.validate()?;
+        if self.mode.is_job() && (self.update_config.is_some() || self.rollback_config.is_some()) {
+            return Err(ServiceSpecError::Invalid(
+                "update and rollback configuration is not supported for jobs: an update begins the job anew".into(),
+            ));
         }
         for text in &self.task_template.placement.constraints {
             text.parse::<Constraint>()?;
@@ -558,15 +510,5 @@ mod tests {
             r#"{"Name":"w","TaskTemplate":{"ContainerSpec":{"Image":"a"}},"Mode":{"Replicated":{"Replicas":10000000}}}"#,
             "too many",
         );
-    }
-
-    #[test]
-    fn a_mode_reads_and_writes_as_docker_does() {
-        let read = |json: &str| serde_json::from_str::<ServiceMode>(json);
-        assert_eq!(read(r#"{"Global":{}}"#).unwrap(), ServiceMode::Global);
-        assert_eq!(read(r#"{"Replicated":{"Replicas":3}}"#).unwrap(), ServiceMode::Replicated { replicas: 3 });
-        assert_eq!(read("{}").unwrap(), ServiceMode::Replicated { replicas: 1 });
-        assert!(read(r#"{"Global":{},"Replicated":{}}"#).is_err());
-        assert_eq!(serde_json::to_string(&ServiceMode::Global).unwrap(), r#"{"Global":{}}"#);
     }
 }

@@ -41,6 +41,12 @@ impl TaskState {
         self > Self::Running
     }
 
+    /// As a desired state: whether the task is to run. Jobs' tasks are to be complete, others to be running.
+    #[must_use]
+    pub fn is_wanted(self) -> bool {
+        self <= Self::Complete
+    }
+
     /// The word of the Engine API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -291,6 +297,9 @@ pub struct Task {
     pub node_id: Option<NodeId>,
     pub status: TaskStatus,
     pub desired_state: TaskState,
+    /// The run of the job that it belongs to; none if its service is no job.
+    #[serde(serialize_with = "crate::mode::indexed_if_any", skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<u64>,
     /// When the task was first seen running.
     #[serde(skip)]
     pub running_since: Option<Timestamp>,
@@ -333,9 +342,15 @@ impl Task {
         self.spec.networks.iter().filter_map(|wanted| wanted.target.parse().ok())
     }
 
+    /// Whether the task has done its part of the job that it belongs to.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.desired_state == TaskState::Complete && self.status.state == TaskState::Complete
+    }
+
     /// Whether the task should run and has not ended.
     #[must_use]
     pub fn is_runnable(&self) -> bool {
-        self.desired_state <= TaskState::Running && !self.status.state.is_terminal()
+        self.desired_state.is_wanted() && !self.status.state.is_terminal()
     }
 }

@@ -398,11 +398,8 @@ const NOT_TAKEN: &[(&str, &[&str])] = &[
     ("swarm unlock-key", &["quiet", "rotate"]),
     ("config create", &["template-driver"]),
     ("secret create", &["driver", "template-driver"]),
-    ("service create", &["credential-spec", "generic-resource", "isolation", "max-concurrent"]),
-    (
-        "service update",
-        &["credential-spec", "generic-resource-add", "generic-resource-rm", "isolation", "max-concurrent"],
-    ),
+    ("service create", &["credential-spec", "generic-resource", "isolation"]),
+    ("service update", &["credential-spec", "generic-resource-add", "generic-resource-rm", "isolation"]),
     ("container start", &["checkpoint", "checkpoint-dir"]),
     ("volume update", &[]),
     ("volume ls", &["cluster"]),

@@ -141,7 +141,7 @@ impl Runner {
         let prepared = tokio::select! {
             prepared = self.make_container() => Some(prepared),
             // Not wanted any more: a pull that takes long is given up.
-            _ = desired.wait_for(|&desired| desired > TaskState::Running) => None,
+            _ = desired.wait_for(|&desired| !desired.is_wanted()) => None,
         };
         match prepared {
             Some(Ok(())) => self.report(TaskState::Ready, "prepared"),
@@ -206,7 +206,7 @@ impl Runner {
             () = listens => {}
             // It has ended.
             _ = self.await_state(has_ended) => {}
-            _ = desired.wait_for(|&desired| desired > TaskState::Running) => {}
+            _ = desired.wait_for(|&desired| !desired.is_wanted()) => {}
             () = tokio::time::sleep(LISTENING_LIMIT) => {}
         }
     }
@@ -234,7 +234,7 @@ impl Runner {
             found = state.wait_for(wanted) => {
                 found.map_or(Awaited::Gone, |state| Awaited::State(state.clone()))
             }
-            _ = desired.wait_for(|&desired| desired > TaskState::Running) => Awaited::OtherWish,
+            _ = desired.wait_for(|&desired| !desired.is_wanted()) => Awaited::OtherWish,
         }
     }
 

@@ -22,13 +22,9 @@ pub enum Step {
 #[must_use]
 pub fn next_step(observed: TaskState, desired: TaskState) -> Option<Step> {
     use TaskState as S;
-    let wanted = match desired {
-        S::Shutdown | S::Remove | S::Complete | S::Failed | S::Rejected | S::Orphaned => false,
-        S::New | S::Pending | S::Assigned | S::Accepted | S::Preparing | S::Ready | S::Starting | S::Running => true,
-    };
     match observed {
         S::Complete | S::Shutdown | S::Failed | S::Rejected | S::Remove | S::Orphaned => None,
-        _ if !wanted => Some(Step::Stop),
+        _ if !desired.is_wanted() => Some(Step::Stop),
         S::New | S::Pending | S::Assigned => Some(Step::Accept),
         S::Accepted | S::Preparing => Some(Step::Prepare),
         S::Ready if desired < S::Running => Some(Step::AwaitStart),
@@ -55,6 +51,9 @@ mod tests {
             (S::Preparing, S::Remove, Some(Step::Stop)),
             (S::Failed, S::Shutdown, None),
             (S::Complete, S::Running, None),
+            (S::Ready, S::Complete, Some(Step::Start)),
+            (S::Running, S::Complete, Some(Step::Watch)),
+            (S::Complete, S::Complete, None),
         ] {
             assert_eq!(next_step(observed, desired), want, "{observed:?} towards {desired:?}");
         }

@@ -13,7 +13,7 @@ use super::system::{LogOptions, print_frames};
 use crate::client::{Client, escape, read_json};
 use crate::converge;
 use crate::output::{FormatArg, ListArgs, ago, line};
-use spec::CreateArgs;
+use spec::{CreateArgs, MODES};
 use update::{UpdateArgs, update};
 
 #[derive(clap::Subcommand)]
@@ -153,7 +153,14 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
     let services = client.get(&format!("/services?status=true&{}", args.query()?)).await?;
     let row = |service: &Value| {
         let status = &service["ServiceStatus"];
-        let mode = if service["Spec"]["Mode"].get("Global").is_some() { "global" } else { "replicated" };
+        let mode = MODES.iter().find(|(_, member)| service["Spec"]["Mode"].get(member).is_some());
+        let completed = status["CompletedTasks"].as_u64().unwrap_or(0);
+        let done = match mode.map(|&(name, _)| name) {
+            Some("replicated-job") => Some(service["Spec"]["Mode"]["ReplicatedJob"]["TotalCompletions"].clone()),
+            Some("global-job") => Some(json!(status["DesiredTasks"].as_u64().unwrap_or(0) + completed)),
+            _ => None,
+        };
+        let done = done.map(|of| format!(" ({completed}/{of} completed)")).unwrap_or_default();
         let ports = service["Endpoint"]["Ports"].as_array().into_iter().flatten();
         let ports: Vec<_> = ports
             .map(|port| {
@@ -167,8 +174,8 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
             .collect();
         let image = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default();
         json!({
-            "ID": service["ID"], "Name": service["Spec"]["Name"], "Mode": mode,
-            "Replicas": format!("{}/{}", status["RunningTasks"], status["DesiredTasks"]),
+            "ID": service["ID"], "Name": service["Spec"]["Name"], "Mode": mode.map(|&(name, _)| name),
+            "Replicas": format!("{}/{}{done}", status["RunningTasks"], status["DesiredTasks"]),
             "Image": image.split('@').next(), "Ports": ports.join(", "),
         })
     };
@@ -205,13 +212,20 @@ pub(super) async fn task_rows(client: &Client, filters: &Value, shown: Shown, li
         let found = list.as_array().into_iter().flatten().find(|value| value["ID"] == *id);
         found.and_then(|value| value.pointer(pointer)?.as_str().map(str::to_owned)).unwrap_or_default()
     };
+    // Their slots begin at 0, which elsewhere says that a task has none.
+    let of_job = |id: &Value| {
+        let services = services.as_array().into_iter().flatten();
+        services.filter(|service| service["ID"] == *id).any(|job| job["Spec"]["Mode"].get("ReplicatedJob").is_some())
+    };
     let mut rows: Vec<(String, String, Value)> = Vec::new();
     for task in tasks.as_array().into_iter().flatten() {
         let service = name_of(&services, &task["ServiceID"], "/Spec/Name");
         let node = name_of(&nodes, &task["NodeID"], "/Description/Hostname");
         let slot = match task["Slot"].as_u64() {
-            Some(slot) if slot > 0 => format!("{service}.{slot}"),
-            _ => format!("{service}.{}", task["NodeID"].as_str().unwrap_or_default()),
+            Some(0) | None if !of_job(&task["ServiceID"]) => {
+                format!("{service}.{}", task["NodeID"].as_str().unwrap_or_default())
+            }
+            slot => format!("{service}.{}", slot.unwrap_or(0)),
         };
         let error = task["Status"]["Err"].as_str().unwrap_or_default();
         let short = |text: &str, len: usize| {
@@ -312,8 +326,14 @@ async fn scale(client: &Client, detach: bool, targets: Vec<String>) -> anyhow::R
             .ok_or_else(|| anyhow::anyhow!("{target:?} cannot be read: write SERVICE=REPLICAS, such as web=5"))?;
         let found = client.get(&format!("/services/{name}")).await?;
         let mut spec = found["Spec"].clone();
-        anyhow::ensure!(spec["Mode"].get("Replicated").is_some(), "service {name} is global: it has one task per node");
-        spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+        let mode = &mut spec["Mode"];
+        if mode.get("Replicated").is_some() {
+            mode["Replicated"]["Replicas"] = json!(replicas);
+        } else if mode.get("ReplicatedJob").is_some() {
+            mode["ReplicatedJob"]["TotalCompletions"] = json!(replicas);
+        } else {
+            anyhow::bail!("service {name} is global: it has one task per node");
+        }
         post_update(client, &found, &spec, None).await?;
         line(&format!("{name} scaled to {replicas}"))?;
         scaled.push(name.to_owned());

@@ -16,9 +16,7 @@ use self::any_case::AnyCase;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
-const UNSUPPORTED: [(&str, &str); 8] = [
-    ("/Mode/ReplicatedJob", "mode replicated-job"),
-    ("/Mode/GlobalJob", "mode global-job"),
+const UNSUPPORTED: [(&str, &str); 6] = [
     ("/TaskTemplate/PluginSpec", "a plugin as a service"),
     ("/TaskTemplate/NetworkAttachmentSpec", "an attachment as a service"),
     ("/TaskTemplate/Resources/Reservations/GenericResources", "generic resources"),
@@ -200,12 +198,13 @@ mod tests {
         let body = Bytes::from_static(br#"{"Mode":{"replicated":{"Replicas":2}}}"#);
         let spec = parse_service(&body).unwrap();
         assert!(serde_json::to_string(&spec.mode).unwrap().contains(r#""Replicas":2"#));
-        check(r#"{"Mode":{"globaljob":{}}}"#, Err("global-job"));
+        let job = parse_service(&Bytes::from_static(br#"{"Mode":{"globaljob":{}}}"#)).unwrap();
+        assert_eq!(job.mode, skep_api::ServiceMode::GlobalJob);
     }
 
     #[test]
     fn nulls_are_absent_and_what_is_not_supported_is_refused_by_name() {
         check(r#"{"Name":"a","Labels":null,"TaskTemplate":{"ContainerSpec":{"Image":"i","Env":null}}}"#, Ok(()));
-        check(r#"{"Mode":{"ReplicatedJob":{}}}"#, Err("replicated-job"));
+        check(r#"{"TaskTemplate":{"PluginSpec":{}}}"#, Err("a plugin as a service"));
     }
 }

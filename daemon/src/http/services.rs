@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_api::{SecretBytes, Service, ServiceMode, ServiceSpec, TaskState};
+use skep_api::{SecretBytes, Service, ServiceMode, ServiceSpec, Task, TaskState};
 use skep_manager::control::{Command, Outcome, ServiceChange};
 use skep_raft_store::Tables;
 
@@ -38,7 +38,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
             && filters.any("id", |id| service.id.to_string().starts_with(id))
             && filters.any("name", |name| service.spec.name.starts_with(name))
             && filters.labels("label", &service.spec.labels)
-            && filters.any("mode", |mode| mode == mode_name(service))
+            && filters.any("mode", |mode| mode == service.spec.mode.as_str())
             && filters.any("runtime", |runtime| runtime == "container")
     });
     let value = |service: &Arc<Service>| {
@@ -51,28 +51,23 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
     Ok(Json(matching.map(value).collect()))
 }
 
-fn mode_name(service: &Service) -> &'static str {
-    match service.spec.mode {
-        ServiceMode::Replicated { .. } => "replicated",
-        ServiceMode::Global => "global",
-    }
-}
-
-/// How many tasks run, and how many should.
+/// How many tasks run, and how many should; and of a job, how many have done their part.
 fn status(service: &Service, tables: &Tables) -> Value {
-    let tasks: Vec<_> = tables.tasks_of_service(service.id).collect();
+    let iteration = service.job_status.map(|status| status.iteration);
+    let tasks: Vec<_> = tables.tasks_of_service(service.id).filter(|task| task.job_iteration == iteration).collect();
+    let count = |counts: &dyn Fn(&Task) -> bool| tasks.iter().filter(|task| counts(task)).count() as u64;
     let live = |node: Option<skep_api::NodeId>| {
         node.and_then(|id| tables.nodes.get(id)).is_some_and(|node| node.status.state != skep_api::NodeState::Down)
     };
-    let running = tasks
-        .iter()
-        .filter(|t| t.status.state == TaskState::Running && t.desired_state <= TaskState::Running && live(t.node_id))
-        .count() as u64;
+    let running =
+        count(&|task| task.status.state == TaskState::Running && task.desired_state.is_wanted() && live(task.node_id));
     let desired = match service.spec.mode {
         ServiceMode::Replicated { replicas } => replicas,
-        ServiceMode::Global => tasks.iter().filter(|task| task.desired_state <= TaskState::Running).count() as u64,
+        ServiceMode::Global => count(&|task| task.desired_state.is_wanted()),
+        ServiceMode::ReplicatedJob { max_concurrent, .. } => max_concurrent,
+        ServiceMode::GlobalJob => count(&|task| task.desired_state.is_wanted() && !task.is_done()),
     };
-    json!({"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": 0})
+    json!({"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": count(&Task::is_done)})
 }
 
 /// Puts the credentials that came with a request where the workers find them.
@@ -146,9 +141,10 @@ pub(super) async fn inspect(
 fn insert_defaults(value: &mut Value) {
     let update = json!({"Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000i64,
         "MaxFailureRatio": 0, "Order": "stop-first"});
+    let is_job = value.get("JobStatus").is_some();
     let spec = &mut value["Spec"];
     for (name, default) in [("UpdateConfig", &update), ("RollbackConfig", &update)] {
-        if spec.get(name).is_none() {
+        if !is_job && spec.get(name).is_none() {
             spec[name] = default.clone();
         }
     }

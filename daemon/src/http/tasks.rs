@@ -81,9 +81,9 @@ fn task_json(task: &Task, tables: &Tables) -> Value {
 
 fn desired_matches(task: &Task, wish: &str) -> bool {
     match wish {
-        "running" => task.desired_state <= TaskState::Running,
+        "running" => task.desired_state.is_wanted() && !task.is_done(),
         "accepted" => task.desired_state == TaskState::Accepted,
-        _ => task.desired_state > TaskState::Running,
+        _ => !task.desired_state.is_wanted(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use skep_api::service::{Endpoint, EndpointMode, ServiceSpecError, UpdateState, UpdateStatus, VirtualIp};
-use skep_api::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
+use skep_api::{JobStatus, Meta, Service, ServiceId, ServiceSpec};
 use skep_raft_store::{Tables, Transaction};
 
 use super::{ControlError, Outcome, Reason, ServiceChange, network};
@@ -45,6 +45,7 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, mut spec: ServiceSpe
         ));
     }
     let endpoint = endpoint(tables, tx, id, &Endpoint::default(), &spec)?;
+    let job_status = spec.mode.is_job().then(|| JobStatus::first(tx.at));
     tx.create(Service {
         id,
         meta: Meta::default(),
@@ -52,6 +53,7 @@ pub(super) fn create(tables: &Tables, tx: &mut Transaction, mut spec: ServiceSpe
         spec,
         previous_spec: None,
         update_status: None,
+        job_status,
         removed: false,
     });
     Ok(Outcome::Created(id.to_string()))
@@ -152,6 +154,10 @@ pub(super) fn update(
             });
         }
     }
+    if let Some(job) = service.job_status {
+        service.job_status = Some(job.next(tx.at));
+        service.update_status = None;
+    }
     service.endpoint = endpoint(tables, tx, id, &before.endpoint, &service.spec)?;
     tx.update(service);
     Ok(Outcome::Done)
@@ -164,15 +170,13 @@ fn check_unchangeable(before: &ServiceSpec, after: &ServiceSpec) -> Result<(), C
             format!("renaming services is not supported: {} cannot become {}", before.name, after.name),
         ));
     }
-    match (before.mode, after.mode) {
-        (ServiceMode::Replicated { .. }, ServiceMode::Replicated { .. })
-        | (ServiceMode::Global, ServiceMode::Global) => Ok(()),
-        (ServiceMode::Replicated { .. }, ServiceMode::Global)
-        | (ServiceMode::Global, ServiceMode::Replicated { .. }) => Err(ControlError::new(
+    if std::mem::discriminant(&before.mode) != std::mem::discriminant(&after.mode) {
+        return Err(ControlError::new(
             Reason::Unsupported,
             format!("service mode change is not allowed: remove service {} and create it anew", before.name),
-        )),
+        ));
     }
+    Ok(())
 }
 
 /// Marks the service removed: it is in no list any more, and goes with its last task.

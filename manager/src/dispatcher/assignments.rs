@@ -71,7 +71,7 @@ impl Assigned {
         self.waits_until = None;
         for task in mine {
             if let Some(&told) = self.tasks.get(&task.id)
-                && told <= TaskState::Running
+                && told.is_wanted()
                 && let Some(until) = must_wait(task)
             {
                 self.waits_until = Some(self.waits_until.map_or(until, |earliest| earliest.min(until)));

@@ -309,7 +309,7 @@ fn task_fact(tables: &Tables, task: &Task, networks: &BTreeSet<NetworkId>) -> Op
     let joined = task.networks.iter().filter(|joined| networks.contains(&joined.network));
     let addresses: Vec<_> = joined.map(|joined| (joined.network, joined.address)).collect();
     let reached = tables.nodes.get(node).is_some_and(|node| node.status.state != NodeState::Down);
-    let serving = reached && task.status.state == TaskState::Running && task.desired_state <= TaskState::Running;
+    let serving = reached && task.status.state == TaskState::Running && task.desired_state.is_wanted();
     let fact = OverlayTask { id: task.id, service: task.service_id, name: task.name(), node, addresses, serving };
     (!fact.addresses.is_empty()).then_some(fact)
 }
@@ -366,6 +366,7 @@ mod tests {
             }],
             status: TaskStatus { state: TaskState::Running, ..TaskStatus::default() },
             desired_state: TaskState::Running,
+            job_iteration: None,
             meta: Meta::default(),
             labels: BTreeMap::new(),
             spec: Arc::default(),

@@ -74,7 +74,7 @@ impl Holders {
 pub(super) fn must_wait(task: &Task, lowest: u64, now: Timestamp) -> Option<Timestamp> {
     let served = task.status.state == TaskState::Running && !task.networks.is_empty();
     let limit = task.meta.updated_at.plus(WITHDRAW_LIMIT);
-    (served && task.desired_state > TaskState::Running && lowest < task.meta.version && now < limit).then_some(limit)
+    (served && !task.desired_state.is_wanted() && lowest < task.meta.version && now < limit).then_some(limit)
 }
 
 #[cfg(test)]

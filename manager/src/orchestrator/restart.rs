@@ -29,17 +29,22 @@ pub(super) fn refill(
     alarm: &mut Alarm,
 ) {
     for draft in &mut plan.drafts {
-        // What ended by itself is not wanted back: its slot is.
-        if draft.task.status.state.is_terminal() && draft.task.desired_state <= TaskState::Running {
+        // What ended by itself is not wanted back: its slot is, unless it did its part of a job.
+        let task = &draft.task;
+        if task.status.state.is_terminal() && task.desired_state.is_wanted() && !task.is_done() {
             draft.desire(TaskState::Shutdown);
         }
     }
     let filled: BTreeSet<Slot> = plan.drafts.iter().filter(|d| d.is_live()).map(|d| d.task.slot).collect();
     let kept = plan.drafts.iter().filter(|draft| draft.task.desired_state < TaskState::Remove);
     let newest: BTreeMap<Slot, &Task> = kept.map(|draft| (draft.task.slot, &*draft.task)).collect();
+    let unended = plan.drafts.iter().filter(|draft| is_in_the_way(scene, &draft.task));
+    let occupied: BTreeSet<Slot> = unended.map(|draft| draft.task.slot).collect();
     let made = wanted.difference(&filled).filter_map(|&slot| {
         let desired = match newest.get(&slot) {
-            None => TaskState::Running,
+            // What an update of a job left running is given the time to end.
+            None if occupied.contains(&slot) => TaskState::Ready,
+            None => plan.goal(),
             Some(newest) if !may_restart(plan, scene, newest, alarm) => return None,
             Some(_) => TaskState::Ready,
         };
@@ -47,7 +52,7 @@ pub(super) fn refill(
         prefill_node(&mut draft.task, slot);
         Some(draft)
     });
-    let made: Vec<_> = made.take(MADE_AT_ONCE).collect();
+    let made: Vec<_> = made.take(plan.room().min(MADE_AT_ONCE)).collect();
     plan.drafts.extend(made);
 }
 
@@ -56,6 +61,13 @@ pub(super) fn prefill_node(task: &mut std::sync::Arc<Task>, slot: Slot) {
     if let Slot::Node(node) = slot {
         std::sync::Arc::make_mut(task).node_id = Some(node);
     }
+}
+
+/// Whether a task may still run on its node, so that no other of its slot may.
+fn is_in_the_way(scene: &Scene<'_>, task: &Task) -> bool {
+    !task.status.state.is_terminal()
+        && task.status.state >= TaskState::Assigned
+        && task.node_id.is_some_and(|node| !scene.is_lost(node))
 }
 
 fn may_restart(plan: &ServicePlan, scene: &Scene<'_>, ended: &Task, alarm: &mut Alarm) -> bool {
@@ -67,6 +79,7 @@ fn may_restart(plan: &ServicePlan, scene: &Scene<'_>, ended: &Task, alarm: &mut 
     let policy = plan.service.spec.task_template.restart_policy.clone().unwrap_or_default();
     match policy.condition {
         RestartCondition::None => return false,
+        RestartCondition::Any | RestartCondition::OnFailure if ended.is_done() => return false,
         RestartCondition::OnFailure if state == TaskState::Complete => return false,
         RestartCondition::OnFailure | RestartCondition::Any => {}
     }
@@ -106,15 +119,14 @@ pub(super) fn promote(plan: &mut ServicePlan, scene: &Scene<'_>, alarm: &mut Ala
             alarm.at(due);
             continue;
         }
-        let occupied = plan.drafts.iter().enumerate().any(|(other, draft)| {
-            other != index
-                && draft.task.slot == slot
-                && !draft.task.status.state.is_terminal()
-                && draft.task.status.state >= TaskState::Assigned
-                && draft.task.node_id.is_some_and(|node| !scene.is_lost(node))
-        });
+        let occupied = plan
+            .drafts
+            .iter()
+            .enumerate()
+            .any(|(other, draft)| other != index && draft.task.slot == slot && is_in_the_way(scene, &draft.task));
         if !occupied {
-            plan.drafts[index].desire(TaskState::Running);
+            let goal = plan.goal();
+            plan.drafts[index].desire(goal);
         }
     }
 }

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_api::constraint::Constraint;
-use skep_api::service::ServiceMode;
 use skep_api::task::{Slot, TaskStatus};
-use skep_api::{NodeId, Service, Task, TaskState};
+use skep_api::{NodeId, Service, ServiceMode, Task, TaskState};
 
 use super::{Alarm, Draft, Edit, Scene, TaskIds, reaper, restart, updater};
 
@@ -29,11 +28,14 @@ impl ServicePlan {
         if self.service.removed {
             self.drafts.iter_mut().for_each(|draft| draft.desire(TaskState::Remove));
         } else {
+            self.retire_older_runs();
             self.enforce(scene);
             let wanted = self.wanted_slots(scene);
             self.retire_slots(&wanted);
             restart::refill(self, scene, &wanted, ids, alarm);
-            updater::advance(self, scene, ids, alarm);
+            if !self.is_job() {
+                updater::advance(self, scene, ids, alarm);
+            }
             restart::promote(self, scene, alarm);
         }
         reaper::reap(self, scene);
@@ -54,6 +56,38 @@ impl ServicePlan {
                     };
                 });
             }
+        }
+    }
+
+    pub(crate) fn is_job(&self) -> bool {
+        self.service.spec.mode.is_job()
+    }
+
+    /// What tasks that may run are to come to.
+    pub(crate) fn goal(&self) -> TaskState {
+        if self.is_job() { TaskState::Complete } else { TaskState::Running }
+    }
+
+    fn iteration(&self) -> Option<u64> {
+        self.service.job_status.map(|status| status.iteration)
+    }
+
+    /// How many more tasks may run beside those that do.
+    pub(crate) fn room(&self) -> usize {
+        match self.service.spec.mode {
+            ServiceMode::Replicated { .. } | ServiceMode::Global | ServiceMode::GlobalJob => usize::MAX,
+            ServiceMode::ReplicatedJob { max_concurrent, .. } => {
+                let live = self.drafts.iter().filter(|draft| draft.is_live()).count();
+                usize::try_from(max_concurrent).unwrap_or(usize::MAX).saturating_sub(live)
+            }
+        }
+    }
+
+    /// An update begins a job anew: what is left of older runs goes, whether it ended or not.
+    fn retire_older_runs(&mut self) {
+        let iteration = self.iteration();
+        for draft in self.drafts.iter_mut().filter(|draft| draft.task.job_iteration != iteration) {
+            draft.desire(TaskState::Remove);
         }
     }
 
@@ -80,13 +114,16 @@ impl ServicePlan {
     /// The slots that should be filled.
     fn wanted_slots(&self, scene: &Scene<'_>) -> BTreeSet<Slot> {
         match self.service.spec.mode {
-            ServiceMode::Global => {
-                let constraints = self.constraints();
-                let fits = |id: &NodeId| {
-                    let node = scene.nodes[id];
-                    !node.gives_up_tasks() && constraints.iter().all(|constraint| constraint.admits(node))
-                };
-                scene.nodes.keys().filter(|id| fits(id)).map(|&id| Slot::Node(id)).collect()
+            ServiceMode::Global => self.fitting_nodes(scene).collect(),
+            ServiceMode::GlobalJob => {
+                let here = |task: &Task| task.node_id.is_some_and(|node| scene.nodes.contains_key(&node));
+                let tasks = self.drafts.iter().map(|draft| &draft.task);
+                let done = tasks.filter(|task| task.is_done() && here(task)).map(|task| task.slot);
+                self.fitting_nodes(scene).chain(done).collect()
+            }
+            ServiceMode::ReplicatedJob { total_completions, .. } => {
+                // From 0, unlike replicas: docker's client counts on it.
+                (0..total_completions).map(Slot::Replica).collect()
             }
             ServiceMode::Replicated { replicas } => {
                 let mut slots = self.live_slots();
@@ -107,6 +144,14 @@ impl ServicePlan {
                 slots
             }
         }
+    }
+
+    fn fitting_nodes<'a>(&self, scene: &'a Scene<'_>) -> impl Iterator<Item = Slot> + use<'a> {
+        let constraints = self.constraints();
+        let fits = move |node: &skep_api::Node| {
+            !node.gives_up_tasks() && constraints.iter().all(|constraint| constraint.admits(node))
+        };
+        scene.nodes.iter().filter(move |(_, node)| fits(node)).map(|(&id, _)| Slot::Node(id))
     }
 
     fn live_slots(&self) -> BTreeSet<Slot> {
@@ -167,6 +212,7 @@ impl ServicePlan {
                 ..TaskStatus::default()
             },
             desired_state,
+            job_iteration: self.iteration(),
             running_since: None,
         };
         Draft { task: Arc::new(task), edit: Edit::Create }
@@ -174,6 +220,9 @@ impl ServicePlan {
 
     /// Whether the task is not what the service's spec asks for now.
     pub(crate) fn is_dirty(&self, task: &Task) -> bool {
+        if task.job_iteration != self.iteration() {
+            return true;
+        }
         // A port less takes nothing from a task; the first one needs a place in the ingress network.
         if task.mesh_ports.is_empty() && self.service.spec.ingress_ports().next().is_some() {
             return true;

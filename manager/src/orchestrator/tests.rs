@@ -8,8 +8,8 @@ use skep_api::service::{FailureAction, UpdateConfig, UpdateOrder, UpdateState};
 use skep_api::task::{RestartCondition, RestartPolicy, TaskSpec};
 use skep_api::units::Nanos;
 use skep_api::{
-    Availability, Cluster, NodeId, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskId, TaskState,
-    Timestamp, node::testing,
+    Availability, Cluster, JobStatus, NodeId, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskId,
+    TaskState, Timestamp, node::testing,
 };
 use skep_raft_store::{Action, Tables};
 
@@ -39,6 +39,7 @@ impl World {
         for number in 1..=nodes {
             world.write(vec![Action::Create(testing::node(number).into())]);
         }
+        let job_status = spec.mode.is_job().then(|| JobStatus::first(world.now));
         world.write(vec![Action::Create(
             Service {
                 id: SERVICE,
@@ -47,6 +48,7 @@ impl World {
                 previous_spec: None,
                 endpoint: skep_api::service::Endpoint::default(),
                 update_status: None,
+                job_status,
                 removed: false,
             }
             .into(),
@@ -92,9 +94,9 @@ impl World {
             let next = match task.desired_state {
                 _ if state.is_terminal() || state < TaskState::Assigned => continue,
                 TaskState::Ready if state < TaskState::Ready => TaskState::Ready,
-                TaskState::Running if state < TaskState::Running => TaskState::Running,
-                TaskState::Running => (self.outcome)(task),
-                desired if desired > TaskState::Running => TaskState::Shutdown,
+                TaskState::Running | TaskState::Complete if state < TaskState::Running => TaskState::Running,
+                TaskState::Running | TaskState::Complete => (self.outcome)(task),
+                desired if !desired.is_wanted() => TaskState::Shutdown,
                 _ => continue,
             };
             if next == state {
@@ -361,4 +363,91 @@ fn history_is_kept_as_long_as_the_swarm_says() {
     world.outcome = |_| TaskState::Failed;
     world.pass(Duration::from_secs(120));
     assert!(world.tables.tasks.len() <= 2, "{}", world.tables.tasks.len());
+}
+
+/// A job's tasks: how many run, how many are done, how many failed.
+fn job_counts(world: &World) -> (usize, usize, usize) {
+    let count = |counts: &dyn Fn(&Task) -> bool| world.tables.tasks.iter().filter(|task| counts(task)).count();
+    (
+        count(&|task| task.is_runnable() && task.status.state == TaskState::Running),
+        count(&Task::is_done),
+        count(&|task| task.status.state == TaskState::Failed),
+    )
+}
+
+fn job(max_concurrent: u64, total_completions: u64) -> ServiceSpec {
+    ServiceSpec { mode: ServiceMode::ReplicatedJob { max_concurrent, total_completions }, ..replicated(0) }
+}
+
+fn end_one(world: &mut World, state: TaskState) {
+    let task = world.tables.tasks.iter().find(|task| task.is_runnable()).unwrap();
+    let mut task = (**task).clone();
+    task.status.state = state;
+    task.status.timestamp = world.now;
+    world.write(vec![Action::Update(task.into())]);
+    world.settle();
+}
+
+#[test]
+fn a_job_runs_so_many_at_a_time_until_enough_ended_well() {
+    let mut world = World::new(2, job(2, 5));
+    world.settle();
+    assert_eq!(job_counts(&world), (2, 0, 0));
+    end_one(&mut world, TaskState::Complete);
+    assert_eq!(job_counts(&world), (2, 1, 0));
+    end_one(&mut world, TaskState::Failed);
+    assert_eq!(job_counts(&world), (1, 1, 1), "what failed is tried again after the delay, and keeps its place");
+    world.pass(Duration::from_secs(6));
+    assert_eq!(job_counts(&world), (2, 1, 1));
+    world.outcome = |_| TaskState::Complete;
+    world.pass(Duration::from_secs(60));
+    assert_eq!(job_counts(&world), (0, 5, 1));
+    let again = plan(&world.tables, world.now, &mut || panic!("no task is wanted"));
+    assert!(again.transaction.is_empty());
+    let slots: std::collections::BTreeSet<_> =
+        world.tables.tasks.iter().filter(|task| task.is_done()).map(|task| task.slot).collect();
+    assert_eq!(slots.len(), 5, "each slot is done once");
+}
+
+#[test]
+fn an_update_begins_a_job_anew_once_what_ran_has_ended() {
+    let mut world = World::new(1, job(1, 2));
+    world.settle();
+    end_one(&mut world, TaskState::Complete);
+    assert_eq!(job_counts(&world), (1, 1, 0));
+    let now = world.now;
+    world.change(|service| service.job_status = service.job_status.map(|status| status.next(now)));
+    world.settle();
+    let iterations: Vec<_> = world.tables.tasks.iter().map(|task| task.job_iteration).collect();
+    assert_eq!((job_counts(&world), iterations), ((1, 0, 0), vec![Some(1)]), "nothing of the first run is left");
+    world.outcome = |_| TaskState::Complete;
+    world.settle();
+    assert_eq!(job_counts(&world), (0, 2, 0));
+}
+
+#[test]
+fn a_job_whose_tasks_are_not_tried_again_stays_undone() {
+    let mut spec = job(3, 3);
+    std::sync::Arc::make_mut(&mut spec.task_template).restart_policy =
+        Some(RestartPolicy { condition: RestartCondition::None, ..RestartPolicy::default() });
+    let mut world = World::new(1, spec);
+    world.outcome =
+        |task| if task.slot == skep_api::task::Slot::Replica(2) { TaskState::Failed } else { TaskState::Complete };
+    world.pass(Duration::from_secs(60));
+    assert_eq!(job_counts(&world), (0, 2, 1));
+}
+
+#[test]
+fn a_global_job_runs_once_on_each_node_also_on_those_that_come_later() {
+    let mut world = World::new(2, ServiceSpec { mode: ServiceMode::GlobalJob, ..replicated(0) });
+    world.outcome = |_| TaskState::Complete;
+    world.settle();
+    assert_eq!(job_counts(&world), (0, 2, 0));
+    world.write(vec![Action::Create(testing::node(3).into())]);
+    world.node(1, |node| node.spec.availability = Availability::Drain);
+    world.settle();
+    assert_eq!(job_counts(&world), (0, 3, 0), "what is done is not forgotten with a drained node");
+    world.node(1, |node| node.spec.availability = Availability::Active);
+    world.settle();
+    assert_eq!((job_counts(&world), world.tables.tasks.len()), ((0, 3, 0), 3), "and not done again");
 }

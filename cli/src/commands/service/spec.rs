@@ -34,9 +34,12 @@ pub(crate) struct SpecArgs {
     pub(super) quiet: bool,
     #[arg(long)]
     replicas: Option<u64>,
-    /// replicated or global
+    /// replicated, global, replicated-job or global-job: jobs run until they ended well
     #[arg(long)]
     mode: Option<String>,
+    /// Tasks of a job that run at a time [default: all]
+    #[arg(long, value_name = "N")]
+    max_concurrent: Option<u64>,
     #[arg(short, long = "env", visible_alias = "env-add", value_name = "NAME=VALUE")]
     env: Vec<String>,
     /// A file with a variable on each line
@@ -223,6 +226,14 @@ fn put(map: &mut serde_json::Map<String, Value>, key: &str, value: Option<Value>
     }
 }
 
+/// Modes by their words, and their members in the Engine API.
+pub(super) const MODES: [(&str, &str); 4] = [
+    ("replicated", "Replicated"),
+    ("global", "Global"),
+    ("replicated-job", "ReplicatedJob"),
+    ("global-job", "GlobalJob"),
+];
+
 impl SpecArgs {
     /// The image as the spec is to name it.
     pub(super) async fn image(&self, client: &Client, image: &str) -> String {
@@ -236,14 +247,7 @@ impl SpecArgs {
 
     /// Writes what the flags say into a spec.
     pub(super) async fn apply(&self, client: &Client, spec: &mut Value) -> anyhow::Result<()> {
-        match (self.mode.as_deref(), self.replicas) {
-            (Some("global"), None) => spec["Mode"] = json!({"Global": {}}),
-            (Some("global"), Some(_)) => anyhow::bail!("replicas can only be used with replicated mode"),
-            (Some("replicated"), None) => spec["Mode"] = json!({"Replicated": {}}),
-            (None | Some("replicated"), Some(replicas)) => spec["Mode"] = json!({"Replicated": {"Replicas": replicas}}),
-            (None, None) => {}
-            (Some(other), _) => anyhow::bail!("mode {other:?} is not supported: use replicated or global"),
-        }
+        self.apply_mode(&mut spec["Mode"])?;
         add_pairs(&mut spec["Labels"], &self.label);
         self.renewals(spec)?;
         for text in &self.publish {
@@ -266,6 +270,41 @@ impl SpecArgs {
             }
         }
         Ok(())
+    }
+
+    /// The mode that is named, or that is there already, with the numbers that are given.
+    fn apply_mode(&self, mode: &mut Value) -> anyhow::Result<()> {
+        if let Some(name) = &self.mode {
+            let known = MODES.iter().find(|(known, _)| known == name).ok_or_else(|| {
+                anyhow::anyhow!("mode {name:?} is not known: use replicated, global, replicated-job or global-job")
+            })?;
+            *mode = json!({known.1: {}});
+        }
+        if self.replicas.is_none() && self.max_concurrent.is_none() {
+            return Ok(());
+        }
+        match MODES.iter().find(|(_, member)| mode.get(member).is_some()).map_or("replicated", |&(name, _)| name) {
+            "replicated-job" => {
+                let job = &mut mode["ReplicatedJob"];
+                // Of a new one, all run at once unless it is said how many.
+                let is_new = job.get("TotalCompletions").is_none();
+                if let Some(replicas) = self.replicas {
+                    job["TotalCompletions"] = json!(replicas);
+                }
+                if let Some(most) = self.max_concurrent.or_else(|| self.replicas.filter(|_| is_new)) {
+                    job["MaxConcurrent"] = json!(most);
+                }
+                Ok(())
+            }
+            _ if self.max_concurrent.is_some() => {
+                anyhow::bail!("max-concurrent can only be used with replicated-job mode")
+            }
+            "replicated" => {
+                mode["Replicated"]["Replicas"] = json!(self.replicas);
+                Ok(())
+            }
+            _ => anyhow::bail!("replicas can only be used with replicated or replicated-job mode"),
+        }
     }
 
     fn renewals(&self, spec: &mut Value) -> anyhow::Result<()> {
