@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -170,6 +171,39 @@ fn owners_modes_and_dates_are_kept() {
     assert_eq!(host.ok(&["run", "--rm", "kept"]), want);
     let other = build(&"0".repeat(64));
     assert!(!other.success && other.stderr.contains("digest mismatch"), "{}", other.stderr);
+}
+
+/// As those do who copy the lists of what they need first, from wherever in the tree.
+#[test]
+fn files_are_copied_with_their_directories_and_without_what_is_not_wanted() {
+    take_turn!();
+    let lines = [
+        "FROM busybox",
+        "COPY --parents --exclude=**/old src/./**/package.json /lists/",
+        "COPY --exclude=*.md --chmod=u=rwX,go=rX --parents=false src /all",
+        "CMD cd /lists && find . -type f | sort && cd /all && find . -type f -exec stat -c '%a %n' {} + | sort",
+    ];
+    let (rig, context) = scene(&lines.join("\n"));
+    let host = rig.host(1);
+    for (path, mode) in [("src/a/package.json", 0o600), ("src/b/c/package.json", 0o600), ("src/run", 0o700)] {
+        let path = context.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "{}").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::fs::write(context.path().join("src/README.md"), "read").unwrap();
+    let build = || host.ok(&["build", "-t", "copied", context.path().to_str().unwrap()]);
+    build();
+    let want = "./a/package.json\n./b/c/package.json\n644 ./a/package.json\n644 ./b/c/package.json\n755 ./run\n";
+    assert_eq!(host.ok(&["run", "--rm", "copied"]), want);
+    // What is not copied does not count.
+    std::fs::write(context.path().join("src/README.md"), "read again").unwrap();
+    let again = build();
+    assert_eq!(again.matches("Using cache").count(), 3, "{again}");
+    let wrong = lines.join("\n").replace("u=rwX", "u=rwq");
+    std::fs::write(context.path().join("Dockerfile"), wrong).unwrap();
+    let refused = host.fails(&["build", context.path().to_str().unwrap()]);
+    assert!(refused.contains("line 3") && refused.contains("no mode"), "{refused}");
 }
 
 const MOUNTED: &str = r#"

@@ -469,6 +469,51 @@ fn neighbours_are_kept_apart_where_a_network_says_so() {
     host.ok(&["network", "rm", "apart", "together"]);
 }
 
+/// What neighbours remember of the host stays true: nothing that they send goes nowhere.
+#[test]
+fn the_host_has_one_address_on_a_network_whoever_comes_and_goes() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    host.ok(&[
+        "network",
+        "create",
+        "-d",
+        "bridge",
+        "--subnet",
+        "10.68.0.0/24",
+        "-o",
+        "com.docker.network.bridge.name=br-one",
+        "one",
+    ]);
+    let link = || {
+        let told = host.exec("ip", &["-br", "link", "show", "br-one"]).stdout;
+        told.split_whitespace().nth(2).unwrap_or_default().to_owned()
+    };
+    let beginning = [&["run", "-d", "--network", "one"][..], &["--name"]].concat();
+    let run = |name: &str| host.ok(&[&beginning[..], &[name, "busybox", "sleep", "1000"]].concat());
+    run("stays");
+    let first = link();
+    assert_eq!(first, "02:42:0a:44:00:01");
+    // Each link's own address is made up by the kernel: some are lower, some higher.
+    let names = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"];
+    for name in names {
+        run(name);
+        assert_eq!(link(), first);
+    }
+    host.kill_daemon();
+    host.start_daemon();
+    for name in names {
+        host.ok(&["rm", "-f", name]);
+        assert_eq!(link(), first);
+        host.ok(&["exec", "stays", "ping", "-c", "1", "-W", "2", "10.68.0.1"]);
+    }
+    host.ok(&["rm", "-f", "stays"]);
+    host.ok(&["network", "rm", "one"]);
+}
+
 fn ok(rig: &Rig, args: &[&str]) -> String {
     let (code, stdout, stderr) = docker(rig, args);
     assert_eq!(code, 0, "docker {args:?}: {stderr}");

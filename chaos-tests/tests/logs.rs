@@ -44,6 +44,14 @@ fn output_is_kept_in_files_that_are_turned_over() {
     assert!(numbers.len() > 1000 && numbers.is_sorted() && numbers.last() == Some(&2999), "{}", numbers.len());
     assert_eq!(host.ok(&["logs", "--tail", "2", "local"]), "line 2999\n", "the other one is an error");
 
+    // Lines of JSON lie where other programs look for them.
+    host.ok(&["run", "--name", "plain", "--log-driver", "json-file", "busybox", "echo", "shipped"]);
+    let told = host.ok(&["inspect", "-f", "{{.Id}} {{.LogPath}}", "plain"]);
+    let (id, path) = told.trim().split_once(' ').unwrap();
+    assert!(path.ends_with(&format!("/containers/{id}/{id}-json.log")), "{path}");
+    assert!(std::fs::read_to_string(path).unwrap().starts_with(r#"{"log":"shipped\n","stream":"stdout","time":""#));
+    assert_eq!(host.ok(&["inspect", "-f", "{{.LogPath}}", "local"]).trim(), "");
+
     let none = host.ok(&["run", "-d", "--log-driver", "none", "busybox", "echo", "unheard"]);
     assert!(host.fails(&["logs", none.trim()]).contains("does not support reading"));
     let why = host.fails(&["run", "--log-driver", "splunk", "busybox", "true"]);

@@ -1,6 +1,7 @@
 //! Images from Dockerfiles: reading them, what each instruction does, and the layers they come to.
 
 mod builder;
+mod chmod;
 mod context;
 mod copying;
 pub(crate) mod instruction;

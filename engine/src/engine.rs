@@ -228,7 +228,8 @@ pub struct Inspection {
     pub config: Arc<ContainerConfig>,
     pub created: Timestamp,
     pub state: ContainerState,
-    pub log_path: PathBuf,
+    /// Its lines of JSON, if they are kept as such.
+    pub log_path: Option<PathBuf>,
     /// Its own directory, and those of its image's layers, the lowest first.
     pub data_dir: PathBuf,
     pub layer_dirs: Vec<String>,
@@ -485,7 +486,7 @@ impl Engine {
                 ContainerState::Exited(_) => true,
             }
         };
-        Ok(reader::read(container.dirs.log(), format, options, ended))
+        Ok(reader::read(container.dirs.log(format), format, options, ended))
     }
 
     /// A container's log, from what its user asks for and what the daemon has for those who do not.

@@ -3,6 +3,7 @@
 use std::io;
 
 use futures::TryStreamExt as _;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, new_connection};
 use tokio::task::JoinHandle;
 
@@ -50,8 +51,20 @@ impl Drop for Netlink {
 
 /// The index of a link; `None` if there is none of that name.
 pub async fn link_index(handle: &Handle, name: &str) -> Option<u32> {
-    let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    Some(links.try_next().await.ok()??.header.index)
+    Some(link(handle, name).await?.header.index)
+}
+
+/// The hardware address of a link that is there and has one.
+pub async fn link_address(handle: &Handle, name: &str) -> Option<Vec<u8>> {
+    let address = |attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address),
+        _ => None,
+    };
+    link(handle, name).await?.attributes.into_iter().find_map(address)
+}
+
+async fn link(handle: &Handle, name: &str) -> Option<LinkMessage> {
+    handle.link().get().match_name(name.to_owned()).execute().try_next().await.ok()?
 }
 
 /// For what is to be there, whoever made it.

@@ -290,12 +290,11 @@ impl Builder {
         if changes_files(instruction) {
             self.place += 1;
         }
-        let flags: String = instruction.flags.iter().map(|(key, value)| format!("--{key}={value} ")).collect();
         let of = 1 + self.plan.written[self.number].body.iter().filter(|step| changes_files(step)).count();
         let step = Step {
             number: self.step,
             of: self.plan.steps,
-            text: format!("{} {flags}{}", instruction.name, instruction.rest),
+            text: format!("{} {}{}", instruction.name, instruction.written_flags(), instruction.rest),
             stage: self.plan.stage_name(self.number),
             place: changes_files(instruction).then_some((self.place, of)),
         };
@@ -460,10 +459,9 @@ impl Builder {
 
     /// Writes down what was done, for the image's history.
     pub(super) fn note(stage: &mut Stage, instruction: &Instruction, empty_layer: bool) {
-        let flags: String = instruction.flags.iter().map(|(key, value)| format!("--{key}={value} ")).collect();
         let text = match instruction.name.as_str() {
             "RUN" => stage.draft.command(&instruction.rest).join(" "),
-            name => format!("/bin/sh -c #(nop)  {name} {flags}{}", instruction.rest),
+            name => format!("/bin/sh -c #(nop)  {name} {}{}", instruction.written_flags(), instruction.rest),
         };
         stage.history.push(HistoryEntry {
             created: Some(now().to_string()),

@@ -21,6 +21,23 @@ pub(crate) struct Sources {
     /// Whether who owns the files is part of what is copied.
     has_owners: bool,
     ignored: Vec<(GlobMatcher, bool)>,
+    /// What one instruction leaves out, seen from each source that it names.
+    excluded: Vec<GlobMatcher>,
+}
+
+/// What an instruction's source names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Within the root.
+    pub(crate) path: PathBuf,
+    /// The directories below the target that it comes to, if it keeps those that it lies in.
+    pub(crate) below: Option<PathBuf>,
+}
+
+impl From<PathBuf> for Named {
+    fn from(path: PathBuf) -> Self {
+        Self { path, below: None }
+    }
 }
 
 impl Sources {
@@ -31,12 +48,52 @@ impl Sources {
             .or_else(|_| sys::open_in_root(root, Path::new(".dockerignore")));
         let patterns = file.map_or(Ok(Vec::new()), read_patterns)?;
         let ignored = patterns.iter().map(|(pattern, again)| Ok((glob(pattern)?, *again)));
-        Ok(Self { root: root.to_owned(), has_owners: false, ignored: ignored.collect::<io::Result<_>>()? })
+        Ok(Self {
+            root: root.to_owned(),
+            has_owners: false,
+            ignored: ignored.collect::<io::Result<_>>()?,
+            excluded: Vec::new(),
+        })
     }
 
     /// All files of a file system.
     pub(crate) fn whole(root: &Path) -> Self {
-        Self { root: root.to_owned(), has_owners: true, ignored: Vec::new() }
+        Self { root: root.to_owned(), has_owners: true, ignored: Vec::new(), excluded: Vec::new() }
+    }
+
+    /// The same without what `patterns` name, seen from each source.
+    pub(crate) fn excluding(&self, patterns: &[String]) -> io::Result<Self> {
+        let excluded = patterns.iter().map(|pattern| glob(&clean(pattern).to_string_lossy()));
+        Ok(Self {
+            root: self.root.clone(),
+            has_owners: self.has_owners,
+            ignored: self.ignored.clone(),
+            excluded: excluded.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Whether what the source `named` has at `path` is left out of the copy.
+    pub(crate) fn is_left_out(&self, named: &Path, path: &Path) -> bool {
+        let seen = match path.strip_prefix(named) {
+            Ok(below) if below.as_os_str().is_empty() => path.file_name().map(Path::new).unwrap_or(below),
+            Ok(below) => below,
+            Err(_) => path,
+        };
+        let parts = || seen.ancestors().filter(|part| !part.as_os_str().is_empty());
+        self.is_ignored(path) || self.excluded.iter().any(|pattern| parts().any(|part| pattern.is_match(part)))
+    }
+
+    /// What `pattern` names, with the directories that it lies in: all of them, or those behind `/./`.
+    pub(crate) fn find_with_parents(&self, pattern: &str) -> io::Result<Vec<Named>> {
+        let kept_from = pattern.split_once("/./").map(|(before, _)| clean(before)).unwrap_or_default();
+        let found = self.find_to(pattern, if pattern.contains("**") { usize::MAX } else { 0 })?;
+        let named = |path: PathBuf| {
+            let kept = path.strip_prefix(&kept_from).unwrap_or(&path).to_owned();
+            let is_dir = sys::open_in_root(&self.root, &path)?.metadata()?.is_dir();
+            let below = if is_dir { kept } else { kept.parent().map(Path::to_owned).unwrap_or_default() };
+            Ok(Named { path, below: Some(below) })
+        };
+        found.into_iter().map(named).collect()
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -55,7 +112,12 @@ impl Sources {
     }
 
     /// The paths that `pattern` names, within the root and without a leading slash.
-    pub(crate) fn find(&self, pattern: &str) -> io::Result<Vec<PathBuf>> {
+    pub(crate) fn find(&self, pattern: &str) -> io::Result<Vec<Named>> {
+        Ok(self.find_to(pattern, 0)?.into_iter().map(Named::from).collect())
+    }
+
+    /// Looks at least `depth` directories deep.
+    fn find_to(&self, pattern: &str, depth: usize) -> io::Result<Vec<PathBuf>> {
         let path = clean(pattern);
         let text = path.to_string_lossy();
         if !text.contains(['*', '?', '[']) {
@@ -64,7 +126,7 @@ impl Sources {
             let gone = self.is_ignored(&path) && !self.ignored.iter().any(|(_, again)| *again);
             return if there && !gone { Ok(vec![path]) } else { Err(missing(pattern)) };
         }
-        let depth = path.components().count();
+        let depth = path.components().count().max(depth);
         let matcher = glob(&text)?;
         let mut found = BTreeSet::new();
         let mut open = vec![PathBuf::new()];
@@ -92,12 +154,12 @@ impl Sources {
     pub(crate) fn hash(&self, path: &Path, into: &mut Sha256) -> io::Result<()> {
         let file = sys::open_in_root(&self.root, path)?;
         let full = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        self.hash_at(&full, path, into)
+        self.hash_at(path, &full, path, into)
     }
 
-    fn hash_at(&self, full: &Path, path: &Path, into: &mut Sha256) -> io::Result<()> {
+    fn hash_at(&self, named: &Path, full: &Path, path: &Path, into: &mut Sha256) -> io::Result<()> {
         let meta = fs::symlink_metadata(full)?;
-        if !meta.is_dir() && self.is_ignored(path) {
+        if !meta.is_dir() && self.is_left_out(named, path) {
             return Ok(());
         }
         into.update(path.to_string_lossy().as_bytes());
@@ -112,7 +174,7 @@ impl Sources {
             let mut names: Vec<_> = fs::read_dir(full)?.flatten().map(|entry| entry.file_name()).collect();
             names.sort();
             for name in names {
-                self.hash_at(&full.join(&name), &path.join(&name), into)?;
+                self.hash_at(named, &full.join(&name), &path.join(&name), into)?;
             }
         } else if meta.is_file() {
             into.update(meta.len().to_le_bytes());
@@ -183,9 +245,10 @@ mod tests {
         let ignored = |path: &str| sources.is_ignored(Path::new(path));
         assert!(ignored("a.txt") && !ignored("b.txt") && !ignored("src/c.txt"));
         assert!(ignored("src/deep/d.o") && ignored("target/x") && ignored("target"));
-        assert_eq!(sources.find("*.txt").unwrap(), [Path::new("b.txt")]);
-        assert_eq!(sources.find("./src/../b.txt").unwrap(), [Path::new("b.txt")]);
-        assert_eq!(sources.find("../../src/*").unwrap(), [Path::new("src/c.txt"), Path::new("src/deep")]);
+        let find = |pattern| sources.find(pattern).unwrap().into_iter().map(|named| named.path).collect::<Vec<_>>();
+        assert_eq!(find("*.txt"), [Path::new("b.txt")]);
+        assert_eq!(find("./src/../b.txt"), [Path::new("b.txt")]);
+        assert_eq!(find("../../src/*"), [Path::new("src/c.txt"), Path::new("src/deep")]);
         assert!(sources.find("none").is_err());
         assert_eq!(ignored_patterns(dir.path(), ".dockerignore").unwrap()[1], "!b.txt");
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("led.dockerignore")).unwrap();

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use sha2::{Digest as _, Sha256};
 
 use crate::build::builder::{BuildError, BuildOutput, Builder, NamedContext, Stage, absolute, key};
-use crate::build::context::{Sources, clean};
+use crate::build::context::{Named, Sources, clean};
 use crate::build::parse::Instruction;
 use crate::build::stage::{self, CopyOptions, Mounted};
 use crate::build::words;
@@ -32,7 +32,7 @@ impl Builder {
         let failed = |error: io::Error| BuildError::Step { step: step.clone(), reason: error.to_string() };
         let store = self.plan.engine.image_store().clone();
         let opened = self.open(from.as_deref().unwrap_or_default()).await?;
-        let sources_of = opened.sources(&self.plan.context);
+        let sources_of = &opened.sources(&self.plan.context).excluding(&options.exclude).map_err(failed)?;
         let options = CopyOptions { keeps_owners: sources_of.has_owners(), ..options };
         let mut pieces = Pieces::default();
         for source in sources {
@@ -59,7 +59,9 @@ impl Builder {
                 let piece = download(source, checksum.as_deref()).await;
                 pieces.files.push(piece.map_err(|reason| BuildError::Step { step: step.clone(), reason })?);
             } else {
-                pieces.paths.extend(sources_of.find(source).map_err(failed)?);
+                let found =
+                    if options.parents { sources_of.find_with_parents(source) } else { sources_of.find(source) };
+                pieces.paths.extend(found.map_err(failed)?);
             }
         }
         let content = pieces.hash(sources_of).map_err(failed)?;
@@ -91,11 +93,11 @@ impl Builder {
                 "checksum" if instruction.name == "ADD" => checksum = Some(value),
                 "chown" => options.chown = Some(value),
                 "chmod" => {
-                    let mode = u32::from_str_radix(&value, 8).ok().filter(|mode| *mode <= 0o7777);
-                    options.chmod = Some(mode.ok_or_else(|| {
-                        BuildError::Dockerfile(format!("line {}: --chmod={value} is no octal mode", instruction.line))
-                    })?);
+                    let wrong = |why| BuildError::Dockerfile(format!("line {}: {why}", instruction.line));
+                    options.chmod = Some(value.parse().map_err(wrong)?);
                 }
+                "exclude" => options.exclude.push(value),
+                "parents" if instruction.name == "COPY" => options.parents = is_on(&value, instruction)?,
                 // Layers are never linked to what is below them here: it asks for what is the case.
                 "link" => {}
                 _ => {
@@ -138,6 +140,15 @@ impl Builder {
     }
 }
 
+/// A flag that is on when nothing else is said.
+fn is_on(value: &str, instruction: &Instruction) -> Result<bool, BuildError> {
+    match value {
+        "" | "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        other => Err(BuildError::Dockerfile(format!("line {}: {other:?} is neither true nor false", instruction.line))),
+    }
+}
+
 /// What `--from` names.
 pub(super) enum Origin {
     Files(PathBuf),
@@ -169,7 +180,7 @@ struct Asked {
 /// What is copied in one step.
 #[derive(Default)]
 struct Pieces {
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     files: Vec<Piece>,
 }
 
@@ -184,8 +195,9 @@ pub(super) struct Piece {
 impl Pieces {
     fn hash(&self, sources: &Sources) -> io::Result<String> {
         let mut hash = Sha256::new();
-        for path in &self.paths {
+        for Named { path, below } in &self.paths {
             sources.hash(path, &mut hash)?;
+            hash.update(below.as_deref().unwrap_or_else(|| Path::new("")).as_os_str().as_encoded_bytes());
         }
         for piece in &self.files {
             hash.update(&piece.name);
@@ -195,7 +207,7 @@ impl Pieces {
     }
 
     fn copy(&self, sources: &Sources, root: &Path, target: &str, options: &CopyOptions) -> io::Result<()> {
-        let several = self.paths.len() + self.files.len() > 1;
+        let several = self.paths.len() + self.files.len() > 1 && !options.parents;
         if several
             && !target.ends_with('/')
             && !crate::sys::open_in_root(root, &clean(target))

@@ -14,6 +14,17 @@ pub(crate) struct Instruction {
     pub(crate) heredocs: Vec<Heredoc>,
 }
 
+impl Instruction {
+    /// The flags, each with a space behind it.
+    pub(crate) fn written_flags(&self) -> String {
+        let written = |(name, value): &(String, String)| match value.as_str() {
+            "" => format!("--{name} "),
+            value => format!("--{name}={value} "),
+        };
+        self.flags.iter().map(written).collect()
+    }
+}
+
 /// Text that stands in the Dockerfile itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Heredoc {

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::build::context::{Sources, clean};
+use crate::build::chmod::Chmod;
+use crate::build::context::{Named, Sources, clean};
 use crate::build::copying::Piece;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::user;
@@ -92,7 +93,11 @@ pub(crate) struct CopyOptions {
     pub(crate) chown: Option<String>,
     /// Whether files keep their owners where `chown` says nothing; they are root's otherwise.
     pub(crate) keeps_owners: bool,
-    pub(crate) chmod: Option<u32>,
+    pub(crate) chmod: Option<Chmod>,
+    /// Whether sources keep the directories that they lie in.
+    pub(crate) parents: bool,
+    /// What is left out, seen from each source.
+    pub(crate) exclude: Vec<String>,
 }
 
 struct Copier<'a> {
@@ -106,7 +111,7 @@ struct Copier<'a> {
 /// Copies what `paths` name to `target` within `root`.
 pub(crate) fn copy(
     sources: &Sources,
-    paths: &[PathBuf],
+    paths: &[Named],
     root: &Path,
     target: &str,
     options: &CopyOptions,
@@ -125,20 +130,27 @@ pub(crate) fn copy(
     let inside = clean(target);
     let is_dir =
         sys::open_in_root(root, &inside).ok().and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.is_dir());
-    if paths.len() > 1 && !target.ends_with('/') && !is_dir {
+    if paths.len() > 1 && !target.ends_with('/') && !is_dir && !options.parents {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "when using COPY with more than one source file, the destination must be a directory and end with a /",
         ));
     }
-    for path in paths {
+    for Named { path, below } in paths {
+        let (inside, is_dir) = match below {
+            Some(below) => (inside.join(below), true),
+            None => (inside.clone(), is_dir),
+        };
         // A link that is named itself is followed, within the root.
         let file = sys::open_in_root(sources.root(), path)?;
         let source = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         let meta = file.metadata()?;
+        if !meta.is_dir() && sources.is_left_out(path, path) {
+            continue;
+        }
         if meta.is_dir() {
             sys::ensure_dir(root, &inside, copier.owner)?;
-            copier.children(&source, path, &inside)?;
+            copier.children(path, &source, path, &inside)?;
         } else if options.unpacks && is_archive(&source)? {
             let into = sys::ensure_dir(root, &inside, copier.owner)?;
             unpack::unpack_files(fs::File::open(&source)?, &into)?;
@@ -161,7 +173,7 @@ pub(crate) fn write_file(root: &Path, target: &str, piece: &Piece, options: &Cop
         fs::write(&path, &piece.content)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(piece.mode))?;
         fs::File::open(&path)?.set_modified(piece.modified)?;
-        copy(&Sources::whole(&dir), &[PathBuf::from(&piece.name)], root, target, options)
+        copy(&Sources::whole(&dir), &[PathBuf::from(&piece.name).into()], root, target, options)
     })();
     // Another's tidying up may come first.
     let _ = fs::remove_dir_all(dir);
@@ -178,7 +190,7 @@ fn tempfile_dir() -> io::Result<PathBuf> {
 impl Copier<'_> {
     /// Copies what is in the directory `from` to `inside` the root. What the image has there may be a
     /// link: each directory is found anew from the root, so that none leads out.
-    fn children(&self, from: &Path, path: &Path, inside: &Path) -> io::Result<()> {
+    fn children(&self, named: &Path, from: &Path, path: &Path, inside: &Path) -> io::Result<()> {
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             let (source, below) = (entry.path(), path.join(entry.file_name()));
@@ -190,12 +202,12 @@ impl Copier<'_> {
                     self.attributes(&source, &dir)?;
                 }
                 // Something of it may be let in again.
-                self.children(&source, &below, &target)?;
-                if !there && self.sources.is_ignored(&below) {
+                self.children(named, &source, &below, &target)?;
+                if !there && self.sources.is_left_out(named, &below) {
                     // Empty unless something was.
                     let _ = fs::remove_dir(&dir);
                 }
-            } else if !self.sources.is_ignored(&below) {
+            } else if !self.sources.is_left_out(named, &below) {
                 let dir = sys::ensure_dir(self.root, inside, self.owner)?;
                 self.file(&source, &dir.join(entry.file_name()))?;
             }
@@ -232,7 +244,8 @@ impl Copier<'_> {
         let meta = fs::metadata(source)?;
         let (uid, gid) = self.owner.unwrap_or_else(|| (meta.uid(), meta.gid()));
         chown(target, Some(uid), Some(gid))?;
-        let mode = self.options.chmod.unwrap_or_else(|| meta.mode() & 0o7777);
+        let mode = meta.mode() & 0o7777;
+        let mode = self.options.chmod.as_ref().map_or(mode, |chmod| chmod.apply(mode, meta.is_dir()));
         fs::set_permissions(target, fs::Permissions::from_mode(mode))
     }
 }
@@ -264,7 +277,7 @@ mod tests {
         symlink("/etc", dir.path().join("root/link")).unwrap();
         symlink("../../../../../..", dir.path().join("root/up")).unwrap();
         let sources = Sources::whole(&dir.path().join("context"));
-        let paths: Vec<_> = paths.iter().map(PathBuf::from).collect();
+        let paths: Vec<_> = paths.iter().map(|path| PathBuf::from(path).into()).collect();
         let copied = copy(&sources, &paths, &dir.path().join("root"), target, &CopyOptions::default());
         match copied {
             Ok(()) => assert!(dir.path().join("root").join(want).exists(), "{target} should bring {want}"),
@@ -286,6 +299,42 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_kept_and_files_left_out_as_asked() {
+        let dir = root();
+        let context = dir.path().join("context");
+        for path in ["p/a/package.json", "p/a/main.js", "p/b/package.json", "p/b/sub/package.json", "p/b/README.md"] {
+            fs::create_dir_all(context.join(path).parent().unwrap()).unwrap();
+            fs::write(context.join(path), path).unwrap();
+        }
+        let came = |source: &str, exclude: &[&str], parents: bool| {
+            let root = tempfile::tempdir().unwrap();
+            let exclude: Vec<String> = exclude.iter().map(|&pattern| pattern.to_owned()).collect();
+            let sources = Sources::whole(&context).excluding(&exclude).unwrap();
+            let paths = if parents { sources.find_with_parents(source) } else { sources.find(source) }.unwrap();
+            let options = CopyOptions { parents, exclude, keeps_owners: true, ..CopyOptions::default() };
+            copy(&sources, &paths, root.path(), "/to/", &options).unwrap();
+            let to = root.path().join("to");
+            let files = walk(&to).into_iter().map(|path| path.strip_prefix(&to).unwrap().display().to_string());
+            files.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(came("p/*/package.json", &[], true), "p/a/package.json p/b/package.json");
+        assert_eq!(came("p/./*/package.json", &[], true), "a/package.json b/package.json");
+        assert_eq!(came("**/package.json", &[], true), "p/a/package.json p/b/package.json p/b/sub/package.json");
+        assert_eq!(came("./p/b", &["*.md", "sub"], true), "p/b/package.json");
+        assert_eq!(came("p", &["**/*.json"], false), "a/main.js b/README.md");
+        assert_eq!(came("p/b/*", &["*.md"], false), "package.json");
+        assert_eq!(came("p/a", &["p"], false), "main.js package.json", "what it lies in does not count");
+    }
+
+    /// The files below a directory, in order.
+    fn walk(dir: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut found: Vec<_> = entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
     fn links_of_the_image_below_the_target_lead_nowhere_outside() {
         let dir = root();
         let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
@@ -294,13 +343,13 @@ mod tests {
         // In the image `to/e` is a link to a place that only the host has.
         symlink(&outside, root.join("to/e")).unwrap();
         let sources = Sources::whole(&dir.path().join("context"));
-        let copied = copy(&sources, &["d".into()], &root, "/to/", &CopyOptions::default());
+        let copied = copy(&sources, &[PathBuf::from("d").into()], &root, "/to/", &CopyOptions::default());
         assert!(copied.is_err() || root.join(outside.strip_prefix("/").unwrap()).join("g").exists());
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
         // Where it leads to a directory of the image, the copy lands there.
         fs::remove_file(root.join("to/e")).unwrap();
         symlink("/etc", root.join("to/e")).unwrap();
-        copy(&sources, &["d".into()], &root, "/to/", &CopyOptions::default()).unwrap();
+        copy(&sources, &[PathBuf::from("d").into()], &root, "/to/", &CopyOptions::default()).unwrap();
         assert_eq!(fs::read_to_string(root.join("etc/g")).unwrap(), "deep");
         assert!(!Path::new("/etc/g").exists());
     }

@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 
 use crate::container::config::{ContainerConfig, FileMount, NetworkMode, Payload};
 use crate::container::id_map::Shift;
+use crate::container::logs::config::FileFormat;
 use crate::container::storage::Storage;
 use crate::mounts::{is_mounted, unmount};
 
@@ -109,8 +110,16 @@ impl ContainerDirs {
         self.data.join("diff")
     }
 
-    pub(crate) fn log(&self) -> PathBuf {
-        self.data.join("output.log")
+    /// Where output is kept: lines of JSON under the name that other programs look for.
+    pub(crate) fn log(&self, format: FileFormat) -> PathBuf {
+        let plain = self.data.join("output.log");
+        match (format, self.data.file_name()) {
+            // Containers of older daemons go on with what they have.
+            (FileFormat::Json, Some(id)) if !plain.exists() => {
+                self.data.join(format!("{}-json.log", id.to_string_lossy()))
+            }
+            (FileFormat::Json | FileFormat::Binary, _) => plain,
+        }
     }
 
     /// Where the watcher leaves the exit code: the second, if there is no room for the first.

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::lifecycle::start_ticks;
 use super::{Attachment, Inspection};
 use crate::container::config::{ContainerConfig, RestartPolicy};
+use crate::container::logs::config::FileFormat;
 use crate::container::restart::RestartBackoff;
 use crate::container::rootfs::ContainerDirs;
 use crate::container::state::ContainerState;
@@ -150,12 +151,13 @@ impl Container {
 
     pub(super) fn inspection(&self, execs: Vec<String>) -> Inspection {
         let (failing_streak, probes) = self.probes.lock().expect("nobody panics while holding it").clone();
+        let log_format = self.config().log.kept();
         Inspection {
             id: self.id.clone(),
             config: self.config(),
             created: self.created,
             state: self.state.borrow().clone(),
-            log_path: self.dirs.log(),
+            log_path: log_format.filter(|&format| format == FileFormat::Json).map(|format| self.dirs.log(format)),
             data_dir: self.dirs.data.clone(),
             layer_dirs: Vec::new(),
             netns: None,

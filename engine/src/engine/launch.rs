@@ -150,7 +150,7 @@ impl Engine {
             runtime: container.config().runtime.clone(),
             bundle: container.dirs.data.clone(),
             log: container.config().log.clone(),
-            log_path: container.dirs.log(),
+            log_path: container.config().log.kept().map(|format| container.dirs.log(format)).unwrap_or_default(),
             log_subject: log_subject(container),
             run_dir: container.dirs.run.clone(),
             stdio: stdio(&container.config()),
@@ -460,7 +460,9 @@ fn prepare(
     if config.command().is_empty() {
         return Err(io::Error::other("no command is given, and the image names none"));
     }
-    file::ensure(&dirs.log())?;
+    if let Some(format) = config.log.kept() {
+        file::ensure(&dirs.log(format))?;
+    }
     // Names are looked up here, where nobody else waits for it.
     let mut spec = spec::build(config, &place);
     let descent = config.has_descent().then(|| Descent::take_from(&mut spec));

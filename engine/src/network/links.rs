@@ -5,15 +5,24 @@ use std::os::fd::AsRawFd as _;
 
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
-use skep_host_net::{Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_index};
+use skep_host_net::{
+    Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_address, link_index,
+};
 
 use super::{LocalNetwork, MacAddress};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
-    if link_index(handle, name).await.is_none() {
-        handle.link().add(LinkBridge::new(name).build()).execute().await?;
-    }
+    // A bridge that is told no address takes the lowest of its links': neighbours that know it would send to nobody
+    // whenever a container comes or goes.
+    let address = match link_address(handle, name).await {
+        Some(address) => address,
+        None => {
+            let own = network.host_address().map(MacAddress::of).ok_or(rtnetlink::Error::RequestFailed)?;
+            handle.link().add(LinkBridge::new(name).address(own.bytes().to_vec()).build()).execute().await?;
+            own.bytes().to_vec()
+        }
+    };
     let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
     if let Some(v4) = &network.v4 {
         let (gateway, prefix_len) = (v4.gateway.into(), v4.subnet.prefix_len());
@@ -26,7 +35,7 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
         }
         None => without_ipv6(name),
     }
-    let up = LinkUnspec::new_with_index(index).up();
+    let up = LinkUnspec::new_with_index(index).address(address).up();
     let up = network.mtu().into_iter().fold(up, LinkMessageBuilder::mtu).build();
     handle.link().set(up).execute().await?;
     Ok(index)

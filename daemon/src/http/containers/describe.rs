@@ -131,7 +131,7 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Id": container.id, "Created": container.created, "Path": command.first().map_or("", String::as_str),
         "Args": command.get(1..).unwrap_or_default(), "State": state_json,
         "Image": config.image_id, "Name": format!("/{}", config.name), "RestartCount": container.restarts,
-        "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path,
+        "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path.as_deref().unwrap_or(Path::new("")),
         "ResolvConfPath": container.data_dir.join("resolv.conf"),
         "HostnamePath": container.data_dir.join("hostname"), "HostsPath": container.data_dir.join("hosts"),
         "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": config.apparmor_profile().unwrap_or_default(),
