@@ -155,7 +155,7 @@ impl SeccompOptions {
 pub struct Mount {
     #[serde(rename = "Type")]
     pub kind: MountKind,
-    /// A host path for a bind, a volume's name for a volume (none: an anonymous one).
+    /// A host path for a bind, a volume's name for a volume (none: an anonymous one), an image's for an image.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     pub target: String,
@@ -169,6 +169,8 @@ pub struct Mount {
     pub volume_options: Option<VolumeOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs_options: Option<TmpfsOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_options: Option<ImageOptions>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -178,6 +180,16 @@ pub enum MountKind {
     #[default]
     Volume,
     Tmpfs,
+    /// The files of an image; in single containers alone.
+    Image,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageOptions {
+    /// What of it is shown; empty: all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subpath: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]

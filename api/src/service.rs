@@ -474,6 +474,9 @@ fn check_mounts(container: &crate::container::ContainerSpec) -> Result<(), Servi
             MountKind::Tmpfs if !mount.source.is_empty() => {
                 return Err(ServiceSpecError::Invalid(format!("the tmpfs at {} takes no source", mount.target)));
             }
+            MountKind::Image => {
+                return Err(ServiceSpecError::Unsupported("a mount of type image in a service"));
+            }
             MountKind::Bind | MountKind::Volume | MountKind::Tmpfs => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Volumes that show something of the host's.
+//! What containers have mounted beside their own files: directories of the host by way of volumes, and images.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -38,5 +38,63 @@ fn a_directory_that_a_volume_shows_outlives_it() {
         assert_eq!(std::fs::read_to_string(shown.join("mine")).unwrap(), "mine", "{flags:?}");
         let mounts = host.exec("cat", &["/proc/self/mountinfo"]).stdout;
         assert!(!mounts.contains("/shown "), "{mounts}");
+    }
+}
+
+/// An image beside the container's own: all of it or a part, with what the container writes there its own until it is removed.
+#[test]
+fn the_files_of_an_image_are_mounted_beside_the_container_s_own() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.own_etc();
+    for flags in [&[][..], &["--userns-remap", "default"], &["--storage-driver", "vfs"]] {
+        host.start_daemon_with(flags);
+        host.import_busybox();
+        let context = host.dir().join("context");
+        std::fs::create_dir_all(&context).unwrap();
+        let lines = "FROM busybox\nRUN mkdir -p /opt/deep && echo tool > /opt/deep/tool && ln -s /etc /opt/out\n";
+        std::fs::write(context.join("Dockerfile"), lines).unwrap();
+        host.ok(&["build", "-t", "tools", context.to_str().unwrap()]);
+        let mount = |more: &str| format!("type=image,source=tools,target=/tools{more}");
+        let run = |more: &str, script: &str| {
+            host.run(&["run", "--rm", "--mount", &mount(more), "busybox", "sh", "-c", script])
+        };
+        assert_eq!(run("", "cat /tools/opt/deep/tool && ls / | grep -c opt").stdout, "tool\n0\n");
+        assert_eq!(run(",image-subpath=opt/deep", "ls /tools").stdout, "tool\n");
+        assert!(run(",image-subpath=nowhere", "true").stderr.contains("cannot access path nowhere of image tools"));
+        // A link in it leads within it.
+        assert!(run(",image-subpath=opt/out", "ls /tools").stdout.contains("passwd"));
+        assert!(run(",image-subpath=../..", "true").stderr.contains("relative path"));
+        assert!(run(",readonly", "touch /tools/new").stderr.contains("Read-only"));
+
+        let kept = mount("");
+        host.ok(&["run", "-d", "--name", "keeps", "--mount", &kept, "busybox", "sleep", "1000"]);
+        host.ok(&["exec", "keeps", "sh", "-c", "echo mine > /tools/mine; rm /tools/opt/deep/tool"]);
+        assert!(host.fails(&["rmi", "tools"]).contains("using"), "{flags:?}");
+        assert!(host.fails(&["rmi", "-f", "tools"]).contains("running container"), "{flags:?}");
+        host.kill_daemon();
+        host.start_daemon_with(flags);
+        host.ok(&["restart", "-t", "0", "keeps"]);
+        assert_eq!(host.ok(&["exec", "keeps", "sh", "-c", "cat /tools/mine; ls /tools/opt/deep"]), "mine\n");
+        let told =
+            host.ok(&["inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Source}} {{.Destination}}{{end}}", "keeps"]);
+        assert_eq!(told.trim(), "image tools /tools");
+        host.ok(&["stop", "-t", "0", "keeps"]);
+        host.ok(&["rmi", "-f", "tools"]);
+        host.ok(&["start", "keeps"]);
+        assert_eq!(
+            host.ok(&["exec", "keeps", "sh", "-c", "cat /tools/mine; ls /tools/bin/sh"]),
+            "mine\n/tools/bin/sh\n"
+        );
+        host.ok(&["stop", "-t", "0", "keeps"]);
+        assert!(host.exec("sh", &["-c", "grep -c /mounts/ /proc/self/mountinfo"]).stdout.starts_with('0'));
+        let copied = host.dir().join("copied");
+        host.ok(&["cp", "keeps:/tools/mine", copied.to_str().unwrap()]);
+        assert_eq!(std::fs::read_to_string(copied).unwrap(), "mine\n");
+        host.ok(&["rm", "keeps"]);
+        assert!(host.fails(&["create", "--mount", &kept, "busybox", "true"]).contains("tools"));
+        assert!(host.exec("sh", &["-c", "grep -c /mounts/ /proc/self/mountinfo"]).stdout.starts_with('0'));
+        host.stop_daemon();
     }
 }

@@ -135,6 +135,12 @@ pub fn container_mount(mount: &Mount) -> ContainerMount {
                 subpath: options.subpath,
             }
         }
+        MountKind::Image => MountSource::Image {
+            image: mount.source.clone(),
+            image_id: String::new(),
+            layers: Vec::new(),
+            subpath: mount.image_options.clone().unwrap_or_default().subpath,
+        },
         MountKind::Tmpfs => {
             let options = mount.tmpfs_options.clone().unwrap_or_default();
             let size_bytes = (!options.size_bytes.is_zero()).then_some(options.size_bytes.0);

@@ -130,6 +130,7 @@ pub(crate) fn mount(text: &str) -> anyhow::Result<Value> {
             "volume-label" => add_pairs(&mut mount["VolumeOptions"]["Labels"], &[value.to_owned()]),
             "volume-driver" => mount["VolumeOptions"]["DriverConfig"]["Name"] = json!(value),
             "volume-opt" => add_pairs(&mut mount["VolumeOptions"]["DriverConfig"]["Options"], &[value.to_owned()]),
+            "image-subpath" => mount["ImageOptions"]["Subpath"] = json!(value),
             "tmpfs-size" => mount["TmpfsOptions"]["SizeBytes"] = json!(size(value)?),
             "tmpfs-mode" => {
                 let mode = u32::from_str_radix(value, 8);

@@ -129,7 +129,7 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
                 || match &mount.source {
                     MountSource::Volume { name, .. } => name == wanted,
                     MountSource::Bind { path, .. } => path == wanted,
-                    MountSource::Tmpfs { .. } => false,
+                    MountSource::Tmpfs { .. } | MountSource::Image { .. } => false,
                 }
         })
     };

@@ -376,6 +376,25 @@ pub enum MountSource {
         #[serde(default)]
         options: Vec<String>,
     },
+    /// The files of an image, with a layer of the container's own to be written.
+    Image {
+        /// As it was named.
+        image: String,
+        /// These two are found when the container is created.
+        image_id: String,
+        layers: Vec<String>,
+        /// What of it is shown; empty: all.
+        subpath: String,
+    },
+}
+
+impl ContainerConfig {
+    /// Whether it stands on an image, or shows its files.
+    pub(crate) fn uses_image(&self, id: &str) -> bool {
+        let shows =
+            |mount: &ContainerMount| matches!(&mount.source, MountSource::Image { image_id, .. } if image_id == id);
+        self.image_id == id || self.mounts.iter().any(shows)
+    }
 }
 
 /// A secret or config as a file.

@@ -18,6 +18,8 @@ use crate::container::storage::Storage;
 use crate::mounts::{is_mounted, unmount};
 
 /// The files of /etc that say what a container knows of its network.
+/// Where images that are mounted have their layers.
+const MOUNTS: &str = "mounts";
 const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// Stands for the host in lines for /etc/hosts.
@@ -103,6 +105,17 @@ impl ContainerDirs {
         match &self.shift {
             Some(shift) => shift.run(work),
             None => work(),
+        }
+    }
+
+    /// The directories of an image that is mounted, by which of the mounts it is.
+    pub(crate) fn of_mount(&self, number: usize) -> Self {
+        let within = |dir: &Path| dir.join(MOUNTS).join(number.to_string());
+        Self {
+            data: within(&self.data),
+            run: within(&self.run),
+            shift: self.shift.clone(),
+            storage: self.storage.clone(),
         }
     }
 
@@ -230,7 +243,10 @@ impl ContainerDirs {
     pub(crate) fn unmount(&self) -> io::Result<()> {
         let shown = fs::read_dir(self.shown()).into_iter().flatten().flatten().map(|entry| entry.path());
         let others = shown.chain([self.payloads(), self.shared_memory()]).map(|path| unmount(&path));
-        others.fold(self.storage.lower(self), io::Result::and)
+        let mounts = fs::read_dir(self.data.join(MOUNTS)).into_iter().flatten().flatten();
+        let mounts =
+            mounts.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(|number| self.of_mount(number));
+        others.chain(mounts.map(|dirs| dirs.unmount())).fold(self.storage.lower(self), io::Result::and)
     }
 
     /// Unmounts and removes all there is.

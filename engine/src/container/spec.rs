@@ -90,8 +90,8 @@ pub(crate) struct Place<'a> {
     /// Host files shown as /etc/hosts, /etc/hostname, /etc/resolv.conf, and the asked-for payloads.
     pub(crate) files: &'a [FileMount],
     pub(crate) volumes: &'a BTreeMap<String, PathBuf>,
-    /// Where those lie that show only a part of a volume, by target.
-    pub(crate) subpaths: &'a BTreeMap<String, PathBuf>,
+    /// Where images lie, and what shows only a part of one or of a volume, by target.
+    pub(crate) parts: &'a BTreeMap<String, PathBuf>,
     pub(crate) user: &'a ResolvedUser,
     /// The AppArmor profile, loaded; none: it is not confined so.
     pub(crate) apparmor: Option<&'a str>,
@@ -220,8 +220,12 @@ fn mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
             }
             MountSource::Volume { name, .. } => {
                 options.push("rbind".into());
-                let part = place.subpaths.get(&own.target);
+                let part = place.parts.get(&own.target);
                 ("bind", part.unwrap_or_else(|| &place.volumes[name]).display().to_string())
+            }
+            MountSource::Image { .. } => {
+                options.push("rbind".into());
+                ("bind", place.parts.get(&own.target).map(|part| part.display().to_string()).unwrap_or_default())
             }
             MountSource::Tmpfs { size_bytes, mode, options: own } => {
                 let usual =

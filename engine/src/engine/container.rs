@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::lifecycle::start_ticks;
 use super::{Attachment, Inspection};
-use crate::container::config::{ContainerConfig, RestartPolicy};
+use crate::container::config::{ContainerConfig, MountSource, RestartPolicy};
 use crate::container::logs::config::FileFormat;
 use crate::container::restart::RestartBackoff;
 use crate::container::rootfs::ContainerDirs;
@@ -129,6 +129,16 @@ impl Container {
             restarts: self.restarts.load(Ordering::Relaxed),
         };
         Ok(serde_json::to_vec_pretty(&record)?)
+    }
+
+    /// The layers that it needs: its root's, and those of the images that it shows.
+    pub(super) fn held_layers(&self) -> Vec<String> {
+        let config = self.config();
+        let shown = config.mounts.iter().flat_map(|mount| match &mount.source {
+            MountSource::Image { layers, .. } => layers.as_slice(),
+            MountSource::Bind { .. } | MountSource::Volume { .. } | MountSource::Tmpfs { .. } => &[],
+        });
+        self.layers.iter().chain(shown).cloned().collect()
     }
 
     /// Whether its first process is there; the state may not tell yet that it is gone.

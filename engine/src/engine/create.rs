@@ -41,6 +41,15 @@ impl Engine {
         if config.hostname.is_empty() {
             config.hostname = self.shared_hostname(&config);
         }
+        for mount in &mut config.mounts {
+            if let MountSource::Image { image, image_id, layers, .. } = &mut mount.source {
+                // Not as one that the container stands on: clients would fetch that.
+                let missing =
+                    || format!("invalid mount config for type \"image\": No such image: {image}: pull it first");
+                let found = self.images.find(image).ok_or_else(|| EngineError::Invalid(missing()))?;
+                (*image_id, *layers) = (found.id, found.layers);
+            }
+        }
         let id = hex::encode(rand::random::<[u8; 32]>());
         for own in [&mut config.hostname, &mut config.name] {
             if own.is_empty() {

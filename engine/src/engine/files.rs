@@ -159,6 +159,7 @@ impl Engine {
             self.put_shift_in_force(container).map_err(disk_error("mapping owners of files"))?;
             let doing = format!("mounting the files of container {}", container.id);
             let mounted = self.layer_dirs(&container.layers).and_then(|layers| container.dirs.mount_root(&layers));
+            let mounted = mounted.and_then(|()| self.show_images(container));
             let config = container.config();
             let made = mounted.and_then(|()| match &*container.state.borrow() {
                 // As it will find it when it starts.
@@ -191,13 +192,17 @@ impl Engine {
         }
         let (rootfs, inside) = (files.root(), whole.clone());
         let mut best = (0, Place { root: rootfs, inside, read_only: config.read_only, is_rootfs: true });
-        for mount in &config.mounts {
+        for (number, mount) in config.mounts.iter().enumerate() {
             let (source, below) = match &mount.source {
                 MountSource::Volume { name, subpath, .. } => (
                     container.dirs.view(&self.volumes.data_dir(name)),
                     Path::new("/").join(crate::build::clean(subpath)),
                 ),
                 MountSource::Bind { path, .. } => (path.into(), PathBuf::from("/")),
+                MountSource::Image { subpath, .. } => {
+                    let dirs = container.dirs.of_mount(number);
+                    (dirs.rootfs(), Path::new("/").join(crate::build::clean(subpath)))
+                }
                 MountSource::Tmpfs { .. } => continue,
             };
             let depth = Path::new(&mount.target).components().count();

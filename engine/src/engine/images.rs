@@ -173,7 +173,7 @@ impl Engine {
     #[must_use]
     pub fn image_users(&self, id: &str) -> Vec<String> {
         let containers = self.lock();
-        let users = containers.values().filter(|container| container.config().image_id == id);
+        let users = containers.values().filter(|container| container.config().uses_image(id));
         users.map(|container| container.id.clone()).collect()
     }
 
@@ -184,11 +184,11 @@ impl Engine {
         let by_tag = normalize(name).is_some_and(|tag| image.tags.contains(&tag));
         let containers = self.lock();
         if image.tags.len() <= 1 || !by_tag {
-            let users = containers.values().filter(|container| container.config().image_id == image.id);
+            let users = containers.values().filter(|container| container.config().uses_image(&image.id));
             let named = by_tag.then_some(name);
             require_removable(&image, named, &users.map(AsRef::as_ref).collect::<Vec<_>>(), force)?;
         }
-        let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.layers.clone()).collect();
+        let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.held_layers()).collect();
         let removal =
             self.images.remove(name, &image, &in_use, false).map_err(disk_error(format!("removing image {name}")))?;
         drop(containers);
@@ -220,7 +220,7 @@ impl Engine {
     /// free now.
     pub fn prune_layers(&self) -> Result<u64, EngineError> {
         let Ok(_alone) = self.layers_under_way.try_write() else { return Ok(0) };
-        let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.layers.clone()).collect();
+        let in_use: BTreeSet<String> = self.lock().values().flat_map(|container| container.held_layers()).collect();
         let bytes = self.images.remove_orphans(&in_use).map_err(disk_error("removing layers that nobody needs"))?;
         self.prune_storage()?;
         Ok(bytes)

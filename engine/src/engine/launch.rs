@@ -46,6 +46,7 @@ impl Engine {
         let Connected { address, through, ports, endpoints } = self.connect(container, &config).await?;
         let host = self.host_gateway(&config, through);
         let layers = self.layer_dirs(&container.layers)?;
+        self.show_images(container)?;
         let shim = self.shim_config(container)?;
         let prepared = {
             let container = container.clone();
@@ -231,9 +232,21 @@ impl Engine {
     pub(super) fn volume_dirs(&self, config: &ContainerConfig) -> BTreeMap<String, PathBuf> {
         let names = config.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Volume { name, .. } => Some(name),
-            MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
+            MountSource::Bind { .. } | MountSource::Tmpfs { .. } | MountSource::Image { .. } => None,
         });
         names.map(|name| (name.clone(), self.volumes.data_dir(name))).collect()
+    }
+
+    /// Mounts the images that a container shows, each with a layer of the container's own on top.
+    pub(super) fn show_images(&self, container: &Container) -> io::Result<()> {
+        for (number, mount) in container.config().mounts.iter().enumerate() {
+            if let MountSource::Image { layers, .. } = &mount.source {
+                let dirs = container.dirs.of_mount(number);
+                fs::create_dir_all(&dirs.data)?;
+                dirs.mount_root(&self.layer_dirs(layers)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs the shim and waits for its answer: its pid and the container's.
@@ -367,21 +380,31 @@ fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<St
     Ok(())
 }
 
-/// Shows the parts of volumes that are asked for, by target; each must be there, and within its volume.
-fn show_subpaths(
+/// Shows the images that are mounted, and the parts of them and of volumes that are asked for, by target; each must be
+/// there, and within its image or volume.
+fn show_parts(
     config: &ContainerConfig,
     dirs: &ContainerDirs,
     volumes: &BTreeMap<String, PathBuf>,
 ) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut shown = BTreeMap::new();
     for (number, mount) in config.mounts.iter().enumerate() {
-        let MountSource::Volume { name, subpath, .. } = &mount.source else { continue };
-        if subpath.is_empty() {
-            continue;
-        }
-        let opened = sys::open_in_root(&volumes[name], Path::new(subpath)).map_err(|error| {
-            let why =
-                format!("cannot access path {subpath} of volume {name}, to be mounted at {}: {error}", mount.target);
+        let (whole, of, subpath) = match &mount.source {
+            MountSource::Volume { name, subpath, .. } if !subpath.is_empty() => {
+                (volumes[name].clone(), format!("volume {name}"), subpath)
+            }
+            MountSource::Image { image, subpath, .. } => {
+                let whole = dirs.of_mount(number).rootfs();
+                if subpath.is_empty() {
+                    shown.insert(mount.target.clone(), whole);
+                    continue;
+                }
+                (whole, format!("image {image}"), subpath)
+            }
+            MountSource::Volume { .. } | MountSource::Bind { .. } | MountSource::Tmpfs { .. } => continue,
+        };
+        let opened = sys::open_in_root(&whole, Path::new(subpath)).map_err(|error| {
+            let why = format!("cannot access path {subpath} of {of}, to be mounted at {}: {error}", mount.target);
             io::Error::new(error.kind(), why)
         })?;
         shown.insert(mount.target.clone(), dirs.show_opened(&format!("part-{number}"), &opened)?);
@@ -406,7 +429,7 @@ pub(super) fn make_working_dir(
         Some((MountSource::Volume { subpath, .. }, _)) if !subpath.is_empty() => return Ok(()),
         Some((MountSource::Volume { name, .. }, target)) => (volumes[name].as_path(), target.as_str()),
         Some((MountSource::Bind { path, .. }, target)) => (Path::new(path), target.as_str()),
-        Some((MountSource::Tmpfs { .. }, _)) => return Ok(()),
+        Some((MountSource::Tmpfs { .. } | MountSource::Image { .. }, _)) => return Ok(()),
         None => (root, "/"),
     };
     let inside = dir.strip_prefix(at).unwrap_or_else(|_| Path::new(""));
@@ -432,7 +455,7 @@ fn prepare(
     if outside.first {
         dirs.as_root(|| populate_volumes(config, &dirs.rootfs(), &outside.volumes))?;
     }
-    let subpaths = show_subpaths(config, dirs, &outside.volumes)?;
+    let parts = show_parts(config, dirs, &outside.volumes)?;
     let user = user::resolve(&dirs.rootfs(), &config.user, &config.groups).map_err(io::Error::other)?;
     dirs.as_root(|| make_working_dir(config, &dirs.rootfs(), &outside.volumes))?;
     let mut files = match &outside.etc_of {
@@ -449,7 +472,7 @@ fn prepare(
         cgroup: &outside.cgroup,
         files: &files,
         volumes: &outside.volumes,
-        subpaths: &subpaths,
+        parts: &parts,
         user: &user,
         apparmor: apparmor::ensure(config)?,
         shared_memory: outside.shared_memory.as_deref(),

@@ -133,6 +133,6 @@ impl Engine {
 pub(super) fn volume_names(config: &ContainerConfig) -> impl Iterator<Item = &str> {
     config.mounts.iter().filter_map(|mount| match &mount.source {
         MountSource::Volume { name, .. } => Some(name.as_str()),
-        MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
+        MountSource::Bind { .. } | MountSource::Tmpfs { .. } | MountSource::Image { .. } => None,
     })
 }

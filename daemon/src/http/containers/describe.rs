@@ -131,7 +131,7 @@ pub(super) fn whole(engine: &Engine, container: &Inspection) -> Value {
         "Id": container.id, "Created": container.created, "Path": command.first().map_or("", String::as_str),
         "Args": command.get(1..).unwrap_or_default(), "State": state_json,
         "Image": config.image_id, "Name": format!("/{}", config.name), "RestartCount": container.restarts,
-        "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path.as_deref().unwrap_or(Path::new("")),
+        "Driver": config.storage.as_str(), "Platform": "linux", "LogPath": container.log_path.clone().unwrap_or_default(),
         "ResolvConfPath": container.data_dir.join("resolv.conf"),
         "HostnamePath": container.data_dir.join("hostname"), "HostsPath": container.data_dir.join("hosts"),
         "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": config.apparmor_profile().unwrap_or_default(),
@@ -320,6 +320,10 @@ fn mount_of_task(mount: &ContainerMount) -> Value {
         MountSource::Volume { name, .. } => {
             value["Type"] = json!("volume");
             value["Source"] = json!(name);
+        }
+        MountSource::Image { image, .. } => {
+            value["Type"] = json!("image");
+            value["Source"] = json!(image);
         }
         MountSource::Tmpfs { size_bytes, mode, .. } => {
             value["Type"] = json!("tmpfs");
@@ -526,6 +530,8 @@ fn mounts(engine: &Engine, container: &Inspection) -> Vec<Value> {
                 "Type": "volume", "Name": name, "Source": engine.volume_dir(name), "Destination": target,
                 "Driver": "local", "Mode": mode(target).unwrap_or("z"), "RW": rw, "Propagation": "",
             }),
+            MountSource::Image { image, .. } => json!({"Type": "image", "Source": image, "Destination": target,
+                "Mode": "", "RW": rw, "Propagation": ""}),
             MountSource::Tmpfs { .. } => json!({"Type": "tmpfs", "Source": "", "Destination": target, "Mode": "",
                 "RW": rw, "Propagation": ""}),
         }

@@ -108,11 +108,11 @@ pub(super) fn mounts(
         if mount.target == "/" {
             return Err(ApiError::bad_request("invalid mount config: destination can't be '/'"));
         }
-        if let MountSource::Volume { subpath, .. } = &mount.source
+        if let MountSource::Volume { subpath, .. } | MountSource::Image { subpath, .. } = &mount.source
             && (subpath.starts_with('/') || subpath.split('/').any(|part| part == ".."))
         {
             return Err(ApiError::bad_request(format!(
-                "subpath must be a relative path within the volume: {subpath:?}"
+                "subpath must be a relative path within the volume or image: {subpath:?}"
             )));
         }
         if !seen.insert(mount.target.clone()) {
@@ -129,14 +129,16 @@ fn check_members(mount: &Mount) -> Result<(), ApiError> {
         MountKind::Bind => "bind",
         MountKind::Volume => "volume",
         MountKind::Tmpfs => "tmpfs",
+        MountKind::Image => "image",
     };
     let faults = [
         (mount.target.is_empty(), "Target must not be empty"),
-        (is(MountKind::Bind) && mount.source.is_empty(), "Source must not be empty"),
+        ((is(MountKind::Bind) || is(MountKind::Image)) && mount.source.is_empty(), "Source must not be empty"),
         (is(MountKind::Tmpfs) && !mount.source.is_empty(), "Source must not be specified"),
         (!is(MountKind::Bind) && mount.bind_options.is_some(), "BindOptions must not be specified"),
         (!is(MountKind::Volume) && mount.volume_options.is_some(), "VolumeOptions must not be specified"),
         (!is(MountKind::Tmpfs) && mount.tmpfs_options.is_some(), "TmpfsOptions must not be specified"),
+        (!is(MountKind::Image) && mount.image_options.is_some(), "ImageOptions must not be specified"),
     ];
     match faults.into_iter().find(|(fault, _)| *fault) {
         Some((_, what)) => {
@@ -150,12 +152,12 @@ fn check_members(mount: &Mount) -> Result<(), ApiError> {
 pub(super) fn require_known_kinds(request: &Value) -> Result<(), ApiError> {
     let asked = request.pointer("/HostConfig/Mounts").and_then(Value::as_array).into_iter().flatten();
     let kinds = asked.filter_map(|mount| mount.get("Type")?.as_str());
-    match kinds.into_iter().find(|kind| !matches!(*kind, "" | "bind" | "volume" | "tmpfs")) {
-        Some(kind @ ("npipe" | "cluster" | "image")) => {
-            Err(ApiError::unsupported(format!("mounts of type {kind:?} are not supported: use bind, volume or tmpfs")))
-        }
+    match kinds.into_iter().find(|kind| !matches!(*kind, "" | "bind" | "volume" | "tmpfs" | "image")) {
+        Some(kind @ ("npipe" | "cluster")) => Err(ApiError::unsupported(format!(
+            "mounts of type {kind:?} are not supported: use bind, volume, tmpfs or image"
+        ))),
         Some(kind) => Err(ApiError::bad_request(format!(
-            "invalid mount config for type {kind:?}: mount type unknown: use bind, volume or tmpfs"
+            "invalid mount config for type {kind:?}: mount type unknown: use bind, volume, tmpfs or image"
         ))),
         None => Ok(()),
     }
@@ -252,7 +254,7 @@ fn bind(text: &str) -> Result<ContainerMount, ApiError> {
             MountSource::Volume { name, labels, options, subpath, .. } => {
                 MountSource::Volume { name, labels, options, no_copy: has("nocopy"), subpath }
             }
-            other @ (MountSource::Bind { .. } | MountSource::Tmpfs { .. }) => other,
+            other @ (MountSource::Bind { .. } | MountSource::Tmpfs { .. } | MountSource::Image { .. }) => other,
         }
     };
     Ok(ContainerMount { source, target: target.to_owned(), read_only: has("ro") })
