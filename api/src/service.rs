@@ -190,6 +190,19 @@ pub enum UpdateState {
 }
 
 impl UpdateState {
+    /// The word of the Engine API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Updating => "updating",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::RollbackStarted => "rollback_started",
+            Self::RollbackPaused => "rollback_paused",
+            Self::RollbackCompleted => "rollback_completed",
+        }
+    }
+
     /// Whether the updater has something to do.
     #[must_use]
     pub const fn is_in_progress(self) -> bool {

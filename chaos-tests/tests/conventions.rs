@@ -326,7 +326,18 @@ fn events_tell_what_was_done_to_containers() {
     host.docker(&["swarm", "init", "--advertise-addr", host.addr()]);
     host.docker(&["network", "create", "-d", "overlay", "tide"]);
     host.docker(&["run", "--rm", "--name", "late", "busybox", "true"]);
+    host.docker(&["service", "create", "-d", "--name", "ebb", "--replicas", "0", "--no-resolve-image", "busybox"]);
+    host.docker(&["service", "scale", "-d", "ebb=0", "ebb=1"]);
+    host.docker(&["node", "update", "--availability", "drain", host.name()]);
     let now = host.docker(&["info", "-f", "{{.SystemTime}}"]).trim().to_owned();
+    let updates =
+        host.docker(&["events", "--until", &now, "--filter", "event=update", "--format", "{{json .Actor.Attributes}}"]);
+    for want in [
+        r#""name":"ebb","replicas.new":"1","replicas.old":"0""#,
+        r#""availability.new":"drain","availability.old":"active""#,
+    ] {
+        assert!(updates.contains(want), "{want} is not told: {updates}");
+    }
     let all = host.docker(&["events", "--until", &now, "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"]);
     let at =
         |want: &str| all.lines().position(|line| line == want).unwrap_or_else(|| panic!("{want} is not told: {all}"));

@@ -178,7 +178,7 @@ fn local_event(e: &EngineEvent) -> Value {
 }
 
 fn swarm_event(e: &SwarmEvent) -> Value {
-    event(e.kind, e.action, "swarm", &e.id, json!({"name": e.name}), e.at)
+    event(e.kind, e.action, "swarm", &e.id, json!(e.attributes), e.at)
 }
 
 fn without_tag(name: &str) -> &str {

@@ -1,9 +1,9 @@
 //! What happens in the swarm, as its managers see it; remembered for whoever asks later.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use skep_api::{Object, Timestamp};
+use skep_api::{Object, ServiceMode, Timestamp};
 use skep_raft_store::{Change, Commit};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -17,7 +17,8 @@ pub(crate) struct SwarmEvent {
     pub(crate) kind: &'static str,
     pub(crate) action: &'static str,
     pub(crate) id: String,
-    pub(crate) name: String,
+    /// Its name, and what changed of it: `replicas.old`, `replicas.new` and so on.
+    pub(crate) attributes: BTreeMap<String, String>,
     pub(crate) at: Timestamp,
 }
 
@@ -53,7 +54,45 @@ fn event(change: &Change, at: Timestamp) -> Option<SwarmEvent> {
         }
         Object::Cluster(_) | Object::Task(_) | Object::NetworkAttachment(_) => return None,
     };
-    Some(SwarmEvent { kind, action, id, name, at })
+    let mut attributes = BTreeMap::from([("name".to_owned(), name)]);
+    if let (Some(before), Some(after), "update") = (&change.before, &change.after, action) {
+        attributes.extend(differences(before, after));
+    }
+    Some(SwarmEvent { kind, action, id, attributes, at })
+}
+
+/// What an update changed, of what clients wait for.
+fn differences(before: &Object, after: &Object) -> BTreeMap<String, String> {
+    let (before, after) = (told(before), told(after));
+    let mut attributes = BTreeMap::new();
+    for (what, new) in after {
+        let old = before.iter().find(|(other, _)| *other == what).map(|(_, old)| old);
+        if old != Some(&new) {
+            attributes.extend(old.map(|old| (format!("{what}.old"), old.clone())));
+            attributes.insert(format!("{what}.new"), new);
+        }
+    }
+    attributes
+}
+
+/// What is told of an object when it changes.
+fn told(object: &Object) -> Vec<(&'static str, String)> {
+    match object {
+        Object::Service(service) => {
+            let mut told = vec![("image", service.spec.task_template.container.image.clone())];
+            if let ServiceMode::Replicated { replicas } = service.spec.mode {
+                told.push(("replicas", replicas.to_string()));
+            }
+            told.extend(service.update_status.as_ref().map(|update| ("updatestate", update.state.as_str().to_owned())));
+            told
+        }
+        Object::Node(node) => vec![
+            ("availability", node.spec.availability.as_str().to_owned()),
+            ("role", node.spec.role.as_str().to_owned()),
+            ("state", node.status.state.as_str().to_owned()),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 /// The last of what has happened.
