@@ -86,6 +86,7 @@ pub const NODE_CERT_EXPIRY_MIN: Nanos = Nanos::from_secs(3600);
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EncryptionConfig {
+    /// Whether managers that start anew need the unlock key.
     pub auto_lock_managers: bool,
 }
 
@@ -98,8 +99,6 @@ pub enum ClusterSpecError {
     SnapshotInterval,
     #[error("a heartbeat period of {0:?} is not possible: set 100 ms to 1 minute, or 0 to let it adapt")]
     HeartbeatPeriod(Nanos),
-    #[error("autolock is not supported yet")]
-    AutoLock,
 }
 
 impl ClusterSpec {
@@ -113,9 +112,6 @@ impl ClusterSpec {
         let period = self.dispatcher.heartbeat_period;
         if !period.is_zero() && !(100_000_000..=60_000_000_000).contains(&period.0) {
             return Err(ClusterSpecError::HeartbeatPeriod(period));
-        }
-        if self.encryption_config.auto_lock_managers {
-            return Err(ClusterSpecError::AutoLock);
         }
         Ok(())
     }
@@ -143,6 +139,8 @@ pub struct Cluster {
     pub spec: ClusterSpec,
     pub root_ca: RootCa,
     pub join_tokens: JoinTokens,
+    /// What opens managers' keys after their start, as users write it; empty if managers are not locked.
+    pub unlock_key: SecretBytes,
     /// Nodes that were removed: their certificates are refused though still valid.
     pub removed_nodes: BTreeSet<NodeId>,
     pub data_path_port: u16,

@@ -31,7 +31,7 @@ fn from_inside<T: Send>(host: &Host, attack: impl Future<Output = T> + Send) -> 
 }
 
 fn identity(host: &Host) -> NodeIdentity {
-    NodeIdentity::load(&host.data().join("swarm/certificates")).unwrap().unwrap()
+    NodeIdentity::load(&host.data().join("swarm/certificates"), None).unwrap().unwrap()
 }
 
 fn with(identity: NodeIdentity) -> Channel {

@@ -165,7 +165,6 @@ fn services_take_and_lose_what_flags_say() {
     assert!(host.ok(&["service", "ls", "--format", "{{.Name}}"]).contains(&id[..12]));
     for (args, want) in [
         (&["swarm", "ca", "--rotate"][..], "rotating the root certificate is not supported yet"),
-        (&["swarm", "update", "--autolock"], "autolock is not supported yet"),
         (&["swarm", "update", "--external-ca", "protocol=cfssl,url=https://ca"], "an external CA is not supported yet"),
         (&["swarm", "unlock-key"], "not locked"),
     ] {
@@ -395,7 +394,6 @@ const NOT_TAKEN: &[(&str, &[&str])] = &[
     ("trust", &[]),
     ("stack", &[]),
     ("swarm ca", &["ca-cert", "ca-key", "cert-expiry", "detach", "external-ca", "quiet"]),
-    ("swarm unlock-key", &["quiet", "rotate"]),
     ("config create", &["template-driver"]),
     ("secret create", &["driver", "template-driver"]),
     ("service create", &["credential-spec", "generic-resource", "isolation"]),

@@ -353,3 +353,111 @@ fn every_manager_tells_prometheus_of_the_swarm_and_a_worker_of_itself() {
     assert_eq!(worker["swarm_node_manager"], 0.0);
     assert!(!worker.contains_key("swarm_manager_services"), "{worker:?}");
 }
+
+/// What lies on a manager's disk: its own keys, in the order of their names; and whether they are locked.
+fn keys_on_disk(host: &Host) -> Vec<(String, bool)> {
+    let dir = host.data().join("swarm");
+    let paths = ["certificates/swarm-node.key", "certificates/swarm-node.lock", "raft/data.key"];
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(dir.join(path)).ok()?;
+        Some((path.rsplit('/').next().unwrap().to_owned(), text.starts_with("skep-locked 1\n")))
+    };
+    paths.into_iter().filter_map(read).collect()
+}
+
+#[track_caller]
+fn await_keys(host: &Host, locked: bool) {
+    wait_until(&format!("the keys of {} are as the swarm says", host.name()), LIMIT, || {
+        let keys = keys_on_disk(host);
+        let lock = keys.iter().any(|(name, _)| name.ends_with(".lock"));
+        (lock == locked && keys.iter().all(|(_, is_locked)| *is_locked == locked), format!("{keys:?}"))
+    });
+}
+
+fn unlock(host: &Host, key: &str) -> skep_chaos_tests::Ran {
+    let skep = skep_chaos_tests::program();
+    let script = format!("echo '{key}' | {} -H {} swarm unlock", skep.display(), host.socket());
+    host.exec("sh", &["-c", &script])
+}
+
+fn state_of(host: &Host) -> String {
+    host.run(&["info", "-f", "{{.Swarm.LocalNodeState}}"]).stdout.trim().to_owned()
+}
+
+fn key_of(host: &Host) -> String {
+    host.ok(&["swarm", "unlock-key", "-q"]).trim().to_owned()
+}
+
+#[test]
+fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
+    take_turn!();
+    let rig = Rig::swarm(4, 3);
+    let first = rig.host(1);
+    first.ok(&["service", "create", "-d", "--name", "web", "--replicas", "4", "skep/whoami"]);
+    first.await_replicas("web", "4/4");
+    assert!(first.fails(&["swarm", "unlock-key"]).contains("not locked"));
+    assert!(unlock(first, "x").stderr.contains("not locked"));
+    let told = first.ok(&["swarm", "update", "--autolock"]);
+    let key = key_of(rig.host(2));
+    assert!(told.contains(&key) && key.starts_with("SWMKEY-1-"), "{told}");
+    (1..=3).for_each(|manager| await_keys(rig.host(manager), true));
+    await_keys(rig.host(4), false);
+
+    // One starts anew: its containers and the others do not mind; it says nothing before it has the key.
+    let second = rig.host(2);
+    let before = second.running();
+    second.kill_daemon();
+    second.start_daemon();
+    assert_eq!((state_of(second).as_str(), second.running()), ("locked", before));
+    for args in [&["node", "ls"][..], &["service", "ls"], &["swarm", "init"], &["swarm", "leave"]] {
+        assert!(second.fails(args).contains("lock"), "{args:?}");
+    }
+    first.ok(&["service", "update", "-d", "--label", "a=1", "web"]);
+    let other = key.replace(&key[12..16], "AAAA");
+    for wrong in ["", "SWMKEY-1-", &other] {
+        assert!(unlock(second, wrong).stderr.contains("invalid key"), "{wrong}");
+    }
+    let unlocked = unlock(second, &key);
+    assert!(unlocked.success, "{unlocked:?}");
+    wait_until("the unlocked manager serves", LIMIT, || {
+        let ran = second.run(&["service", "inspect", "-f", "{{json .Spec.Labels}}", "web"]);
+        (ran.stdout.contains(r#""a":"1""#) && state_of(second) == "active", format!("{ran:?}"))
+    });
+
+    // All of them, and another key since one of them went.
+    rig.host(3).kill_daemon();
+    let new = first.ok(&["swarm", "unlock-key", "--rotate", "-q"]).trim().to_owned();
+    assert_ne!(new, key);
+    let opens = |host: &Host, key: &str| unlock(host, key).success;
+    std::thread::sleep(Duration::from_secs(1));
+    (1..=2).for_each(|manager| rig.host(manager).kill_daemon());
+    (1..=3).for_each(|manager| rig.host(manager).start_daemon());
+    assert!(!opens(first, &key) && opens(first, &new), "the old key opens it no more");
+    let lock_of = |host: &Host| std::fs::read(host.data().join("swarm/certificates/swarm-node.lock")).unwrap();
+    let lock = lock_of(rig.host(3));
+    assert!(!opens(rig.host(3), &new) && opens(rig.host(3), &key), "it has not heard of the new one");
+    wait_until("two of three are enough", LIMIT, || {
+        let ran = first.run(&["service", "update", "-d", "--label", "a=2", "web"]);
+        (ran.success, ran.stderr)
+    });
+    let third = rig.host(3);
+    wait_until("it has heard of the new key", LIMIT, || (lock_of(third) != lock, state_of(third)));
+    third.kill_daemon();
+    third.start_daemon();
+    assert!(opens(third, &new));
+    first.await_replicas("web", "4/4");
+
+    // One is given up with its keys.
+    second.ok(&["swarm", "leave", "--force"]);
+    assert_eq!((state_of(second).as_str(), second.running().len()), ("inactive", 0));
+    // A worker needs no key; nor does anybody once the swarm is not locked.
+    first.ok(&["node", "demote", "n2"]);
+    first.ok(&["node", "rm", "--force", "n2"]);
+    first.ok(&["node", "demote", "n3"]);
+    await_keys(rig.host(3), false);
+    first.ok(&["swarm", "update", "--autolock=false"]);
+    await_keys(first, false);
+    first.kill_daemon();
+    first.start_daemon();
+    assert_eq!(state_of(first), "active");
+}

@@ -4,11 +4,13 @@ mod active;
 mod address;
 mod admission;
 pub(crate) mod events;
+mod locking;
 mod state;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use skep_api::cluster::{JoinTokens, RootCa};
@@ -20,12 +22,15 @@ use skep_api::{
 };
 use skep_engine::Engine;
 use skep_manager::Manager;
-use skep_pki::{JoinToken, PendingIdentity, RootAuthority, Subject};
+use skep_overlay_net::{Overlay, OverlayConfig};
+use skep_pki::{JoinToken, KeyLock, LockError, NodeIdentity, PendingIdentity, RootAuthority, Subject, UnlockKey};
+use skep_worker::TASK_ID_LABEL;
 use tokio::sync::RwLock;
 
 pub(crate) use active::ActiveNode;
 use address::{advertise_addr, in_family_of, listen_addr};
 use events::EventLog;
+use locking::{LOCK_FILE, Locked};
 use state::NodeStateFile;
 
 /// Control traffic, TCP.
@@ -76,6 +81,13 @@ pub(crate) enum SwarmError {
          command on a manager node or promote the current node to a manager."
     )]
     NotManager,
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" or \
+         \"skep swarm unlock\" to unlock it."
+    )]
+    Locked,
+    #[error("swarm is not locked")]
+    NotLocked,
     #[error("{0}")]
     Invalid(String),
     #[error("{0}")]
@@ -111,6 +123,8 @@ pub(crate) struct Swarm {
     config: SwarmConfig,
     engine: Arc<Engine>,
     active: RwLock<Option<Arc<ActiveNode>>>,
+    /// Whether it has a place that waits for the unlock key.
+    is_locked: AtomicBool,
     events: EventLog,
     /// One change at a time.
     change: tokio::sync::Mutex<()>,
@@ -120,25 +134,97 @@ impl Swarm {
     /// Takes the node's place up again, if it has one.
     pub(crate) async fn resume(config: SwarmConfig, engine: Arc<Engine>) -> anyhow::Result<Arc<Self>> {
         let (active, events, change) = (RwLock::default(), EventLog::default(), tokio::sync::Mutex::default());
-        let swarm = Self { config, engine, active, events, change };
+        let swarm = Self { config, engine, active, is_locked: AtomicBool::new(false), events, change };
         if let Some(state) = NodeStateFile::load(&swarm.config.dir)? {
-            let identity = skep_pki::NodeIdentity::load(&swarm.certificates())?.ok_or_else(|| {
-                anyhow::anyhow!(
-                    "{} holds no certificate: restore it, or remove {} and join again",
-                    swarm.certificates().display(),
-                    swarm.config.dir.display()
-                )
-            })?;
-            let node = ActiveNode::start(&swarm, identity, state)?;
-            match node.start_manager_if_due().await {
-                // What users need to make room works meanwhile.
-                Err(error) if is_full_disk(&error) => node.set_failure(Some(format!("{error:#}"))),
-                started => started?,
+            if swarm.lock_file().exists() {
+                tracing::warn!("this manager is locked: it waits for the swarm's unlock key ('swarm unlock')");
+                swarm.is_locked.store(true, Ordering::Relaxed);
+            } else {
+                swarm.take_up(state, None).await?;
             }
-            node.start_agent();
-            *swarm.active.write().await = Some(node);
         }
         Ok(Arc::new(swarm))
+    }
+
+    async fn take_up(&self, state: NodeStateFile, locked: Option<Locked>) -> anyhow::Result<()> {
+        let identity =
+            NodeIdentity::load(&self.certificates(), locked.as_ref().map(Locked::lock))?.ok_or_else(|| {
+                anyhow::anyhow!(
+                    "{} holds no certificate: restore it, or remove {} and join again",
+                    self.certificates().display(),
+                    self.config.dir.display()
+                )
+            })?;
+        let node = ActiveNode::start(self, identity, state, locked)?;
+        match node.start_manager_if_due().await {
+            // What users need to make room works meanwhile.
+            Err(error) if is_full_disk(&error) => node.set_failure(Some(format!("{error:#}"))),
+            Err(error) => {
+                node.stop().await;
+                return Err(error);
+            }
+            Ok(()) => {}
+        }
+        node.start_agent();
+        *self.active.write().await = Some(node);
+        Ok(())
+    }
+
+    /// Opens this manager's keys with the swarm's unlock key, and takes its place up again.
+    pub(crate) async fn unlock(&self, key: &str) -> Result<(), SwarmError> {
+        let _one = self.change.lock().await;
+        if !self.is_locked() {
+            let is_member = self.active.read().await.is_some();
+            return Err(if is_member { SwarmError::NotLocked } else { SwarmError::NotMember });
+        }
+        let wrong =
+            |why: LockError| SwarmError::Invalid(format!("swarm could not be unlocked: invalid key provided: {why}"));
+        let opens: UnlockKey = key.parse().map_err(wrong)?;
+        let lock = KeyLock::load(&self.lock_file(), &opens).map_err(wrong)?;
+        let doing = failed("unlocking the swarm");
+        let state = NodeStateFile::load(&self.config.dir).map_err(|error| doing(&format!("{error:#}")))?;
+        let state = state.ok_or_else(|| doing(&"the node's state is gone"))?;
+        let taken_up = self.take_up(state, Some(Locked::new(lock, opens.expose()))).await;
+        taken_up.map_err(|error| doing(&format!("{error:#}")))?;
+        self.is_locked.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether this node's place in its swarm waits for the unlock key.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.is_locked.load(Ordering::Relaxed)
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.certificates().join(LOCK_FILE)
+    }
+
+    fn open_overlay(&self, state: &NodeStateFile) -> anyhow::Result<Arc<Overlay>> {
+        Ok(Overlay::open(OverlayConfig {
+            node: state.node,
+            run_dir: self.config.run_dir.join("overlay"),
+            keys: self.config.dir.join("overlay.key"),
+            key_period: self.config.key_period,
+            program: self.engine.program().to_owned(),
+            port: state.data_path_port,
+            in_kernel: self.config.in_kernel,
+        })?)
+    }
+
+    /// Removes the containers of the swarm's tasks from this node, and their networks.
+    async fn remove_containers(&self, overlay: &Overlay) {
+        for container in self.engine.list() {
+            if container.config.labels.contains_key(TASK_ID_LABEL)
+                && let Err(error) =
+                    self.engine.remove(&container.id, skep_engine::RemoveOptions { force: true, volumes: true }).await
+            {
+                tracing::warn!(container = container.id, %error, "a task's container could not be removed");
+            }
+        }
+        self.engine.set_network_keeper(None);
+        if let Err(error) = overlay.close().await {
+            tracing::warn!(%error, "the overlay network left something behind");
+        }
     }
 
     pub(crate) fn certificates(&self) -> PathBuf {
@@ -153,6 +239,7 @@ impl Swarm {
                 "this node was removed from its swarm: use \"skep swarm leave\" and join again".into(),
             )),
             Some(node) => Ok(node),
+            None if self.is_locked() => Err(SwarmError::Locked),
             None => Err(SwarmError::NotMember),
         }
     }
@@ -168,16 +255,15 @@ impl Swarm {
 
     /// The manager on this node; an error if it is none.
     pub(crate) async fn manager(&self) -> Result<Manager, SwarmError> {
-        let active = self.active.read().await.clone().ok_or(SwarmError::NotManager)?;
+        let none = || if self.is_locked() { SwarmError::Locked } else { SwarmError::NotManager };
+        let active = self.active.read().await.clone().ok_or_else(none)?;
         active.manager().ok_or_else(|| active.manager_failure().map_or(SwarmError::NotManager, SwarmError::ManagerAway))
     }
 
     /// Makes this node the first manager of a new swarm; returns its id.
     pub(crate) async fn init(&self, request: InitRequest) -> Result<String, SwarmError> {
         let _one = self.change.lock().await;
-        if self.active.read().await.is_some() {
-            return Err(SwarmError::AlreadyMember);
-        }
+        self.require_no_place().await?;
         let mut spec = request.spec.clone();
         spec.validate().map_err(|error| SwarmError::Invalid(error.to_string()))?;
         if spec.name.is_empty() {
@@ -202,6 +288,10 @@ impl Swarm {
             meta: Meta::default(),
             root_ca: RootCa { certificate_pem: root.certificate_pem().to_owned(), key_pem: root_key },
             join_tokens: JoinTokens { worker: token(), manager: token() },
+            unlock_key: match spec.encryption_config.auto_lock_managers {
+                true => UnlockKey::generate().expose(),
+                false => SecretBytes::default(),
+            },
             removed_nodes: std::collections::BTreeSet::new(),
             data_path_port: check_data_path_port(request.data_path_port)?,
             default_addr_pool: if request.pools.is_empty() { vec!["10.0.0.0/8".into()] } else { request.pools },
@@ -229,19 +319,24 @@ impl Swarm {
 
     async fn found(
         &self,
-        identity: skep_pki::NodeIdentity,
+        identity: NodeIdentity,
         state: NodeStateFile,
         advertise: &str,
         cluster: Cluster,
         first: Node,
     ) -> anyhow::Result<()> {
-        identity.save(&self.certificates())?;
+        identity.save(&self.certificates(), None)?;
         state.save(&self.config.dir)?;
-        let node = ActiveNode::start(self, identity, state)?;
+        let node = ActiveNode::start(self, identity, state, None)?;
         let manager = node.start_manager().await?;
-        if let Err(error) = manager.bootstrap(advertise, cluster, first).await {
+        let unlock_key = cluster.unlock_key.clone();
+        let founded = async {
+            manager.bootstrap(advertise, cluster, first).await?;
+            node.lock_keys(&unlock_key).await
+        };
+        if let Err(error) = founded.await {
             node.stop().await;
-            return Err(error.into());
+            return Err(error);
         }
         node.start_agent();
         node.await_ready(&manager).await;
@@ -252,9 +347,7 @@ impl Swarm {
     /// Joins a swarm with a token, which says in what role.
     pub(crate) async fn join(&self, request: JoinRequest) -> Result<(), SwarmError> {
         let _one = self.change.lock().await;
-        if self.active.read().await.is_some() {
-            return Err(SwarmError::AlreadyMember);
-        }
+        self.require_no_place().await?;
         let token: JoinToken =
             request.token.parse().map_err(|error: skep_pki::JoinTokenError| SwarmError::Invalid(error.to_string()))?;
         request.availability.parse::<Availability>().map_err(|error| SwarmError::Invalid(error.to_string()))?;
@@ -280,10 +373,10 @@ impl Swarm {
         Ok(())
     }
 
-    async fn enter(&self, identity: skep_pki::NodeIdentity, state: NodeStateFile) -> anyhow::Result<()> {
-        identity.save(&self.certificates())?;
+    async fn enter(&self, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<()> {
+        identity.save(&self.certificates(), None)?;
         state.save(&self.config.dir)?;
-        let node = ActiveNode::start(self, identity, state)?;
+        let node = ActiveNode::start(self, identity, state, None)?;
         if let Err(error) = node.start_manager_if_due().await {
             node.stop().await;
             return Err(error);
@@ -296,6 +389,9 @@ impl Swarm {
     /// Leaves the swarm; a manager only by force.
     pub(crate) async fn leave(&self, force: bool) -> Result<(), SwarmError> {
         let _one = self.change.lock().await;
+        if self.is_locked() {
+            return self.leave_locked(force).await;
+        }
         let node = self.active.read().await.clone().ok_or(SwarmError::NotMember)?;
         if let Some(manager) = node.manager() {
             if !force {
@@ -305,9 +401,37 @@ impl Swarm {
         }
         *self.active.write().await = None;
         node.stop().await;
-        node.remove_containers().await;
+        self.remove_containers(node.overlay()).await;
         self.wipe();
         Ok(())
+    }
+
+    /// Gives the place up without its keys: the others hear nothing of it.
+    async fn leave_locked(&self, force: bool) -> Result<(), SwarmError> {
+        if !force {
+            return Err(SwarmError::Refused(
+                "this manager is locked: unlock it first, or use `--force` to leave without telling the others, which \
+                 then have to remove it (node rm --force)"
+                    .into(),
+            ));
+        }
+        let doing = failed("leaving the swarm");
+        let state = NodeStateFile::load(&self.config.dir).map_err(|error| doing(&format!("{error:#}")))?;
+        if let Some(state) = state {
+            let overlay = self.open_overlay(&state).map_err(|error| doing(&format!("{error:#}")))?;
+            self.remove_containers(&overlay).await;
+        }
+        self.wipe();
+        self.is_locked.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn require_no_place(&self) -> Result<(), SwarmError> {
+        match self.active.read().await.is_some() {
+            true => Err(SwarmError::AlreadyMember),
+            false if self.is_locked() => Err(SwarmError::Locked),
+            false => Ok(()),
+        }
     }
 
     fn wipe(&self) {

@@ -25,6 +25,7 @@ pub enum Command {
         spec: ClusterSpec,
         rotate_worker_token: bool,
         rotate_manager_token: bool,
+        rotate_unlock_key: bool,
     },
     CreateService {
         spec: ServiceSpec,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use skep_api::grpc::raft_server::RaftServer;
 use skep_api::grpc::{ControlMessage, JoinRaftRequest, RaftMessage, ReadIndexRequest};
 use skep_api::node::RaftMember;
 use skep_api::{Cluster, Node, NodeId, Timestamp, encoding};
-use skep_pki::TlsIdentity;
+use skep_pki::{KeyLock, TlsIdentity};
 use skep_raft_store::{
     DataKey, OpenError, PeerError, Peers, ProposeError, RpcKind, Store, StoreConfig, Tables, Transaction, UpdateError,
 };
@@ -43,6 +43,8 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const FORWARD_LIMIT: Duration = Duration::from_secs(15);
 /// How long an answer of a leader that was just replaced may still be on its way.
 const LAST_WORDS: Duration = Duration::from_millis(20);
+/// The key of the store, beside it.
+const DATA_KEY: &str = "data.key";
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
 /// The largest message that is taken.
 const MESSAGE_LEN_MAX: usize = 64 << 20;
@@ -63,6 +65,8 @@ pub struct ManagerConfig {
     pub tls: Arc<TlsIdentity>,
     /// Log, snapshots and their key.
     pub dir: PathBuf,
+    /// What the key is locked by, if the swarm is.
+    pub lock: Option<KeyLock>,
     pub listen: SocketAddr,
     pub bulk: Arc<dyn BulkTransport>,
     /// How often a leader says that it leads, and what managers have to answer within.
@@ -412,11 +416,17 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
+    /// Has the key of the store in `dir` locked by another lock, or by none.
+    pub fn lock_store(dir: &Path, before: Option<&KeyLock>, after: Option<&KeyLock>) -> Result<(), ManagerError> {
+        let path = dir.join(DATA_KEY);
+        Ok(DataKey::load_or_create(&path, before)?.save(&path, after)?)
+    }
+
     /// Opens the store and listens. The first manager then [`bootstrap`](Self::bootstrap)s the
     /// swarm, a further one [`join`](Self::join)s it, one that restarts does neither.
     pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
         std::fs::create_dir_all(&config.dir).map_err(|cause| ManagerError::Dir(config.dir.clone(), cause))?;
-        let key = DataKey::load_or_create(&config.dir.join("data.key"))?;
+        let key = DataKey::load_or_create(&config.dir.join(DATA_KEY), config.lock.as_ref())?;
         let channels = Channels::new(config.tls.clone());
         let store_config = StoreConfig {
             raft_id: config.raft_id,

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use skep_api::{SecretBytes, Timestamp};
 
+use crate::lock::{KeyLock, LockError};
 use crate::peer::{PeerIdentity, PeerIdentityError};
 
 const ROOT_FILE: &str = "swarm-root-ca.crt";
@@ -88,7 +89,7 @@ impl NodeIdentity {
     }
 
     /// Reads the identity in `dir`; `None` if the node has none yet.
-    pub fn load(dir: &Path) -> Result<Option<Self>, IdentityError> {
+    pub fn load(dir: &Path, lock: Option<&KeyLock>) -> Result<Option<Self>, LockError> {
         let read = |name: &str| {
             let path = dir.join(name);
             fs::read_to_string(&path).map_err(|cause| IdentityError::Io { path, cause })
@@ -96,19 +97,21 @@ impl NodeIdentity {
         if !dir.join(CERTIFICATE_FILE).exists() {
             return Ok(None);
         }
-        let key = SecretBytes::new(read(KEY_FILE)?.into_bytes());
-        Self::new(&read(CERTIFICATE_FILE)?, key, &read(ROOT_FILE)?).map(Some)
+        let key = KeyLock::open(lock, KEY_FILE, SecretBytes::new(read(KEY_FILE)?.into_bytes()))?;
+        Ok(Self::new(&read(CERTIFICATE_FILE)?, key, &read(ROOT_FILE)?).map(Some)?)
     }
 
-    /// Writes the identity into `dir` (mode 0700), each file whole or not at all, the certificate last.
-    pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
+    /// Writes the identity into `dir` (mode 0700), each file whole or not at all, the certificate last; the key locked if
+    /// there is a lock.
+    pub fn save(&self, dir: &Path, lock: Option<&KeyLock>) -> Result<(), IdentityError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .map_err(|cause| IdentityError::Io { path: dir.to_owned(), cause })?;
         write_whole(&dir.join(ROOT_FILE), self.root_pem.as_bytes(), 0o644)?;
-        write_whole(&dir.join(KEY_FILE), self.key_pem.expose(), 0o600)?;
+        let key = lock.map(|lock| SecretBytes::new(lock.seal(KEY_FILE, self.key_pem.expose()).into_bytes()));
+        write_whole(&dir.join(KEY_FILE), key.as_ref().unwrap_or(&self.key_pem).expose(), 0o600)?;
         write_whole(&dir.join(CERTIFICATE_FILE), self.certificate_pem.as_bytes(), 0o644)
     }
 
@@ -122,7 +125,8 @@ impl NodeIdentity {
     }
 }
 
-fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
+/// Writes a file, whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
     let io = |cause| IdentityError::Io { path: path.to_owned(), cause };
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new).map_err(io)?;

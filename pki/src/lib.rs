@@ -8,6 +8,7 @@
 mod any_server;
 pub mod ca;
 pub mod identity;
+pub mod lock;
 pub mod peer;
 pub mod tls;
 pub mod token;
@@ -15,6 +16,7 @@ pub mod token;
 pub use any_server::AnyServer;
 pub use ca::{CaDigest, CaError, RootAuthority, Subject};
 pub use identity::{IdentityError, NodeIdentity, PendingIdentity};
+pub use lock::{KeyLock, LockError, UnlockKey};
 pub use peer::{PeerIdentity, PeerIdentityError};
 pub use tls::{TlsError, TlsIdentity, pinned_client_config};
 pub use token::{JoinToken, JoinTokenError};

@@ -120,12 +120,12 @@ fn an_identity_survives_on_disk_with_its_key_closed_to_others() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("certificates");
-    assert!(NodeIdentity::load(&dir).unwrap().is_none());
+    assert!(NodeIdentity::load(&dir, None).unwrap().is_none());
     let now = SystemTime::now();
     let (root, _) = RootAuthority::generate(now).unwrap();
     let identity = identity(&root, 9, NodeRole::Worker, now);
-    identity.save(&dir).unwrap();
-    let loaded = NodeIdentity::load(&dir).unwrap().unwrap();
+    identity.save(&dir, None).unwrap();
+    let loaded = NodeIdentity::load(&dir, None).unwrap().unwrap();
     assert_eq!(loaded.peer.subject, subject(9, NodeRole::Worker));
     let mode = |name: &str| std::fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("swarm-node.key"), 0o600);

@@ -112,7 +112,7 @@ async fn open(dir: &Path, id: u64, shared: Arc<Mutex<Lines>>) -> Result<Store, s
     std::fs::create_dir_all(&dir).unwrap();
     let config = StoreConfig {
         raft_id: id,
-        key: DataKey::load_or_create(&dir.join("key")).unwrap(),
+        key: DataKey::load_or_create(&dir.join("key"), None).unwrap(),
         dir,
         heartbeat: Duration::from_millis(50),
         election_timeout: Duration::from_millis(150),

@@ -1,9 +1,14 @@
 //! `skep swarm …`
 
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
+
 use serde_json::json;
 
 use crate::client::Client;
 use crate::output::{FormatArg, line};
+
+/// No more is read of what may be an unlock key.
+const KEY_LEN_MAX: u64 = 1024;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum SwarmCommand {
@@ -76,10 +81,17 @@ pub(crate) enum SwarmCommand {
         #[arg(long)]
         rotate: bool,
     },
-    /// Not supported yet: the daemon says so
+    /// Unlock a manager that was started anew; reads the unlock key
     Unlock,
-    /// Not supported yet: the daemon says so
-    UnlockKey,
+    /// Show or rotate the key that unlocks managers
+    UnlockKey {
+        /// Make a new key; the old one unlocks no manager that heard of it
+        #[arg(long)]
+        rotate: bool,
+        /// Print the key alone
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Show the swarm
     Inspect(FormatArg),
 }
@@ -108,7 +120,7 @@ pub(crate) struct Settings {
     /// Older snapshots to keep
     #[arg(long, value_name = "N")]
     max_snapshots: Option<u64>,
-    /// Not supported yet: the daemon says so
+    /// Have managers that start anew wait for an unlock key
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     autolock: Option<bool>,
     /// Not supported yet: the daemon says so
@@ -173,7 +185,8 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
                 "Swarm initialized: current node ({}) is now a manager.\n",
                 node.as_str().unwrap_or_default()
             ))?;
-            show_token(client, "worker", false).await
+            show_token(client, "worker", false).await?;
+            if settings.autolock == Some(true) { show_unlock_key(client, false).await } else { Ok(()) }
         }
         SwarmCommand::Join { token, advertise_addr, listen_addr, availability, data_path, manager } => {
             let body = json!({
@@ -195,15 +208,14 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
             let mut spec = swarm["Spec"].clone();
             settings.apply(&mut spec)?;
             client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
-            line("Swarm updated.")
+            line("Swarm updated.")?;
+            let was_locked = swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] == true;
+            let now_locked = settings.autolock == Some(true) && !was_locked;
+            if now_locked { show_unlock_key(client, false).await } else { Ok(()) }
         }
         SwarmCommand::JoinToken { rotate, quiet, role } => join_token(client, rotate, quiet, &role).await,
-        SwarmCommand::Unlock => client.post("/swarm/unlock", &json!({"UnlockKey": ""})).await.map(drop),
-        SwarmCommand::UnlockKey => {
-            let found = client.get("/swarm/unlockkey").await?;
-            let key = found["UnlockKey"].as_str().filter(|key| !key.is_empty());
-            line(key.ok_or_else(|| anyhow::anyhow!("no unlock key is set: this swarm is not locked"))?)
-        }
+        SwarmCommand::Unlock => unlock(client).await,
+        SwarmCommand::UnlockKey { rotate, quiet } => unlock_key(client, rotate, quiet).await,
         SwarmCommand::Ca { rotate } => root_certificate(client, rotate).await,
         SwarmCommand::Inspect(format) => format.print(&client.get("/swarm").await?),
     }
@@ -220,6 +232,53 @@ async fn join_token(client: &Client, rotate: bool, quiet: bool, role: &str) -> a
         }
     }
     show_token(client, role, quiet).await
+}
+
+/// Asks for the key without showing it; takes it from a pipe as well.
+async fn unlock(client: &Client) -> anyhow::Result<()> {
+    let info = client.get("/info").await?;
+    match info["Swarm"]["LocalNodeState"].as_str() {
+        Some("locked") => {}
+        Some("inactive") => anyhow::bail!("this node is not part of a swarm"),
+        _ => anyhow::bail!("swarm is not locked"),
+    }
+    let key = if std::io::stdin().is_terminal() {
+        let terminal = console::Term::stderr();
+        terminal.write_str("unlock key: ")?;
+        terminal.read_secure_line()?
+    } else {
+        let mut key = String::new();
+        std::io::stdin().lock().take(KEY_LEN_MAX).read_line(&mut key)?;
+        key
+    };
+    client.post("/swarm/unlock", &json!({"UnlockKey": key.trim()})).await.map(drop)
+}
+
+async fn unlock_key(client: &Client, rotate: bool, quiet: bool) -> anyhow::Result<()> {
+    if rotate {
+        let swarm = client.get("/swarm").await?;
+        let locks = swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] == true;
+        anyhow::ensure!(locks, "there is no key to rotate: this swarm is not locked (swarm update --autolock)");
+        let path = format!("/swarm/update?version={}&rotateManagerUnlockKey=true", swarm["Version"]["Index"]);
+        client.post(&path, &swarm["Spec"]).await?;
+        if !quiet {
+            line("Successfully rotated manager unlock key.\n")?;
+        }
+    }
+    show_unlock_key(client, quiet).await
+}
+
+async fn show_unlock_key(client: &Client, quiet: bool) -> anyhow::Result<()> {
+    let found = client.get("/swarm/unlockkey").await?;
+    let key = found["UnlockKey"].as_str().filter(|key| !key.is_empty());
+    let key = key.ok_or_else(|| anyhow::anyhow!("no unlock key is set: this swarm is not locked"))?;
+    if quiet {
+        return line(key);
+    }
+    line(&format!(
+        "A manager that is started anew waits for 'skep swarm unlock' and this key:\n\n    {key}\n\nKeep it where it \
+         outlives the managers: without it none of them can be started again.\n"
+    ))
 }
 
 async fn root_certificate(client: &Client, rotate: bool) -> anyhow::Result<()> {

@@ -81,7 +81,9 @@ impl From<SwarmError> for ApiError {
             | SwarmError::NotMember
             | SwarmError::NotManager
             | SwarmError::ManagerAway(_)
+            | SwarmError::Locked
             | SwarmError::Refused(_) => StatusCode::SERVICE_UNAVAILABLE,
+            SwarmError::NotLocked => StatusCode::CONFLICT,
             SwarmError::Invalid(_) => StatusCode::BAD_REQUEST,
             SwarmError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

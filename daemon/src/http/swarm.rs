@@ -80,12 +80,10 @@ fn refuse_unsupported(spec: &Value) -> Result<(), ApiError> {
 
 pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, ApiError> {
     refuse_unsupported(&parse::<Value>(&body)?["Spec"])?;
-    let body: InitBody = parse(&body)?;
+    let mut body: InitBody = parse(&body)?;
+    body.spec.encryption_config.auto_lock_managers |= body.auto_lock_managers;
     if body.force_new_cluster {
         return Err(ApiError::unsupported("--force-new-cluster is not supported yet"));
-    }
-    if body.auto_lock_managers {
-        return Err(ApiError::unsupported("--autolock is not supported yet"));
     }
     check_pools(&body.default_addr_pool, body.subnet_size)?;
     let request = InitRequest {
@@ -183,25 +181,29 @@ pub(super) struct UpdateQuery {
 pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: JsonBody) -> Result<(), ApiError> {
     refuse_unsupported(&parse(&body)?)?;
     let spec: ClusterSpec = parse(&body)?;
-    if is_on(&query.rotate_manager_unlock_key) {
-        return Err(ApiError::unsupported("the unlock key is not supported yet"));
-    }
     let command = Command::UpdateCluster {
         version: query.version,
         spec,
         rotate_worker_token: is_on(&query.rotate_worker_token),
         rotate_manager_token: is_on(&query.rotate_manager_token),
+        rotate_unlock_key: is_on(&query.rotate_manager_unlock_key),
     };
     state.swarm.manager().await?.execute(command).await?;
     Ok(())
 }
 
 pub(super) async fn unlock_key(state: State) -> Result<Json<Value>, ApiError> {
-    state.swarm.manager().await?;
-    // The swarm is not locked: there is no key.
-    Ok(Json(json!({"UnlockKey": ""})))
+    let tables = state.swarm.manager().await?.read().await?;
+    let key = tables.cluster().map(|cluster| String::from_utf8_lossy(cluster.unlock_key.expose()).into_owned());
+    Ok(Json(json!({"UnlockKey": key.unwrap_or_default()})))
 }
 
-pub(super) async fn unlock() -> ApiError {
-    ApiError::unsupported("autolock is not supported yet: this swarm is not locked")
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct UnlockBody {
+    unlock_key: String,
+}
+
+pub(super) async fn unlock(state: State, body: JsonBody) -> Result<(), ApiError> {
+    Ok(state.swarm.unlock(&parse::<UnlockBody>(&body)?.unlock_key).await?)
 }

@@ -32,6 +32,7 @@ pub(super) async fn introduce(mut response: Response) -> Response {
 pub(super) async fn ping(state: State) -> (HeaderMap, &'static str) {
     let mut headers = HeaderMap::new();
     let swarm = match state.swarm.active().await {
+        None if state.swarm.is_locked() => "locked",
         None => "inactive",
         Some(node) if node.manager().is_some() => "active/manager",
         Some(_) => "active/worker",
@@ -218,7 +219,8 @@ fn operating_system() -> String {
 
 async fn swarm_info(daemon: &Daemon) -> Value {
     let Some(node) = daemon.swarm.active().await else {
-        return json!({"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false,
+        let local = if daemon.swarm.is_locked() { "locked" } else { "inactive" };
+        return json!({"NodeID": "", "NodeAddr": "", "LocalNodeState": local, "ControlAvailable": false,
             "Error": "", "RemoteManagers": null});
     };
     let state = node.state();

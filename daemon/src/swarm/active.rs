@@ -7,19 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use skep_api::node::DataPath;
 use skep_api::session::Connection;
-use skep_api::{NodeDescription, NodeId, NodeRole};
+use skep_api::{NodeDescription, NodeId, NodeRole, SecretBytes};
 use skep_engine::Engine;
 use skep_manager::control::Command;
 use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
-use skep_overlay_net::{Overlay, OverlayConfig};
+use skep_overlay_net::Overlay;
 use skep_pki::{NodeIdentity, TlsIdentity};
-use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks, TASK_ID_LABEL};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::admission;
 use super::events::EventLog;
+use super::locking::Locked;
 use super::state::NodeStateFile;
 use super::{BULK_PORT, Swarm};
 use crate::bulk::Bulk;
@@ -38,13 +39,15 @@ const LOG_ENTRIES_KEPT: u64 = 500;
 /// A member of a swarm.
 pub(crate) struct ActiveNode {
     dir: PathBuf,
-    certificates: PathBuf,
-    tls: Arc<TlsIdentity>,
+    pub(super) certificates: PathBuf,
+    pub(super) tls: Arc<TlsIdentity>,
+    /// What its keys are locked by on disk, if they are. Held while they are written.
+    pub(super) locked: tokio::sync::Mutex<Option<Locked>>,
     channels: Channels,
     engine: Arc<Engine>,
     description: NodeDescription,
     state: Mutex<NodeStateFile>,
-    manager: watch::Sender<Option<Manager>>,
+    pub(super) manager: watch::Sender<Option<Manager>>,
     /// Why this node's manager is away, if it is.
     failure: Mutex<Option<String>>,
     bulk: Bulk,
@@ -55,7 +58,7 @@ pub(crate) struct ActiveNode {
     refused: Mutex<Option<String>>,
     /// Held while the role changes; no new one is taken once the node stops.
     role: tokio::sync::Mutex<()>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 struct Dialer(Channels);
@@ -74,16 +77,13 @@ const JOINED_PAUSE: Duration = Duration::from_secs(1);
 
 impl ActiveNode {
     /// Takes up the identity; opens the bulk endpoint, nothing else yet.
-    pub(super) fn start(swarm: &Swarm, identity: NodeIdentity, state: NodeStateFile) -> anyhow::Result<Arc<Self>> {
-        let overlay = Overlay::open(OverlayConfig {
-            node: state.node,
-            run_dir: swarm.config.run_dir.join("overlay"),
-            keys: swarm.config.dir.join("overlay.key"),
-            key_period: swarm.config.key_period,
-            program: swarm.engine().program().to_owned(),
-            port: state.data_path_port,
-            in_kernel: swarm.config.in_kernel,
-        })?;
+    pub(super) fn start(
+        swarm: &Swarm,
+        identity: NodeIdentity,
+        state: NodeStateFile,
+        locked: Option<Locked>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let overlay = swarm.open_overlay(&state)?;
         let mut description = swarm.description(&identity.root_pem);
         let (port, kernel_port) = (overlay.port(), overlay.kernel_port());
         description.data_path = Some(DataPath { keys: Vec::new(), addr: state.tunnel_addr(), port, kernel_port });
@@ -95,6 +95,7 @@ impl ActiveNode {
             heartbeat: swarm.config.heartbeat,
             events: swarm.events.clone(),
             certificates: swarm.certificates(),
+            locked: tokio::sync::Mutex::new(locked),
             channels: Channels::new(tls.clone()),
             tls,
             engine: swarm.engine().clone(),
@@ -151,7 +152,7 @@ impl ActiveNode {
         }
     }
 
-    fn raft_dir(&self) -> PathBuf {
+    pub(super) fn raft_dir(&self) -> PathBuf {
         self.dir.join("raft")
     }
 
@@ -164,6 +165,7 @@ impl ActiveNode {
             raft_id: state.raft_id,
             tls: self.tls.clone(),
             dir: self.raft_dir(),
+            lock: self.locked.lock().await.as_ref().map(|locked| locked.lock().clone()),
             listen: state.listen,
             bulk: Arc::new(self.bulk.clone()),
             heartbeat: self.heartbeat,
@@ -230,6 +232,7 @@ impl ActiveNode {
         tokio::spawn(Self::follow(Arc::clone(self), from_agent));
         tokio::spawn(Self::keep_certificate(Arc::clone(self)));
         tokio::spawn(Self::keep_manager(Arc::clone(self)));
+        tokio::spawn(Self::keep_locked(Arc::clone(self)));
         tokio::spawn(async {
             // Joining took far more of the program than being a member does. A convenience, no condition.
             tokio::time::sleep(JOINED_PAUSE).await;
@@ -304,6 +307,8 @@ impl ActiveNode {
                     std::fs::remove_dir_all(self.raft_dir())?;
                     self.change_state(|state| state.in_raft = false);
                 }
+                // A worker starts by itself.
+                self.lock_keys(&SecretBytes::default()).await?;
             }
         }
         Ok(())
@@ -341,8 +346,10 @@ impl ActiveNode {
     async fn renew(&self) -> anyhow::Result<()> {
         let root_pem = self.tls.identity().root_pem;
         let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem).await?;
-        identity.save(&self.certificates)?;
+        let locked = self.locked.lock().await;
+        identity.save(&self.certificates, locked.as_ref().map(Locked::lock))?;
         self.tls.replace(identity)?;
+        drop(locked);
         // What is connected from now on shows the new certificate.
         self.channels.forget_all();
         Ok(())
@@ -397,22 +404,6 @@ impl ActiveNode {
         });
         if !matches!(demoted.await, Ok(Some(()))) {
             tracing::warn!("this manager leaves without the others' consent: remove it there with 'node demote'");
-        }
-    }
-
-    /// Removes the containers of the swarm's tasks from this node, and their networks.
-    pub(super) async fn remove_containers(&self) {
-        for container in self.engine.list() {
-            if container.config.labels.contains_key(TASK_ID_LABEL)
-                && let Err(error) =
-                    self.engine.remove(&container.id, skep_engine::RemoveOptions { force: true, volumes: true }).await
-            {
-                tracing::warn!(container = container.id, %error, "a task's container could not be removed");
-            }
-        }
-        self.engine.set_network_keeper(None);
-        if let Err(error) = self.overlay.close().await {
-            tracing::warn!(%error, "the overlay network left something behind");
         }
     }
 

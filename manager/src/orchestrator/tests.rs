@@ -355,6 +355,7 @@ fn history_is_kept_as_long_as_the_swarm_says() {
             manager: skep_api::SecretBytes::default(),
         },
         removed_nodes: std::collections::BTreeSet::new(),
+        unlock_key: skep_api::SecretBytes::default(),
         data_path_port: 4789,
         default_addr_pool: vec![],
         subnet_size: 24,
