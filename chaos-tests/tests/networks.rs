@@ -441,7 +441,7 @@ fn a_node_that_has_something_else_than_it_was_told_is_told_anew() {
     three_services(&rig);
     let (manager, node) = (rig.host(1), rig.host(2));
     node.stop_daemon();
-    let identity = NodeIdentity::load(&node.data().join("swarm/certificates")).unwrap().unwrap();
+    let identity = NodeIdentity::load(&node.data().join("swarm/certificates"), None).unwrap().unwrap();
     node.within_network(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(speak_for(identity, manager.addr()));
