@@ -362,3 +362,97 @@ fn a_swarm_needs_no_ipv4_between_its_nodes() {
         first.ok(&["network", "rm", "wide"]);
     }
 }
+
+/// Makes the network 10.70.N.0/24, fd70:0:N::/64 with these gateway modes.
+fn make(host: &Host, name: &str, number: u8, (v4, v6): (&str, &str), more: &[&str]) -> skep_chaos_tests::Ran {
+    let mode = |family: u8, mode: &str| format!("com.docker.network.bridge.gateway_mode_ipv{family}={mode}");
+    let (subnet, subnet_v6) = (format!("10.70.{number}.0/24"), format!("fd70:0:{number}::/64"));
+    let flags = ["network", "create", "-d", "bridge", "--ipv6", "--subnet", &subnet, "--subnet", &subnet_v6];
+    host.run(&[&flags[..], &["-o", &mode(4, v4), "-o", &mode(6, v6)], more, &[name]].concat())
+}
+
+/// By their own addresses from other hosts, at the ports that they publish: a network says so for each family.
+#[test]
+fn networks_are_reached_as_their_gateway_modes_say() {
+    take_turn!();
+    let scene = scene();
+    let (host, other) = (scene.host(), scene.rig.host(2));
+    assert!(other.exec("ip", &["route", "add", "10.70.0.0/16", "via", host.addr()]).success);
+    assert!(other.exec("ip", &["-6", "route", "add", "fd70::/32", "via", "fd77::1"]).success);
+    let made = make(host, "routed", 1, ("routed", "routed"), &[]);
+    assert!(made.success, "{made:?}");
+    assert!(make(host, "mixed", 2, ("nat", "routed"), &[]).success);
+    let run = |name: &str, ports: &[&str]| {
+        host.ok(&[&["run", "-d", "--name", name, "--network", name], ports, &["skep/whoami"]].concat());
+    };
+    // Two may publish the same port: it is none of the host's.
+    run("routed", &["-p", "8000:8000", "-p", "8001"]);
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "neighbour",
+        "--network",
+        "routed",
+        "-p",
+        "8000:8000",
+        "busybox",
+        "sleep",
+        "1000",
+    ]);
+    run("mixed", &["-p", "8070:8000"]);
+
+    for url in ["http://10.70.1.2:8000/", "http://[fd70:0:1::2]:8000/", "http://[fd70:0:2::2]:8000/"] {
+        let seen = if url.contains('[') { "fd77::2" } else { other.addr() };
+        wait_until(url, LIMIT, || {
+            let answer = other.curl(url);
+            (answer.contains(seen), answer)
+        });
+    }
+    assert!(other.curl(&format!("http://{}:8070/", host.addr())).contains(other.addr()), "by IPv4 as ever");
+    for closed in [
+        format!("http://{}:8000/", host.addr()),
+        "http://[fd77::1]:8000/".to_owned(),
+        "http://[fd77::1]:8070/".to_owned(),
+        "http://10.70.2.2:8000/".to_owned(),
+        // Not published, though somebody could listen there.
+        "http://10.70.1.3:8000/".replace(".3:8000", ".3:22"),
+    ] {
+        assert_eq!(other.curl(&closed), "", "{closed}");
+    }
+    assert!(other.exec("busybox", &["ping", "-c", "1", "-W", "3", "10.70.1.2"]).success, "it answers to a ping");
+    assert_eq!(host.ok(&["port", "routed"]).trim(), "");
+    assert_eq!(host.ok(&["port", "mixed"]).trim(), "8000/tcp -> 0.0.0.0:8070");
+    // What goes out goes with the container's own address.
+    host.ok(&["exec", "neighbour", "ping", "-c", "1", "-W", "3", other.addr()]);
+    let rules = host.exec("nft", &["list", "table", "ip", "skep"]).stdout;
+    assert!(!rules.contains("saddr 10.70.1.0/24 oifname"), "{rules}");
+    host.ok(&["rm", "-f", "routed", "neighbour", "mixed"]);
+}
+
+#[test]
+fn networks_may_be_isolated_and_say_what_they_send_from() {
+    take_turn!();
+    let scene = scene();
+    let (host, other) = (scene.host(), scene.rig.host(2));
+    // The host has no address in one that is isolated.
+    let refused = make(host, "alone", 3, ("isolated", "nat"), &[]);
+    assert!(refused.stderr.contains("--internal"), "{refused:?}");
+    assert!(make(host, "alone", 3, ("isolated", "isolated"), &["--internal"]).success);
+    host.ok(&["run", "-d", "--name", "alone", "--network", "alone", "skep/whoami"]);
+    let pinged = host.run(&["run", "--rm", "--network", "alone", "busybox", "ping", "-c", "1", "-W", "1", "10.70.3.1"]);
+    assert!(!pinged.success, "{pinged:?}");
+    let asked = ["run", "--rm", "--network", "alone", "busybox", "timeout", "3", "wget", "-q", "-O", "-"];
+    wait_until("neighbours reach each other", LIMIT, || {
+        let ran = host.run(&[&asked[..], &["http://10.70.3.2:8000/"]].concat());
+        (ran.stdout.contains("10.70.3."), format!("{ran:?}"))
+    });
+    // What is sent has the address that is asked for.
+    assert!(host.exec("ip", &["addr", "add", "10.99.9.9/32", "dev", "lo"]).success);
+    assert!(other.exec("ip", &["route", "add", "10.99.9.9/32", "via", host.addr()]).success);
+    host.ok(&["network", "create", "-d", "bridge", "-o", "com.docker.network.host_ipv4=10.99.9.9", "sent"]);
+    host.ok(&["run", "--rm", "--network", "sent", "busybox", "ping", "-c", "1", "-W", "3", other.addr()]);
+    assert!(host.exec("nft", &["list", "table", "ip", "skep"]).stdout.contains("snat to 10.99.9.9"));
+    assert!(make(host, "wrong", 4, ("bridged", "nat"), &[]).stderr.contains("nat-unprotected"));
+    host.ok(&["rm", "-f", "alone"]);
+}

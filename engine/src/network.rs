@@ -30,8 +30,8 @@ use skep_name_server::NameServers;
 
 pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, KeptNetwork, NetworkKeeper};
-pub(crate) use local::GATEWAY_MODE;
 pub use local::{BridgeConfig, DEFAULT_NETWORK, HOST_BINDING, Ipv4Side, LocalNetwork, MTU};
+pub(crate) use local::{GATEWAY_MODE, GATEWAY_MODE_V6, GatewayMode, HOST_SOURCE, HOST_SOURCE_V6};
 pub use parent::Parent;
 pub use place::{Endpoint, MacAddress, WantedPlace};
 pub use v6::Ipv6Side;
@@ -267,8 +267,16 @@ impl Networks {
         granted: Vec<Endpoint>,
     ) -> io::Result<(Vec<Endpoint>, Vec<PublishedPort>)> {
         let ports = {
+            let all = self.all().clone();
+            let leads = |place: &WantedPlace| {
+                all.get(&place.network).is_none_or(|network| network.leads_ports(false) || network.leads_ports(true))
+            };
             let mut leases = self.leases();
-            let ports = pick_ports(&leases, member.ports)?;
+            let ports = match places.is_empty() || places.iter().any(leads) {
+                true => pick_ports(&leases, member.ports)?,
+                // They are opened at its own addresses, and none of the host's.
+                false => member.ports.iter().map(|port| PublishedPort { host_port: 0, ..port.clone() }).collect(),
+            };
             leases.insert(member.id.to_owned(), Lease { ports: ports.clone(), ..Lease::default() });
             ports
         };

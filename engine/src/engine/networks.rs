@@ -1,7 +1,7 @@
 //! The host's networks for its users, and containers that join and leave them while they run.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use skep_api::{Subnet, with_causes};
@@ -13,8 +13,8 @@ use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
 use crate::network::parent::{Mode, ModeError, is_link};
 use crate::network::{
-    DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, HOST_BINDING, Ipv4Side, Ipv6Side, LocalNetwork, MTU, Member, Parent,
-    WantedPlace,
+    DEFAULT_NETWORK, Endpoint, GATEWAY_MODE, GATEWAY_MODE_V6, GatewayMode, HOST_BINDING, HOST_SOURCE, HOST_SOURCE_V6,
+    Ipv4Side, Ipv6Side, LocalNetwork, MTU, Member, Parent, WantedPlace,
 };
 
 /// A network to make.
@@ -50,9 +50,6 @@ const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 
 /// As Docker has it.
 const V6_LEN_MAX: u8 = 120;
-
-/// What a network's gateway can be asked for.
-const GATEWAY_MODES: [&str; 2] = ["nat", "nat-unprotected"];
 
 impl Engine {
     /// The host's networks, by id; the default one is `bridge`.
@@ -331,10 +328,10 @@ impl Engine {
         self.config.host_gateways.first().copied().unwrap_or_else(|| self.config.bridge.gateway.into())
     }
 
-    /// Whether a network of this host's lets nothing out.
+    /// Whether ports of containers in a network are the host's by IPv4, or by IPv6; those that are not this host's are.
     #[must_use]
-    pub fn is_internal(&self, id: &str) -> bool {
-        self.networks.get(id).is_some_and(|network| network.internal)
+    pub fn leads_ports(&self, id: &str, v6: bool) -> bool {
+        self.networks.get(id).is_none_or(|network| network.leads_ports(v6))
     }
 
     /// The host's address that a container's ports are published on unless another is named.
@@ -429,21 +426,26 @@ fn check_option(
 }
 
 /// Refuses options of the bridge driver that are unknown, or said in another way than is understood.
-fn check_options(options: &BTreeMap<String, String>) -> Result<(), EngineError> {
+fn check_options(options: &BTreeMap<String, String>, internal: bool) -> Result<(), EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
     for key in options.keys() {
-        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE, GATEWAY_MODE, MTU, HOST_BINDING];
-        let known = known.contains(&key.as_str());
+        let known = [DEVICE, MASQUERADE, NEIGHBOURS, DEFAULT_BRIDGE, MTU, HOST_BINDING, HOST_SOURCE, HOST_SOURCE_V6]
+            .into_iter()
+            .chain([GATEWAY_MODE, GATEWAY_MODE_V6])
+            .any(|known| known == key);
         if !known && key.starts_with("com.docker.network.") {
             return invalid(format!("network option {key} is not supported yet"));
         }
     }
-    if let Some(mode) = options.get(GATEWAY_MODE).filter(|mode| !GATEWAY_MODES.contains(&mode.as_str())) {
-        return invalid(format!(
-            "network option {GATEWAY_MODE}={mode:?} is unknown: use {}",
-            GATEWAY_MODES.join(" or ")
-        ));
+    for key in [GATEWAY_MODE, GATEWAY_MODE_V6] {
+        let words = GatewayMode::WORDS.map(|(word, _)| word);
+        check_option(options, key, &words.join(", "), |mode| words.contains(&mode))?;
+        if options.get(key).is_some_and(|mode| mode == "isolated") && !internal {
+            return invalid(format!("network option {key}=isolated is for internal networks alone: add --internal"));
+        }
     }
+    check_option(options, HOST_SOURCE, "an IPv4 address", |text| text.parse::<Ipv4Addr>().is_ok())?;
+    check_option(options, HOST_SOURCE_V6, "an IPv6 address", |text| text.parse::<Ipv6Addr>().is_ok())?;
     check_option(options, MTU, "a number from 68 to 65535", |text| {
         text.parse::<u32>().is_ok_and(|mtu| (68..=65535).contains(&mtu))
     })?;
@@ -472,7 +474,7 @@ fn v4_of(spec: &LocalNetworkSpec, subnet: Subnet) -> Result<Ipv4Side, EngineErro
 /// A network that is asked for; without a subnet it has IPv6 alone.
 fn network_of(spec: LocalNetworkSpec, subnet: Option<Subnet>) -> Result<LocalNetwork, EngineError> {
     let invalid = |why: String| Err(EngineError::Invalid(why));
-    check_options(&spec.options)?;
+    check_options(&spec.options, spec.internal)?;
     if subnet.is_none() && spec.v6.is_none() {
         return invalid("IPv4 or IPv6 must be enabled: a network has addresses of one of them at least".into());
     }

@@ -9,7 +9,7 @@ use skep_host_net::{
     Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_address, link_index,
 };
 
-use super::{LocalNetwork, MacAddress};
+use super::{GATEWAY_MODE, GATEWAY_MODE_V6, GatewayMode, LocalNetwork, MacAddress};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
@@ -24,16 +24,16 @@ pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Resu
         }
     };
     let index = link_index(handle, name).await.ok_or(rtnetlink::Error::RequestFailed)?;
-    if let Some(v4) = &network.v4 {
+    if let Some(v4) = network.v4.as_ref().filter(|_| network.gateway_mode(GATEWAY_MODE) != GatewayMode::Isolated) {
         let (gateway, prefix_len) = (v4.gateway.into(), v4.subnet.prefix_len());
         add_existing_is_fine(handle.address().add(index, gateway, prefix_len).execute().await)?;
     }
     match &network.v6 {
-        Some(v6) => {
+        Some(v6) if network.gateway_mode(GATEWAY_MODE_V6) != GatewayMode::Isolated => {
             allow_ipv6(name);
             add_ipv6_address(handle, index, v6.gateway, Reach::Network(v6.subnet.prefix_len())).await?;
         }
-        None => without_ipv6(name),
+        Some(_) | None => without_ipv6(name),
     }
     let up = LinkUnspec::new_with_index(index).address(address).up();
     let up = network.mtu().into_iter().fold(up, LinkMessageBuilder::mtu).build();

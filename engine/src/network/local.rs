@@ -11,8 +11,36 @@ use super::{Ipv6Side, Parent};
 /// The network that every host has.
 pub const DEFAULT_NETWORK: &str = "bridge";
 
-/// The option that says how a network is reached, as Docker calls it.
+/// The options that say how a network is reached by each family, as Docker calls them.
 pub(crate) const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+pub(crate) const GATEWAY_MODE_V6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
+/// The host's addresses that packets from a network have outside, by family.
+pub(crate) const HOST_SOURCE: &str = "com.docker.network.host_ipv4";
+pub(crate) const HOST_SOURCE_V6: &str = "com.docker.network.host_ipv6";
+
+/// How a network's containers are reached from outside of the host by one family of addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum GatewayMode {
+    /// By the host's address at published ports alone; what they send has the host's address.
+    #[default]
+    Nat,
+    /// By their own addresses, too, at every port.
+    NatUnprotected,
+    /// By their own addresses alone, at published ports; what they send has those.
+    Routed,
+    /// Not even by the host, which has no address there.
+    Isolated,
+}
+
+impl GatewayMode {
+    /// Every mode's word.
+    pub(crate) const WORDS: [(&str, Self); 4] = [
+        ("nat", Self::Nat),
+        ("nat-unprotected", Self::NatUnprotected),
+        ("routed", Self::Routed),
+        ("isolated", Self::Isolated),
+    ];
+}
 
 /// How many bytes a packet of a network's may have.
 pub const MTU: &str = "com.docker.network.driver.mtu";
@@ -119,9 +147,22 @@ impl LocalNetwork {
         }
     }
 
-    /// Whether its containers are reached by their own addresses from other hosts, too.
-    pub(super) fn is_routed(&self) -> bool {
-        self.options.get(GATEWAY_MODE).is_some_and(|mode| mode == "nat-unprotected")
+    /// How it is reached by the family whose mode stands in the option `key`.
+    pub(crate) fn gateway_mode(&self, key: &str) -> GatewayMode {
+        let word = self.options.get(key).map(String::as_str);
+        GatewayMode::WORDS
+            .iter()
+            .find(|(known, _)| Some(*known) == word)
+            .map_or_else(GatewayMode::default, |found| found.1)
+    }
+
+    /// Whether ports of its containers are the host's by IPv4, or by IPv6.
+    pub(crate) fn leads_ports(&self, v6: bool) -> bool {
+        let (there, mode) = match v6 {
+            true => (self.v6.is_some(), self.gateway_mode(GATEWAY_MODE_V6)),
+            false => (self.v4.is_some(), self.gateway_mode(GATEWAY_MODE)),
+        };
+        there && !self.internal && mode != GatewayMode::Routed
     }
 
     /// What its containers reach the host by: IPv4, where they have it.

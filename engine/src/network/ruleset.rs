@@ -2,9 +2,11 @@
 //! the kernel.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
-use crate::network::LocalNetwork;
+use crate::container::config::PublishedPort;
 use crate::network::lease::Lease;
+use crate::network::{GATEWAY_MODE, GatewayMode, HOST_SOURCE, LocalNetwork};
 
 /// What the table of IPv4 is called, with its family.
 pub(super) const TABLE: &str = "ip skep";
@@ -19,9 +21,28 @@ pub(super) struct Family {
     pub(super) loopback: Option<&'static str>,
     /// What comes before the ports that are published.
     pub(super) unpublished: &'static str,
+    /// The option that has a network's mode, and the one that has the address of what it sends.
+    pub(super) mode: &'static str,
+    pub(super) source: &'static str,
 }
 
-const IPV4: Family = Family { table: TABLE, name: "ip", loopback: Some("127.0.0.0/8"), unpublished: "" };
+const IPV4: Family = Family {
+    table: TABLE,
+    name: "ip",
+    loopback: Some("127.0.0.0/8"),
+    unpublished: "",
+    mode: GATEWAY_MODE,
+    source: HOST_SOURCE,
+};
+
+/// The rules of ports that are published.
+#[derive(Default)]
+pub(super) struct Published {
+    /// Those of the host that lead into containers.
+    pub(super) led: String,
+    /// Those of containers that are reached by their own addresses.
+    pub(super) opened: String,
+}
 
 /// The whole table of IPv4.
 pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
@@ -40,20 +61,32 @@ pub(super) fn table(
     family: &Family,
     networks: &BTreeMap<String, LocalNetwork>,
     sides: &[(&LocalNetwork, String)],
-    published: &str,
+    published: &Published,
 ) -> String {
-    let Family { table, name, loopback, unpublished } = family;
+    let Family { table, name, loopback, unpublished, mode, source } = family;
+    let Published { led, opened } = published;
     let (mut masquerade, mut forward, mut direct, mut isolation) =
         (String::new(), String::new(), String::new(), String::new());
+    let mut closed = String::new();
     for (network, subnet) in sides {
         let device = &network.device;
-        if network.masquerade && !network.internal {
-            masquerade += &format!("    {name} saddr {subnet} oifname != \"{device}\" masquerade\n");
+        let mode = network.gateway_mode(mode);
+        if network.masquerade && !network.internal && mode != GatewayMode::Routed {
+            let how =
+                network.options.get(*source).map_or_else(|| "masquerade".into(), |source| format!("snat to {source}"));
+            masquerade += &format!("    {name} saddr {subnet} oifname != \"{device}\" {how}\n");
         }
-        // Containers are reached by their published ports; what comes for their own addresses from
-        // elsewhere is refused before any port is led in.
-        if !network.is_routed() {
-            direct += &format!("    {name} daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
+        match mode {
+            // Containers are reached by their published ports; what comes for their own addresses from
+            // elsewhere is refused before any port is led in.
+            GatewayMode::Nat | GatewayMode::Isolated => {
+                direct += &format!("    {name} daddr {subnet} iifname != {{ \"{device}\", \"lo\" }} drop\n");
+            }
+            GatewayMode::NatUnprotected => {}
+            GatewayMode::Routed => {
+                closed += &format!("    {name} daddr {subnet} meta l4proto {{ icmp, ipv6-icmp }} accept\n");
+                closed += &format!("    oifname \"{device}\" iifname != \"{device}\" drop\n");
+            }
         }
         if let Some(loopback) = loopback {
             masquerade += &format!("    {name} saddr {loopback} oifname \"{device}\" masquerade\n");
@@ -70,38 +103,55 @@ pub(super) fn table(
         }
     }
     // What a port leads to may be reached from everywhere; else networks do not see each other.
-    if !isolation.is_empty() {
+    if !isolation.is_empty() || !closed.is_empty() {
         forward += "    ct state established,related accept\n    ct status dnat accept\n";
     }
     format!(
         "table {table} {{\n\
-         \x20 chain publish {{\n{unpublished}{published}  }}\n\
+         \x20 chain publish {{\n{unpublished}{led}  }}\n\
          \x20 chain direct {{\n    type filter hook prerouting priority -300\n{direct}  }}\n\
          \x20 chain prerouting {{\n    type nat hook prerouting priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\
          \x20 chain output {{\n    type nat hook output priority -100\n\
          \x20   fib daddr type local jump publish\n  }}\n\
-         \x20 chain forward {{\n    type filter hook forward priority 0\n{forward}{isolation}  }}\n\
+         \x20 chain forward {{\n    type filter hook forward priority 0\n{forward}{opened}{closed}{isolation}  }}\n\
          \x20 chain postrouting {{\n    type nat hook postrouting priority 100\n{masquerade}  }}\n}}\n"
     )
 }
 
-fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    let mut dnat = String::new();
+fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> Published {
+    let mut published = Published::default();
     for lease in leases.values() {
-        let outward = |network: &str| networks.get(network).is_some_and(|network| !network.internal);
-        let own = lease.places.iter().filter(|place| outward(&place.network)).find_map(|place| place.address);
+        let outward = |network: &str| networks.get(network).filter(|network| !network.internal);
+        let own = lease.places.iter().find_map(|place| Some((outward(&place.network)?, place.address?)));
+        if let (None, Some((network, address))) = (lease.through, own)
+            && network.gateway_mode(GATEWAY_MODE) == GatewayMode::Routed
+        {
+            published.opened += &opened(&IPV4, address, &lease.ports);
+            continue;
+        }
         for port in &lease.ports {
             let to = match (lease.through, own) {
                 (Some(through), _) => through.to_string(),
-                (None, Some(address)) => format!("{address}:{}", port.container_port),
+                (None, Some((_, address))) => format!("{address}:{}", port.container_port),
                 (None, None) => continue,
             };
             let at = if port.host_ip.is_unspecified() { String::new() } else { format!("ip daddr {} ", port.host_ip) };
-            dnat += &format!("    {at}{} dport {} dnat to {to}\n", port.protocol.as_str(), port.host_port);
+            published.led += &format!("    {at}{} dport {} dnat to {to}\n", port.protocol.as_str(), port.host_port);
         }
     }
-    dnat
+    published
+}
+
+/// Lets everybody reach a container's ports at its own address. One that was asked for at an address of the host's
+/// stays closed: this would be wider.
+pub(super) fn opened(family: &Family, address: impl Display, ports: &[PublishedPort]) -> String {
+    let name = family.name;
+    let ports = ports.iter().filter(|port| port.host_ip.is_unspecified());
+    let rule = |port: &PublishedPort| {
+        format!("    {name} daddr {address} {} dport {} accept\n", port.protocol.as_str(), port.container_port)
+    };
+    ports.map(rule).collect()
 }
 
 #[cfg(test)]
@@ -111,9 +161,8 @@ mod tests {
     use skep_api::service::Protocol;
 
     use super::*;
-    use crate::container::config::PublishedPort;
+    use crate::network::Ipv4Side;
     use crate::network::lease::Held;
-    use crate::network::{GATEWAY_MODE, Ipv4Side};
 
     #[test]
     fn rules_lead_ports_in_and_keep_networks_apart() {
@@ -149,5 +198,22 @@ mod tests {
         assert!(!rules.contains("dport 8080"), "nothing leads into an internal network");
         assert!(rules.contains("iifname \"br-one\" oifname != \"br-one\" drop"), "{rules}");
         assert!(!rules.contains("ip saddr 10.1.0.0/16 oifname != \"br-one\" masquerade"), "{rules}");
+        // Reached by its own address, at the port that is published and no other.
+        let one = networks.get_mut("one").unwrap();
+        one.internal = false;
+        one.options.insert(GATEWAY_MODE.into(), "routed".into());
+        let at_all = |lease: &Lease| Lease {
+            ports: lease
+                .ports
+                .iter()
+                .map(|port| PublishedPort { host_ip: Ipv4Addr::UNSPECIFIED, ..port.clone() })
+                .collect(),
+            ..lease.clone()
+        };
+        let rules = ruleset(&networks, &leases.iter().map(|(id, lease)| (id.clone(), at_all(lease))).collect());
+        assert!(rules.contains("ip daddr 10.1.0.2 tcp dport 80 accept"), "{rules}");
+        assert!(rules.contains("oifname \"br-one\" iifname != \"br-one\" drop"), "{rules}");
+        assert!(!rules.contains("dport 8080") && !rules.contains("10.1.0.0/16 oifname"), "{rules}");
+        assert!(!ruleset(&networks, &leases).contains("dport 80 accept"), "one of the host's address is not widened");
     }
 }

@@ -6,15 +6,22 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 use skep_api::SubnetV6;
 
-use super::LocalNetwork;
 use super::lease::Lease;
-use super::ruleset::{Family, cleared, table};
+use super::ruleset::{Family, Published, cleared, opened, table};
+use super::{GATEWAY_MODE_V6, GatewayMode, HOST_SOURCE_V6, LocalNetwork};
 
 /// What the table is called, with its family.
 pub(super) const TABLE: &str = "ip6 skep";
 
 /// No packet from ::1 may leave its host: who asks there is refused at once, and not kept waiting.
-const IPV6: Family = Family { table: TABLE, name: "ip6", loopback: None, unpublished: "    ip6 daddr ::1 return\n" };
+const IPV6: Family = Family {
+    table: TABLE,
+    name: "ip6",
+    loopback: None,
+    unpublished: "    ip6 daddr ::1 return\n",
+    mode: GATEWAY_MODE_V6,
+    source: HOST_SOURCE_V6,
+};
 
 /// A network's IPv6 addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,18 +56,22 @@ pub(super) fn ruleset(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeM
 }
 
 /// Ports of all of the host's addresses, led to those that have an IPv6 address.
-fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> String {
-    let mut dnat = String::new();
+fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) -> Published {
+    let mut published = Published::default();
     for lease in leases.values() {
-        let outward = |network: &str| networks.get(network).is_some_and(|network| !network.internal);
-        let own = lease.places.iter().filter(|place| outward(&place.network)).find_map(|place| place.address_v6);
-        let Some(address) = own else { continue };
+        let outward = |network: &str| networks.get(network).filter(|network| !network.internal);
+        let own = lease.places.iter().find_map(|place| Some((outward(&place.network)?, place.address_v6?)));
+        let Some((network, address)) = own else { continue };
+        if network.gateway_mode(GATEWAY_MODE_V6) == GatewayMode::Routed {
+            published.opened += &opened(&IPV6, address, &lease.ports);
+            continue;
+        }
         for port in lease.ports.iter().filter(|port| port.host_ip.is_unspecified()) {
             let (protocol, at, to) = (port.protocol.as_str(), port.host_port, port.container_port);
-            dnat += &format!("    {protocol} dport {at} dnat to [{address}]:{to}\n");
+            published.led += &format!("    {protocol} dport {at} dnat to [{address}]:{to}\n");
         }
     }
-    dnat
+    published
 }
 
 #[cfg(test)]

@@ -36,12 +36,12 @@ fn served_at(engine: &Engine, container: &Inspection, port: &PublishedPort) -> V
     if !port.host_ip.is_unspecified() {
         return vec![port.host_ip.into()];
     }
-    let endpoints = container.state.endpoints().iter();
+    let places = container.state.endpoints();
     // What is not this host's is reached by IPv4 as well.
-    let outward = endpoints.filter(|held| !engine.is_internal(&held.network));
-    let places: Vec<_> = outward.collect();
-    let v4 = (places.is_empty() || places.iter().any(|held| held.address.is_some())).then_some(UNSPECIFIED_V4);
-    let v6 = places.iter().any(|held| held.address_v6.is_some()).then_some(UNSPECIFIED_V6);
+    let by_v4 = |held: &Endpoint| held.address.is_some() && engine.leads_ports(&held.network, false);
+    let by_v6 = |held: &Endpoint| held.address_v6.is_some() && engine.leads_ports(&held.network, true);
+    let v4 = (places.is_empty() || places.iter().any(by_v4)).then_some(UNSPECIFIED_V4);
+    let v6 = places.iter().any(by_v6).then_some(UNSPECIFIED_V6);
     v4.into_iter().chain(v6).collect()
 }
 
