@@ -36,7 +36,6 @@ pub struct Config {
 
 impl ConfigSpec {
     pub fn validate(&self) -> Result<(), PayloadError> {
-        let unsupported = self.templating.as_ref().map(|_| "a template driver");
-        check_payload("config", &self.name, self.data.len(), CONFIG_LEN_MAX, unsupported)
+        check_payload("config", &self.name, &self.data, CONFIG_LEN_MAX, self.templating.as_ref())
     }
 }

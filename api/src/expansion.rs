@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use crate::NodeId;
 use crate::container::ContainerSpec;
 use crate::task::{Slot, Task};
-use crate::template::{TemplateError, render};
+use crate::template::{TemplateError, render, render_with};
+
+/// The one driver of templates that secrets and configs may name.
+pub const TEMPLATE_DRIVER: &str = "golang";
 
 /// Who fills templates in.
 #[derive(Clone, Debug)]
@@ -53,7 +56,31 @@ impl TemplateContext {
     }
 }
 
+/// What a container has of some kind and name, or why it has not.
+pub type Found = Result<String, String>;
+
+impl TemplateContext {
+    /// Fills in what a secret or a config holds. Beside what others can name, it can call `secret "TARGET"`, `config "TARGET"`
+    /// and `env "NAME"`: `other` says what the container has of that kind and name.
+    pub fn fill_payload(
+        &self,
+        text: &str,
+        other: &dyn Fn(&str, &str) -> Option<Found>,
+    ) -> Result<String, TemplateError> {
+        render_with(text, &self.0, &|function, arguments| {
+            let [Value::String(name)] = arguments else { return None };
+            other(function, name).map(|found| found.map(Value::from))
+        })
+    }
+}
+
 impl ContainerSpec {
+    /// Whether anything of a task may have to be filled in: secrets and configs say it themselves.
+    #[must_use]
+    pub fn may_be_filled(&self) -> bool {
+        self.has_templates() || !self.secrets.is_empty() || !self.configs.is_empty()
+    }
+
     /// Whether tasks differ in what templates come to.
     #[must_use]
     pub fn has_templates(&self) -> bool {

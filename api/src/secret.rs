@@ -6,10 +6,12 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::container::Driver;
+use crate::expansion::TEMPLATE_DRIVER;
 use crate::id::SecretId;
 use crate::name::{NameError, check_payload_name};
 use crate::object::Meta;
 use crate::secret_bytes::SecretBytes;
+use crate::template;
 
 /// The largest secret, in bytes: 500 KiB are one too many.
 pub const SECRET_LEN_MAX: usize = 500 * 1024 - 1;
@@ -49,35 +51,40 @@ pub enum PayloadError {
     TooLarge { kind: &'static str, name: String, len: usize, len_max: usize },
     #[error("{kind} {name}: {what} is not supported yet")]
     Unsupported { kind: &'static str, name: String, what: &'static str },
+    #[error("{kind} {name} cannot be filled in: {why}")]
+    Template { kind: &'static str, name: String, why: String },
 }
 
 pub(crate) fn check_payload(
     kind: &'static str,
     name: &str,
-    len: usize,
+    data: &SecretBytes,
     len_max: usize,
-    unsupported: Option<&'static str>,
+    templating: Option<&Driver>,
 ) -> Result<(), PayloadError> {
     check_payload_name(kind, name)?;
     let name = name.to_owned();
-    if let Some(what) = unsupported {
-        return Err(PayloadError::Unsupported { kind, name, what });
+    match data.len() {
+        0 => return Err(PayloadError::Empty { kind, name }),
+        len if len > len_max => return Err(PayloadError::TooLarge { kind, name, len, len_max }),
+        _ => {}
     }
-    match len {
-        0 => Err(PayloadError::Empty { kind, name }),
-        len if len > len_max => Err(PayloadError::TooLarge { kind, name, len, len_max }),
-        _ => Ok(()),
-    }
+    let Some(driver) = templating else { return Ok(()) };
+    let checked = match (driver.name.as_str(), std::str::from_utf8(data.expose())) {
+        (TEMPLATE_DRIVER, Ok(text)) => template::check(text).map_err(|error| error.to_string()),
+        (TEMPLATE_DRIVER, Err(_)) => Err("a template is text in UTF-8".into()),
+        (other, _) => Err(format!("unrecognized template driver {other:?}: use {TEMPLATE_DRIVER}")),
+    };
+    checked.map_err(|why| PayloadError::Template { kind, name, why })
 }
 
 impl SecretSpec {
     pub fn validate(&self) -> Result<(), PayloadError> {
-        let unsupported = match (&self.driver, &self.templating) {
-            (Some(_), _) => Some("a secret driver"),
-            (None, Some(_)) => Some("a template driver"),
-            (None, None) => None,
-        };
-        check_payload("secret", &self.name, self.data.len(), SECRET_LEN_MAX, unsupported)
+        if self.driver.is_some() {
+            let (kind, name) = ("secret", self.name.clone());
+            return Err(PayloadError::Unsupported { kind, name, what: "a secret driver" });
+        }
+        check_payload("secret", &self.name, &self.data, SECRET_LEN_MAX, self.templating.as_ref())
     }
 }
 

@@ -1,11 +1,14 @@
 //! Go's templates, as far as people use them for what a client prints and what differs from task to task: fields, `range`, `if`,
 //! `with`, variables, pipelines, and the functions that docker's client has.
 
+mod functions;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
+
+use self::functions::{FUNCTIONS, call};
 
 /// Deeper nesting is nobody's.
 const DEPTH_MAX: usize = 64;
@@ -13,25 +16,40 @@ const DEPTH_MAX: usize = 64;
 const STEPS_MAX: usize = 1_000_000;
 /// As long as a text may become.
 const LEN_MAX: usize = 16 << 20;
-/// As wide as a cell may be.
-const WIDTH_MAX: usize = 1024;
 
 /// Why a template cannot be filled.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 pub struct TemplateError(anyhow::Error);
 
+/// Functions of a template's own: what one of this name makes of its arguments, if there is one.
+pub type Functions<'a> = &'a dyn Fn(&str, &[Value]) -> Option<Result<Value, String>>;
+
 /// Fills a template with a value.
 pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
+    render_with(template, value, &|_, _| None)
+}
+
+/// Whether a template can be read at all; what it names may still be missing.
+pub fn check(template: &str) -> Result<(), TemplateError> {
+    nodes(template).map(drop).with_context(|| format!("template {template:?}")).map_err(TemplateError)
+}
+
+fn nodes(template: &str) -> anyhow::Result<Vec<Node>> {
+    let pieces = pieces(template)?;
+    let (nodes, end) = parse(&mut pieces.as_slice(), 0)?;
+    ensure!(end.is_none(), "{{{{{}}}}} without a beginning", end.unwrap_or_default());
+    Ok(nodes)
+}
+
+/// Fills a template with a value; it may call more functions than usual.
+pub fn render_with(template: &str, value: &Value, functions: Functions<'_>) -> Result<String, TemplateError> {
     let filled = || {
-        let pieces = pieces(template)?;
-        let mut rest = pieces.as_slice();
-        let (nodes, end) = parse(&mut rest, 0)?;
-        ensure!(end.is_none(), "{{{{{}}}}} without a beginning", end.unwrap_or_default());
-        let mut scope = Scope { variables: vec![("$".to_owned(), value.clone())], steps: 0 };
+        let nodes = nodes(template)?;
+        let mut scope = Scope { variables: vec![("$".to_owned(), value.clone())], functions, steps: 0 };
         let mut text = String::new();
         execute(&nodes, value, &mut scope, &mut text)?;
-        Ok(text)
+        anyhow::Ok(text)
     };
     filled().with_context(|| format!("template {template:?}")).map_err(TemplateError)
 }
@@ -254,7 +272,7 @@ impl Pipeline {
         Ok(Self(commands))
     }
 
-    fn run(&self, dot: &Value, scope: &Scope) -> anyhow::Result<Value> {
+    fn run(&self, dot: &Value, scope: &Scope<'_>) -> anyhow::Result<Value> {
         let mut last = None;
         for command in &self.0 {
             let is_function = |word: &str| word.starts_with(char::is_alphabetic) && literal(word).is_none();
@@ -262,7 +280,7 @@ impl Pipeline {
                 [Operand::Word(name), arguments @ ..] if is_function(name) => {
                     let arguments = arguments.iter().map(|argument| argument.value(dot, scope));
                     let arguments = arguments.chain(last.take().map(Ok)).collect::<anyhow::Result<Vec<_>>>()?;
-                    call(name, &arguments)?
+                    scope.call(name, &arguments)?
                 }
                 [only] if last.is_none() => only.value(dot, scope)?,
                 _ => bail!("a function is missing before its arguments: one of {}", FUNCTIONS.join(", ")),
@@ -284,7 +302,7 @@ fn literal(word: &str) -> Option<Value> {
 }
 
 impl Operand {
-    fn value(&self, dot: &Value, scope: &Scope) -> anyhow::Result<Value> {
+    fn value(&self, dot: &Value, scope: &Scope<'_>) -> anyhow::Result<Value> {
         match self {
             Self::Text(text) => Ok(json!(text)),
             Self::Nested(pipeline, fields) => lookup(&pipeline.run(dot, scope)?, fields).cloned(),
@@ -295,27 +313,35 @@ impl Operand {
             }
             Self::Word(word) => match literal(word) {
                 Some(value) => Ok(value),
-                None => call(word, &[]),
+                None => scope.call(word, &[]),
             },
         }
     }
 }
 
 /// The variables that are set, the innermost last.
-struct Scope {
+struct Scope<'a> {
     variables: Vec<(String, Value)>,
+    functions: Functions<'a>,
     /// Taken so far.
     steps: usize,
 }
 
-impl Scope {
+impl Scope<'_> {
+    fn call(&self, name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
+        match (self.functions)(name, arguments) {
+            Some(result) => result.map_err(anyhow::Error::msg),
+            None => call(name, arguments),
+        }
+    }
+
     fn get(&self, name: &str) -> anyhow::Result<&Value> {
         let found = self.variables.iter().rev().find(|(known, _)| known == name);
         found.map(|(_, value)| value).with_context(|| format!("there is no variable {name}: set it by {name} := …"))
     }
 }
 
-fn execute(nodes: &[Node], dot: &Value, scope: &mut Scope, out: &mut String) -> anyhow::Result<()> {
+fn execute(nodes: &[Node], dot: &Value, scope: &mut Scope<'_>, out: &mut String) -> anyhow::Result<()> {
     let outer = scope.variables.len();
     for node in nodes {
         scope.steps += 1;
@@ -406,134 +432,6 @@ fn lookup<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
             format!("there is no {path}: {part:?} is not among {}", known.join(", "))
         })
     })
-}
-
-const FUNCTIONS: [&str; 23] = [
-    "and", "eq", "ge", "gt", "index", "join", "json", "le", "len", "lower", "lt", "ne", "not", "or", "pad", "print",
-    "printf", "println", "slice", "split", "title", "truncate", "upper",
-];
-
-fn call(name: &str, arguments: &[Value]) -> anyhow::Result<Value> {
-    let text = |index: usize| arguments.get(index).map(printed).unwrap_or_default();
-    let number = |index: usize| arguments.get(index).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-    Ok(match (name, arguments) {
-        ("json", [value]) => json!(value.to_string()),
-        ("upper", [_]) => json!(text(0).to_uppercase()),
-        ("lower", [_]) => json!(text(0).to_lowercase()),
-        ("title", [_]) => json!(title(&text(0))),
-        ("split", [_, _]) => text(0).split(&text(1)).collect(),
-        ("join", [Value::Array(list), _]) => json!(list.iter().map(printed).collect::<Vec<_>>().join(&text(1))),
-        ("join", [Value::Null, _]) => json!(""),
-        ("truncate", [_, _]) => json!(text(0).chars().take(number(1).unwrap_or(0)).collect::<String>()),
-        ("pad", [_, _, _]) => {
-            let (before, after) = (number(1).unwrap_or(0), number(2).unwrap_or(0));
-            ensure!(before <= WIDTH_MAX && after <= WIDTH_MAX, "nothing is padded by more than {WIDTH_MAX}");
-            json!(format!("{:before$}{}{:after$}", "", text(0), ""))
-        }
-        ("len", [value]) => json!(match value {
-            Value::String(text) => text.len(),
-            Value::Array(list) => list.len(),
-            Value::Object(map) => map.len(),
-            Value::Null => 0,
-            other => bail!("{other} has no length"),
-        }),
-        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), |value, key| index(&value, key))?,
-        ("slice", [value, ..]) => slice(value, number(1).unwrap_or(0), number(2))?,
-        ("print", _) => json!(arguments.iter().map(printed).collect::<Vec<_>>().join(" ")),
-        ("println", _) => json!(arguments.iter().map(printed).collect::<Vec<_>>().join(" ") + "\n"),
-        ("printf", [Value::String(format), values @ ..]) => json!(formatted(format, values)?),
-        ("not", [value]) => json!(!is_true(value)),
-        ("and", [_, ..]) => {
-            arguments.iter().find(|value| !is_true(value)).or_else(|| arguments.last()).cloned().unwrap_or_default()
-        }
-        ("or", [_, ..]) => {
-            arguments.iter().find(|value| is_true(value)).or_else(|| arguments.last()).cloned().unwrap_or_default()
-        }
-        ("eq", [first, others @ ..]) if !others.is_empty() => json!(others.contains(first)),
-        ("ne", [one, other]) => json!(one != other),
-        ("lt" | "le" | "gt" | "ge", [one, other]) => json!(compare(name, one, other)?),
-        _ if FUNCTIONS.contains(&name) => bail!("{name} does not take {} arguments of these kinds", arguments.len()),
-        _ => bail!("{{{{{name}}}}} is not known: write a field such as .Name, or one of {}", FUNCTIONS.join(", ")),
-    })
-}
-
-fn title(text: &str) -> String {
-    let mut start = true;
-    let letter = |letter: char| {
-        let upper = if start { letter.to_uppercase().collect() } else { letter.to_string() };
-        start = letter.is_whitespace();
-        upper
-    };
-    text.chars().map(letter).collect()
-}
-
-fn index(value: &Value, key: &Value) -> anyhow::Result<Value> {
-    match (value, key) {
-        (Value::Array(list), Value::Number(_)) => {
-            let found = key.as_u64().and_then(|at| list.get(usize::try_from(at).ok()?));
-            found.cloned().with_context(|| format!("index {key} is beyond the list's {} entries", list.len()))
-        }
-        // What a map does not have is empty.
-        (Value::Object(map), Value::String(key)) => Ok(map.get(key).cloned().unwrap_or_else(|| json!(""))),
-        (Value::Null, _) => Ok(json!("")),
-        _ => bail!("{value} cannot be indexed by {key}"),
-    }
-}
-
-fn slice(value: &Value, from: usize, to: Option<usize>) -> anyhow::Result<Value> {
-    let beyond = || format!("slice {from} to {to:?} is beyond {value}");
-    match value {
-        Value::String(text) => text.get(from..to.unwrap_or(text.len())).map(|part| json!(part)).with_context(beyond),
-        Value::Array(list) => list.get(from..to.unwrap_or(list.len())).map(|part| json!(part)).with_context(beyond),
-        other => bail!("{other} cannot be sliced"),
-    }
-}
-
-fn compare(how: &str, one: &Value, other: &Value) -> anyhow::Result<bool> {
-    let order = match (one, other) {
-        (Value::Number(one), Value::Number(other)) => one.as_f64().partial_cmp(&other.as_f64()),
-        (Value::String(one), Value::String(other)) => Some(one.cmp(other)),
-        _ => None,
-    };
-    let order = order.with_context(|| format!("{one} and {other} cannot be compared"))?;
-    Ok(match how {
-        "lt" => order.is_lt(),
-        "le" => order.is_le(),
-        "gt" => order.is_gt(),
-        _ => order.is_ge(),
-    })
-}
-
-/// `%s`, `%v`, `%d`, `%q` and `%%`, with widths.
-fn formatted(format: &str, values: &[Value]) -> anyhow::Result<String> {
-    let (mut text, mut values, mut chars) = (String::new(), values.iter(), format.chars().peekable());
-    while let Some(next) = chars.next() {
-        if next != '%' {
-            text.push(next);
-            continue;
-        }
-        let mut width = String::new();
-        while let Some(&part) = chars.peek().filter(|part| part.is_ascii_digit() || **part == '-') {
-            width.push(part);
-            chars.next();
-        }
-        let kind = chars.next().with_context(|| format!("{format:?} ends with %"))?;
-        if kind == '%' {
-            text.push('%');
-            continue;
-        }
-        let value = values.next().with_context(|| format!("{format:?} asks for more values than there are"))?;
-        let cell = match kind {
-            's' | 'v' | 'd' => printed(value),
-            'q' => json!(printed(value)).to_string(),
-            other => bail!("%{other} is not known in {format:?}: use %s, %v, %d or %q"),
-        };
-        let digits = width.trim_start_matches('-');
-        let len = if digits.is_empty() { Some(0) } else { digits.parse().ok().filter(|&len| len <= WIDTH_MAX) };
-        let len = len.with_context(|| format!("%{width} in {format:?} is no width up to {WIDTH_MAX}"))?;
-        if width.starts_with('-') { write!(text, "{cell:<len$}")? } else { write!(text, "{cell:>len$}")? }
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

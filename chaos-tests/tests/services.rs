@@ -321,6 +321,75 @@ fn tasks_differ_in_what_templates_come_to() {
 }
 
 #[test]
+fn secrets_and_configs_are_filled_in_for_each_task() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let host = rig.host(1);
+    for host in rig.hosts() {
+        host.import_busybox();
+    }
+    let file = |name: &str, text: &str| {
+        let path = host.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    host.ok(&["secret", "create", "word", &file("word", "sesame")]);
+    let text = "{{.Service.Name}}.{{.Task.Slot}} {{index .Service.Labels \"hive\"}} {{env \"WHO\"}} {{secret \"pass\"}}{{config \"/tail\"}}";
+    host.ok(&["config", "create", "--template-driver", "golang", "told", &file("told", text)]);
+    host.ok(&[
+        "secret",
+        "create",
+        "--template-driver",
+        "golang",
+        "own",
+        &file("own", "{{.Task.Slot}}-{{secret \"pass\"}}"),
+    ]);
+    // What is not said to be a template is left as it is, and what is put in is not filled in again.
+    host.ok(&["config", "create", "tail", &file("tail", "{{end}}\n")]);
+    let script = "cat /etc/told; cat /run/secrets/own; echo; sleep 1000";
+    let flags = ["--replicas", "2", "--no-resolve-image", "--label", "hive=north", "--env", "WHO={{.Task.Slot}}th"];
+    let payloads = ["--config", "source=told,target=/etc/told", "--config", "source=tail,target=/tail"];
+    let secrets = ["--secret", "source=word,target=pass", "--secret", "own"];
+    let create = [&["service", "create", "-d", "--name", "filled"], &flags[..], &payloads, &secrets].concat();
+    host.ok(&[&create[..], &["busybox", "sh", "-c", script]].concat());
+    host.await_replicas("filled", "2/2");
+    wait_until("both have what is theirs", LIMIT, || {
+        let logs = host.ok(&["service", "logs", "--raw", "filled"]);
+        let told = |slot: u8| {
+            logs.contains(&format!("filled.{slot} north {slot}th sesame{{{{end}}}}\n"))
+                && logs.contains(&format!("{slot}-sesame\n"))
+        };
+        (told(1) && told(2), logs)
+    });
+    let shown = host.ok(&["config", "inspect", "-f", "{{json .Spec.Templating}}", "told"]);
+    assert!(shown.contains("golang"), "{shown}");
+    for (name, driver, text, why) in
+        [("wrong", "golang", "{{if}", "}}"), ("wrong", "jinja", "{{ x }}", "unrecognized template driver")]
+    {
+        let refused = host.fails(&["config", "create", "--template-driver", driver, name, &file(name, text)]);
+        assert!(refused.contains(why), "{refused}");
+    }
+    // What cannot be filled in says so, and no task runs with half of it.
+    host.ok(&["config", "create", "--template-driver", "golang", "missing", &file("missing", "{{secret \"nope\"}}")]);
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "lost",
+        "--no-resolve-image",
+        "--config",
+        "missing",
+        "busybox",
+        "true",
+    ]);
+    wait_until("the missing secret is told", LIMIT, || {
+        let list = host.ok(&["service", "ps", "--no-trunc", "lost"]);
+        (list.contains("Rejected") && list.contains("no secret with the target nope"), list)
+    });
+}
+
+#[test]
 fn jobs_run_to_their_end_once_for_each_update_and_survive_their_managers() {
     take_turn!();
     let rig = Rig::swarm(2, 1);

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use skep_api::container::FileTarget;
+use skep_api::config::CONFIG_LEN_MAX;
+use skep_api::container::{ContainerSpec, FileTarget};
+use skep_api::expansion::{Found, TemplateContext, TemplateNode};
 use skep_api::grpc::Assignments;
-use skep_api::{Config, ConfigId, Secret, SecretBytes, SecretId, Task, TaskId, encoding};
+use skep_api::secret::SECRET_LEN_MAX;
+use skep_api::{Config, ConfigId, ConfigSpec, Secret, SecretBytes, SecretId, SecretSpec, Task, TaskId, encoding};
 use skep_engine::Payload;
 
 /// Secrets and configs as they are now; shared with the runners.
@@ -14,8 +17,16 @@ pub(crate) struct Payloads(Arc<Mutex<Held>>);
 
 #[derive(Default)]
 struct Held {
-    secrets: BTreeMap<SecretId, SecretBytes>,
-    configs: BTreeMap<ConfigId, SecretBytes>,
+    secrets: BTreeMap<SecretId, Given>,
+    configs: BTreeMap<ConfigId, Given>,
+}
+
+/// What a secret or a config holds.
+struct Given {
+    bytes: SecretBytes,
+    is_template: bool,
+    /// As long as it may become.
+    len_max: usize,
 }
 
 /// What a set of messages asks for.
@@ -36,27 +47,70 @@ impl Payloads {
         self.0.lock().expect("nobody panics while holding it")
     }
 
-    /// The files that a task's container is to have.
-    pub(crate) fn for_task(&self, task: &Task) -> Result<Vec<Payload>, String> {
+    /// The files that a task's container is to have, filled in where they are templates.
+    pub(crate) fn for_task(&self, task: &Task, node: &TemplateNode) -> Result<Vec<Payload>, String> {
         let held = self.lock();
-        let container = &task.spec.container;
+        let context = TemplateContext::new(task, node);
+        let container = task.spec.container.filled(&context).map_err(|error| error.to_string())?;
+        let fill = |given: &Given, name: &str| {
+            if !given.is_template {
+                return Ok(given.bytes.clone());
+            }
+            let other = |kind: &str, name: &str| held.of_container(&container, kind, name);
+            let filled = context.fill_payload(text(&given.bytes, name)?, &other).map_err(|error| error.to_string())?;
+            match filled.len() {
+                len if len > given.len_max => {
+                    Err(format!("{name} comes to {len} bytes: {} are allowed", given.len_max))
+                }
+                _ => Ok(SecretBytes::new(filled.into_bytes())),
+            }
+        };
+        let file = |dir: &str, file: &FileTarget, given: Option<&Given>, name: &str| {
+            let given = given.ok_or_else(|| format!("{name} was not handed to this node"))?;
+            payload(dir, file, fill(given, name)?, name)
+        };
         let secrets = container.secrets.iter().map(|reference| {
-            let bytes = held.secrets.get(&reference.secret_id);
-            payload("/run/secrets", &reference.file, bytes, &reference.secret_name)
+            file("/run/secrets", &reference.file, held.secrets.get(&reference.secret_id), &reference.secret_name)
         });
-        let configs = container.configs.iter().map(|reference| {
-            let bytes = held.configs.get(&reference.config_id);
-            payload("", &reference.file, bytes, &reference.config_name)
-        });
+        let configs = container
+            .configs
+            .iter()
+            .map(|reference| file("", &reference.file, held.configs.get(&reference.config_id), &reference.config_name));
         secrets.chain(configs).collect()
     }
 }
 
-fn payload(default_dir: &str, file: &FileTarget, bytes: Option<&SecretBytes>, name: &str) -> Result<Payload, String> {
-    let bytes = bytes.ok_or_else(|| format!("{name} was not handed to this node"))?;
+impl Held {
+    /// What a template gets for `secret "TARGET"`, `config "TARGET"` and `env "NAME"`; none of other functions.
+    fn of_container(&self, container: &ContainerSpec, kind: &str, name: &str) -> Option<Found> {
+        let given = match kind {
+            "secret" => {
+                let found = container.secrets.iter().find(|reference| reference.file.name == name);
+                found.and_then(|reference| self.secrets.get(&reference.secret_id))
+            }
+            "config" => {
+                let found = container.configs.iter().find(|reference| reference.file.name == name);
+                found.and_then(|reference| self.configs.get(&reference.config_id))
+            }
+            "env" => {
+                let value = container.env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
+                return Some(Ok(value.unwrap_or_default().to_owned()));
+            }
+            _ => return None,
+        };
+        let missing = || format!("the service has no {kind} with the target {name}");
+        Some(given.ok_or_else(missing).and_then(|given| text(&given.bytes, name).map(str::to_owned)))
+    }
+}
+
+fn text<'a>(bytes: &'a SecretBytes, name: &str) -> Result<&'a str, String> {
+    std::str::from_utf8(bytes.expose()).map_err(|_| format!("{name} is no text in UTF-8, which templates are made of"))
+}
+
+fn payload(default_dir: &str, file: &FileTarget, bytes: SecretBytes, name: &str) -> Result<Payload, String> {
     let target = if file.name.starts_with('/') { file.name.clone() } else { format!("{default_dir}/{}", file.name) };
     let number = |text: &str| text.parse().map_err(|_| format!("{name}: {text:?} is no user or group number"));
-    Ok(Payload { target, bytes: bytes.clone(), uid: number(&file.uid)?, gid: number(&file.gid)?, mode: file.mode })
+    Ok(Payload { target, bytes, uid: number(&file.uid)?, gid: number(&file.gid)?, mode: file.mode })
 }
 
 impl Inbox {
@@ -70,11 +124,15 @@ impl Inbox {
             let mut held = payloads.lock();
             for bytes in &part.secrets {
                 let secret: Secret = encoding::decode(bytes)?;
-                held.secrets.insert(secret.id, secret.spec.data);
+                let SecretSpec { data: bytes, templating, .. } = secret.spec;
+                let given = Given { bytes, is_template: templating.is_some(), len_max: SECRET_LEN_MAX };
+                held.secrets.insert(secret.id, given);
             }
             for bytes in &part.configs {
                 let config: Config = encoding::decode(bytes)?;
-                held.configs.insert(config.id, config.spec.data);
+                let ConfigSpec { data: bytes, templating, .. } = config.spec;
+                let given = Given { bytes, is_template: templating.is_some(), len_max: CONFIG_LEN_MAX };
+                held.configs.insert(config.id, given);
             }
             for id in part.removed_secrets.iter().filter_map(|bytes| SecretId::from_bytes(bytes)) {
                 held.secrets.remove(&id);

@@ -153,7 +153,7 @@ impl Runner {
     async fn make_container(&self) -> Result<(), String> {
         let spec: &ContainerSpec = &self.task.spec.container;
         let image = self.images.get(&self.engine, &spec.image, &spec.registry_auth).await?;
-        let payloads = self.payloads.for_task(&self.task)?;
+        let payloads = self.payloads.for_task(&self.task, &self.template_node())?;
         let none = BTreeMap::new();
         let (driver, options) =
             self.task.spec.log_driver.as_ref().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));

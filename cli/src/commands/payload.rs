@@ -38,6 +38,9 @@ pub(crate) enum ConfigCommand {
 pub(crate) struct CreateArgs {
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// Fill it in for each task, as a template: golang
+    #[arg(long, value_name = "DRIVER")]
+    template_driver: Option<String>,
     name: String,
     /// A file, or - for standard input
     file: String,
@@ -85,7 +88,10 @@ async fn create(client: &Client, kind: &str, args: CreateArgs) -> anyhow::Result
     } else {
         bytes = std::fs::read(&args.file).map_err(|error| anyhow::anyhow!("{}: {error}", args.file))?;
     }
-    let body = json!({"Name": args.name, "Labels": members(&args.labels), "Data": BASE64_STANDARD.encode(bytes)});
+    let mut body = json!({"Name": args.name, "Labels": members(&args.labels), "Data": BASE64_STANDARD.encode(bytes)});
+    if let Some(driver) = args.template_driver {
+        body["Templating"] = json!({"Name": driver});
+    }
     let created = client.post(&format!("/{kind}/create"), &body).await?;
     line(created["ID"].as_str().unwrap_or_default())
 }

@@ -10,7 +10,10 @@ impl From<PayloadError> for ControlError {
     fn from(error: PayloadError) -> Self {
         let reason = match error {
             PayloadError::Unsupported { .. } => Reason::Unsupported,
-            PayloadError::Name(_) | PayloadError::Empty { .. } | PayloadError::TooLarge { .. } => Reason::Invalid,
+            PayloadError::Name(_)
+            | PayloadError::Empty { .. }
+            | PayloadError::TooLarge { .. }
+            | PayloadError::Template { .. } => Reason::Invalid,
         };
         Self::new(reason, error)
     }

@@ -196,7 +196,7 @@ impl ServicePlan {
             // The store sets the rest; the time decides which of a slot's tasks is the newest.
             meta: skep_api::Meta { version: 0, spec_version: 0, created_at: scene.now, updated_at: scene.now },
             // Whoever fills the templates needs them, and nobody else.
-            labels: if spec.task_template.container.has_templates() { spec.labels.clone() } else { BTreeMap::new() },
+            labels: if spec.task_template.container.may_be_filled() { spec.labels.clone() } else { BTreeMap::new() },
             spec: self.service.spec.task_template.clone(),
             service_id: self.service.id,
             service_name: self.service.spec.name.clone(),
