@@ -452,7 +452,10 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     assert_eq!((state_of(second).as_str(), second.running().len()), ("inactive", 0));
     // A worker needs no key; nor does anybody once the swarm is not locked.
     first.ok(&["node", "demote", "n2"]);
-    first.ok(&["node", "rm", "--force", "n2"]);
+    wait_until("the one that left is no member any more", LIMIT, || {
+        let ran = first.run(&["node", "rm", "--force", "n2"]);
+        (ran.success, ran.stderr)
+    });
     first.ok(&["node", "demote", "n3"]);
     await_keys(rig.host(3), false);
     first.ok(&["swarm", "update", "--autolock=false"]);
