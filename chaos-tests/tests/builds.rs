@@ -268,6 +268,35 @@ fn steps_mount_what_no_layer_has() {
     check_mounts(&["--storage-driver", "vfs"]);
 }
 
+const SEEDED: &str = r#"
+FROM busybox AS seeds
+RUN mkdir /seeds && echo seed > /seeds/one
+
+FROM busybox
+ARG WHO=bees
+RUN --mount=type=cache,target=/cache,from=seeds,source=/seeds cp /cache/one /first && echo $WHO >> /cache/one
+CMD ["cat", "/first"]
+"#;
+
+/// A cache that begins with something is another one once that is something else; and history tells a step's arguments.
+#[test]
+fn caches_begin_with_what_they_are_given() {
+    take_turn!();
+    let (rig, context) = scene(SEEDED);
+    let host = rig.host(1);
+    let build = |lines: &str, who: &str| {
+        std::fs::write(context.path().join("Dockerfile"), lines).unwrap();
+        let who = format!("WHO={who}");
+        host.ok(&["build", "--build-arg", &who, "-t", "seeded", context.path().to_str().unwrap()]);
+        host.ok(&["run", "--rm", "seeded"])
+    };
+    assert_eq!(build(SEEDED, "bees"), "seed\n");
+    assert_eq!(build(SEEDED, "ants"), "seed\nbees\n", "it is kept");
+    assert_eq!(build(&SEEDED.replace("echo seed", "echo other"), "bees"), "other\n");
+    let steps = host.ok(&["history", "--no-trunc", "--format", "{{.CreatedBy}}", "seeded"]);
+    assert!(steps.contains("|1 WHO=bees /bin/sh -c cp /cache/one"), "{steps}");
+}
+
 #[test]
 fn mounts_that_cannot_be_are_refused_by_name() {
     take_turn!();

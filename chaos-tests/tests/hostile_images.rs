@@ -282,6 +282,7 @@ fn a_build_mounts_nothing_of_the_host_and_gains_nothing() {
     for (steps, want) in [
         ("RUN --security=insecure touch /made", "--security"),
         ("RUN --mount=type=cache,target=/c,source=../../.. touch /made", "unexpected key 'source'"),
+        (&format!("RUN --mount=type=cache,target=/c,from=busybox,source={up} touch /made"), "file does not exist"),
         ("RUN --mount=type=cache,target=/proc touch /made", "/proc"),
         ("RUN --mount=type=secret,id=s,target=/proc/sys/kernel/core_pattern touch /made", "/proc"),
         ("RUN ln -s /proc /p\nRUN --mount=type=secret,id=s,target=/p/cmdline touch /made", "/p"),

@@ -164,6 +164,11 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let text = |index: usize| args.get(index).and_then(|arg| arg.to_str());
     let path = |index: usize| args.get(index).map(Path::new);
     let number = |index: usize| text(index).and_then(|text| text.parse::<i32>().ok());
+    // Containers, and what carries their packets, are not the daemon.
+    let is_helper = |name: &str| name.starts_with("shim") || name == "datapath";
+    if text(1).is_some_and(is_helper) {
+        drop(skep_engine::take_usual_turns());
+    }
     let code = match text(1)? {
         "shim" => skep_engine::shim_main(path(2)?),
         "shim-exec" => skep_engine::exec_main(path(2)?),
@@ -193,6 +198,8 @@ fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow
             let _ = handle.reload(filter);
         }
     };
+    // Managers that are waited for have their turn soon beside containers that take all there is. A convenience, no condition.
+    drop(skep_engine::take_short_turns());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(skep_daemon::run(config, set_log_level))?;
     Ok(ExitCode::SUCCESS)

@@ -59,5 +59,5 @@ pub use network::{
     BridgeConfig, DEFAULT_NETWORK, Endpoint, Grant, HOST_BINDING, Ipv4Side, Ipv6Side, Joining, KeeperReply,
     KeptNetwork, LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace,
 };
-pub use sys::{FreedMemory, host_name, let_go_of_code};
+pub use sys::{FreedMemory, host_name, let_go_of_code, take_short_turns, take_usual_turns};
 pub use volume::{Volume, VolumeError};

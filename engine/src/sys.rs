@@ -329,6 +329,39 @@ impl Filter {
     }
 }
 
+/// How long a turn on the CPU is for those who ask for short ones: the least that the kernel takes.
+const SHORT_TURN_NANOS: u64 = 100_000;
+
+/// Asks the kernel for short turns on the CPU for this thread and all that it starts, which then come soon, however many
+/// others want to run. Kernels before 6.12 take it and change nothing.
+///
+/// Its share of the CPU stays what it was: for whoever has little to do, and is waited for.
+pub fn take_short_turns() -> io::Result<()> {
+    take_turns(SHORT_TURN_NANOS)
+}
+
+/// The opposite: as long as everybody's.
+pub fn take_usual_turns() -> io::Result<()> {
+    take_turns(0)
+}
+
+fn take_turns(nanos: u64) -> io::Result<()> {
+    // SAFETY: all of it may be zero.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let size = u32::try_from(size_of_val(&attributes)).expect("it is small");
+    // SAFETY: the kernel writes no more than `size` bytes, which is what there is; 0 is this thread.
+    if unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    attributes.size = size;
+    attributes.sched_runtime = nanos;
+    // SAFETY: the kernel reads `size` bytes of it.
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Lets go of the program's own code and constants in memory; what is still needed is read again, page
 /// by page.
 ///
@@ -441,6 +474,28 @@ pub fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_turns_are_handed_down_until_somebody_wants_usual_ones() {
+        let slice = || {
+            let told = fs::read_to_string("/proc/thread-self/sched").unwrap_or_default();
+            let line = told.lines().find_map(|line| line.strip_prefix("se.slice"));
+            line.map(|line| line.trim_start_matches([' ', ':']).to_owned())
+        };
+        std::thread::spawn(move || {
+            let before = slice();
+            take_short_turns().unwrap();
+            // Older kernels tell of no slices, or have none of one's own.
+            if let Some(short) = slice().filter(|_| before != slice()) {
+                assert_eq!(short, SHORT_TURN_NANOS.to_string());
+            }
+            assert_eq!(std::thread::spawn(slice).join().unwrap(), slice());
+            take_usual_turns().unwrap();
+            assert_eq!(slice(), before);
+        })
+        .join()
+        .unwrap();
+    }
 
     #[test]
     #[cfg(target_env = "gnu")]

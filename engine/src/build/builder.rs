@@ -21,6 +21,7 @@ use crate::build::context::clean;
 use crate::build::instruction::{Draft, set_env};
 use crate::build::parse::{self, Instruction};
 use crate::build::plan::Plan;
+use crate::build::running::counted_args;
 use crate::build::stage::Mounted;
 use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
@@ -460,7 +461,13 @@ impl Builder {
     /// Writes down what was done, for the image's history.
     pub(super) fn note(stage: &mut Stage, instruction: &Instruction, empty_layer: bool) {
         let text = match instruction.name.as_str() {
-            "RUN" => stage.draft.command(&instruction.rest).join(" "),
+            "RUN" => {
+                // With its arguments and their number in front, as clients take them apart.
+                let args: Vec<String> = counted_args(stage).collect();
+                let front =
+                    if args.is_empty() { String::new() } else { format!("|{} {} ", args.len(), args.join(" ")) };
+                front + &stage.draft.command(&instruction.rest).join(" ")
+            }
             name => format!("/bin/sh -c #(nop)  {name} {}{}", instruction.written_flags(), instruction.rest),
         };
         stage.history.push(HistoryEntry {

@@ -45,6 +45,9 @@ enum Kind {
         owner: (u32, u32),
         mode: u32,
         read_only: bool,
+        /// What a new one begins with, if it is to begin with anything.
+        from: String,
+        source: String,
     },
     Tmpfs {
         size_bytes: Option<i64>,
@@ -82,9 +85,12 @@ const AGENTS: &str = "/run/buildkit/ssh_agent";
 const TARGET: [&str; 3] = ["target", "dst", "destination"];
 
 /// What a mount of a type may say beside its target.
-fn known_keys(kind: &str) -> Result<&'static [&'static str], String> {
+fn known_keys(kind: &str, has_origin: bool) -> Result<&'static [&'static str], String> {
     Ok(match kind {
         "bind" => &["source", "src", "from", "rw", "readwrite", "ro", "readonly"],
+        "cache" if has_origin => {
+            &["id", "sharing", "from", "source", "src", "uid", "gid", "mode", "ro", "readonly", "rw", "readwrite"]
+        }
         "cache" => &["id", "sharing", "uid", "gid", "mode", "ro", "readonly", "rw", "readwrite"],
         "tmpfs" => &["size"],
         "secret" => &["id", "source", "src", "env", "required", "uid", "gid", "mode"],
@@ -107,7 +113,7 @@ pub(super) fn parse(text: &str, working_dir: &str) -> Result<RunMount, String> {
         Some(value) => u32::from_str_radix(value, base).map_err(|_| format!("{name}={value:?} is no number")),
     };
     let kind = read(&["type"]).unwrap_or("bind");
-    let known = known_keys(kind)?;
+    let known = known_keys(kind, read(&["from"]).is_some_and(|from| !from.is_empty()))?;
     let unknown = pairs.iter().find(|(name, _)| *name != "type" && !TARGET.contains(name) && !known.contains(name));
     if let Some((name, _)) = unknown {
         return Err(format!("unexpected key '{name}' for a mount of type {kind}"));
@@ -133,7 +139,9 @@ pub(super) fn parse(text: &str, working_dir: &str) -> Result<RunMount, String> {
             };
             let id = read(&["id"]).unwrap_or(&target).to_owned();
             let (owner, mode, read_only) = (owner()?, number("mode", 0o755, 8)?, read_only()?);
-            RunMount { target, kind: Kind::Cache { id, sharing, owner, mode, read_only } }
+            let from = read(&["from"]).unwrap_or_default().to_owned();
+            let source = read(&["source", "src"]).unwrap_or("/").to_owned();
+            RunMount { target, kind: Kind::Cache { id, sharing, owner, mode, read_only, from, source } }
         }
         "tmpfs" => {
             let size = read(&["size"]).map(|size| parse_size(size).and_then(|size| i64::try_from(size).ok()));
@@ -211,7 +219,7 @@ impl Builder {
     /// Of what they show, all that the step's layer depends on.
     pub(super) async fn mounts_key(&self, mounts: &[RunMount]) -> Result<String, BuildError> {
         let mut parts = Vec::new();
-        for mount in mounts {
+        for mount in &self.with_bases(mounts).await? {
             parts.push(format!("{mount:?}"));
             let Kind::Bind { from, source, .. } = &mount.kind else { continue };
             let layers = match from.as_str() {
@@ -237,17 +245,23 @@ impl Builder {
     /// Has a command see its mounts.
     pub(super) async fn mount(&self, mounts: &[RunMount], config: &mut ContainerConfig) -> Result<Held, BuildError> {
         let mut held = Held::default();
-        self.lock_caches(mounts, &mut held).await;
-        for mount in mounts {
+        let mounts = self.with_bases(mounts).await?;
+        self.lock_caches(&mounts, &mut held).await;
+        for mount in &mounts {
             let target = mount.target.clone();
             let (source, read_only) = match &mount.kind {
                 Kind::Bind { from, source, writable } => {
                     let copied = self.copy_for(from, source, &mut held).await;
                     (copied.map_err(|error| failed(mount, &error))?, !writable)
                 }
-                Kind::Cache { id, sharing, owner, mode, read_only } => {
+                Kind::Cache { id, sharing, owner, mode, read_only, from, source } => {
                     let dir = self.cache(id, *sharing, &mut held);
-                    make_cache(&dir, *owner, *mode).map_err(|error| failed(mount, &error))?;
+                    let made = if from.is_empty() || dir.exists() {
+                        make_cache(&dir, *owner, *mode)
+                    } else {
+                        self.begin_cache(&dir, from, source, &mut held).await
+                    };
+                    made.map_err(|error| failed(mount, &error))?;
                     (dir, *read_only)
                 }
                 Kind::Tmpfs { size_bytes } => {
@@ -284,6 +298,34 @@ impl Builder {
             stage::copy(sources, &paths, &dir, COPY, &options)
         })?;
         Ok(dir.join(COPY))
+    }
+
+    /// The same mounts, with caches that begin with something being other ones whenever that is something else.
+    async fn with_bases(&self, mounts: &[RunMount]) -> Result<Vec<RunMount>, BuildError> {
+        let mut mounts = mounts.to_vec();
+        for mount in &mut mounts {
+            let Kind::Cache { id, from, source, .. } = &mut mount.kind else { continue };
+            if from.is_empty() {
+                continue;
+            }
+            let base = match self.origin(from).await? {
+                Origin::Layers(layers) => layers.join(" "),
+                Origin::Files(_) => from.clone(),
+            };
+            *id = key(&[id, &base, source]);
+        }
+        Ok(mounts)
+    }
+
+    /// Makes a cache of what it begins with.
+    async fn begin_cache(&self, dir: &Path, from: &str, source: &str, held: &mut Held) -> io::Result<()> {
+        let copied = self.copy_for(from, source, held).await?;
+        fs::create_dir_all(dir.parent().unwrap_or_else(|| Path::new("/")))?;
+        match fs::rename(copied, dir) {
+            // Another build was first.
+            Err(_) if dir.exists() => Ok(()),
+            renamed => renamed,
+        }
     }
 
     /// Waits for turns at the caches that are to be had alone: each once, and in the same order as everybody, so that

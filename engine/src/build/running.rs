@@ -27,13 +27,8 @@ impl Builder {
         }
         let mounts = self.mounts(stage, instruction)?;
         let command = run_line(stage, instruction);
-        let args: Vec<String> = stage
-            .args
-            .iter()
-            .filter(|(name, _)| !stage.draft.config.env.iter().any(|var| var.split('=').next() == Some(name.as_str())))
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let counted: Vec<&str> = args.iter().map(String::as_str).filter(|arg| !is_proxy(arg)).collect();
+        let args: Vec<String> = args(stage).collect();
+        let counted: Vec<String> = counted_args(stage).collect();
         stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
         if !mounts.is_empty() {
             stage.key = key(&[&stage.key, &self.mounts_key(&mounts).await?]);
@@ -132,6 +127,17 @@ impl Drop for Gone {
             }
         });
     }
+}
+
+/// The arguments that a command sees as variables: those that the image's own do not hide.
+fn args(stage: &Stage) -> impl Iterator<Item = String> + '_ {
+    let is_hidden = |name: &str| stage.draft.config.env.iter().any(|var| var.split('=').next() == Some(name));
+    stage.args.iter().filter(move |(name, _)| !is_hidden(name)).map(|(name, value)| format!("{name}={value}"))
+}
+
+/// Those of them that make another step of it.
+pub(super) fn counted_args(stage: &Stage) -> impl Iterator<Item = String> + '_ {
+    args(stage).filter(|arg| !is_proxy(arg))
 }
 
 fn run_line(stage: &Stage, instruction: &Instruction) -> Vec<String> {
