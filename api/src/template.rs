@@ -27,12 +27,13 @@ pub type Functions<'a> = &'a dyn Fn(&str, &[Value]) -> Option<Result<Value, Stri
 
 /// Fills a template with a value.
 pub fn render(template: &str, value: &Value) -> Result<String, TemplateError> {
-    render_with(template, value, &|_, _| None)
+    let filled = render_with(template, value, &|_, _| None);
+    filled.map_err(|error| TemplateError(error.0.context(format!("template {template:?}"))))
 }
 
 /// Whether a template can be read at all; what it names may still be missing.
 pub fn check(template: &str) -> Result<(), TemplateError> {
-    nodes(template).map(drop).with_context(|| format!("template {template:?}")).map_err(TemplateError)
+    nodes(template).map(drop).map_err(TemplateError)
 }
 
 fn nodes(template: &str) -> anyhow::Result<Vec<Node>> {
@@ -42,7 +43,8 @@ fn nodes(template: &str) -> anyhow::Result<Vec<Node>> {
     Ok(nodes)
 }
 
-/// Fills a template with a value; it may call more functions than usual.
+/// Fills a template with a value; it may call more functions than usual. The template may be a secret: errors do not repeat it
+/// as a whole.
 pub fn render_with(template: &str, value: &Value, functions: Functions<'_>) -> Result<String, TemplateError> {
     let filled = || {
         let nodes = nodes(template)?;
@@ -51,7 +53,7 @@ pub fn render_with(template: &str, value: &Value, functions: Functions<'_>) -> R
         execute(&nodes, value, &mut scope, &mut text)?;
         anyhow::Ok(text)
     };
-    filled().with_context(|| format!("template {template:?}")).map_err(TemplateError)
+    filled().map_err(TemplateError)
 }
 
 /// Text, or what stands between braces.

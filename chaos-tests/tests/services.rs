@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use serde_json::json;
-use skep_chaos_tests::{LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
+use skep_chaos_tests::{Host, LIMIT, Rig, has_docker, take_turn, wait_for, wait_until};
 
 #[test]
 fn a_service_is_created_scaled_updated_rolled_back_and_removed() {
@@ -320,6 +320,13 @@ fn tasks_differ_in_what_templates_come_to() {
     assert!(refused.contains("Colour"), "{refused}");
 }
 
+/// A file of the host's, by its path.
+fn file(host: &Host, name: &str, text: &str) -> String {
+    let path = host.dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
 #[test]
 fn secrets_and_configs_are_filled_in_for_each_task() {
     take_turn!();
@@ -328,11 +335,7 @@ fn secrets_and_configs_are_filled_in_for_each_task() {
     for host in rig.hosts() {
         host.import_busybox();
     }
-    let file = |name: &str, text: &str| {
-        let path = host.dir().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
+    let file = |name: &str, text: &str| file(host, name, text);
     host.ok(&["secret", "create", "word", &file("word", "sesame")]);
     let text = "{{.Service.Name}}.{{.Task.Slot}} {{index .Service.Labels \"hive\"}} {{env \"WHO\"}} {{secret \"pass\"}}{{config \"/tail\"}}";
     host.ok(&["config", "create", "--template-driver", "golang", "told", &file("told", text)]);
@@ -363,6 +366,15 @@ fn secrets_and_configs_are_filled_in_for_each_task() {
     });
     let shown = host.ok(&["config", "inspect", "-f", "{{json .Spec.Templating}}", "told"]);
     assert!(shown.contains("golang"), "{shown}");
+}
+
+#[test]
+fn templates_that_cannot_be_filled_in_are_told_of_without_what_is_secret() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    host.import_busybox();
+    let file = |name: &str, text: &str| file(host, name, text);
     for (name, driver, text, why) in
         [("wrong", "golang", "{{if}", "}}"), ("wrong", "jinja", "{{ x }}", "unrecognized template driver")]
     {
@@ -387,66 +399,26 @@ fn secrets_and_configs_are_filled_in_for_each_task() {
         let list = host.ok(&["service", "ps", "--no-trunc", "lost"]);
         (list.contains("Rejected") && list.contains("no secret with the target nope"), list)
     });
-}
-
-#[test]
-fn jobs_run_to_their_end_once_for_each_update_and_survive_their_managers() {
-    take_turn!();
-    let rig = Rig::swarm(2, 1);
-    let host = rig.host(1);
-    for host in rig.hosts() {
-        host.import_busybox();
-    }
-    let job = |name: &str, mode: &[&str], script: &str| {
-        let flags = [&["service", "create", "--no-resolve-image", "--name", name, "--mode"], mode].concat();
-        [&flags[..], &["busybox", "sh", "-c", script]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    let ok = |args: Vec<String>| host.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    let runs = |name: &str| host.ok(&["service", "logs", "--raw", name]).matches("ran").count();
-
-    let six = ["replicated-job", "--replicas", "6", "--max-concurrent", "2"];
-    let done = ok(job("six", &six, "echo ran"));
-    assert!(done.contains("job complete"), "{done}");
-    assert!(host.ok(&["service", "ls"]).contains("0/2 (6/6 completed)"));
-    assert_eq!(runs("six"), 6);
-    assert_eq!(host.ok(&["service", "ps", "six"]).matches("Complete ").count(), 12, "desired and reached");
-    let done = ok(job("each", &["global-job"], "echo ran"));
-    assert!(done.contains("job complete") && host.ok(&["service", "ls"]).contains("0/0 (2/2 completed)"), "{done}");
-
-    // What fails is tried again, unless it is not to be.
-    let script = "test -e /data/1 && echo ran || { touch /data/1; exit 3; }";
-    let mount = ["replicated-job", "--mount", "type=volume,source=tried,target=/data", "--restart-delay", "100ms"];
-    ok(job("twice", &[&mount[..], &["--constraint", "node.role==manager"]].concat(), script));
-    assert_eq!(runs("twice"), 1);
-    let once = job("once", &["replicated-job", "--restart-condition", "none"], "exit 3");
-    let failed = host.fails(&once.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(failed.contains("not tried again") && failed.contains("non-zero exit (3)"), "{failed}");
-
-    // An update is another run; a manager that comes back begins none.
-    host.ok(&["service", "update", "--force", "six"]);
-    host.kill_daemon();
-    host.start_daemon();
-    wait_until("the manager leads again", LIMIT, || {
-        let list = host.run(&["service", "ls"]).stdout;
-        (list.contains("0/2 (6/6 completed)"), list)
+    // Who sees the task learns nothing of what is secret.
+    let secret = file("leaky", "hunter2 {{.Nope \"hunter3\"}}");
+    host.ok(&["secret", "create", "--template-driver", "golang", "leaky", &secret]);
+    host.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "quiet",
+        "--no-resolve-image",
+        "--secret",
+        "leaky",
+        "busybox",
+        "true",
+    ]);
+    wait_until("it is told that the secret cannot be filled in", LIMIT, || {
+        let list = host.ok(&["service", "ps", "--no-trunc", "quiet"]);
+        assert!(!list.contains("hunter"), "{list}");
+        (list.contains("leaky cannot be filled in"), list)
     });
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let index = host.ok(&["service", "inspect", "-f", "{{.JobStatus.JobIteration.Index}}", "six"]);
-    assert_eq!((index.trim(), runs("six"), runs("each")), ("1", 6, 2));
-    host.ok(&["service", "scale", "six=7"]);
-    assert_eq!(runs("six"), 7);
-    host.ok(&["service", "update", "-d", "--max-concurrent", "4", "six"]);
-    host.await_replicas("six", "0/4 (7/7 completed)");
-    host.ok(&["service", "update", "-d", "--max-concurrent", "2", "six"]);
-    host.await_replicas("six", "0/2 (7/7 completed)");
-    if has_docker() {
-        let done = host.docker(&["service", "update", "--force", "six"]);
-        assert!(done.contains("job complete"), "{done}");
-        assert!(host.docker(&["service", "ls", "--filter", "mode=replicated-job"]).contains("0/2 (7/7 completed)"));
-        let eight = ["--mode", "replicated-job", "--replicas", "8", "--max-concurrent", "3", "--no-resolve-image"];
-        let done = host.docker(&[&["service", "create", "--name", "eight"], &eight[..], &["busybox", "true"]].concat());
-        assert!(done.contains("job complete"), "{done}");
-    }
 }
 
 #[test]

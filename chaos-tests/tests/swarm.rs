@@ -384,6 +384,15 @@ fn state_of(host: &Host) -> String {
     host.run(&["info", "-f", "{{.Swarm.LocalNodeState}}"]).stdout.trim().to_owned()
 }
 
+fn lock_of(host: &Host) -> Vec<u8> {
+    std::fs::read(host.data().join("swarm/certificates/swarm-node.lock")).unwrap()
+}
+
+fn restart(host: &Host) {
+    host.kill_daemon();
+    host.start_daemon();
+}
+
 fn key_of(host: &Host) -> String {
     host.ok(&["swarm", "unlock-key", "-q"]).trim().to_owned()
 }
@@ -393,7 +402,7 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     take_turn!();
     let rig = Rig::swarm(4, 3);
     let first = rig.host(1);
-    first.ok(&["service", "create", "-d", "--name", "web", "--replicas", "4", "skep/whoami"]);
+    first.ok(&["service", "create", "-d", "--name", "web", "--replicas", "4", "-p", "8080:8000", "skep/whoami"]);
     first.await_replicas("web", "4/4");
     assert!(first.fails(&["swarm", "unlock-key"]).contains("not locked"));
     assert!(unlock(first, "x").stderr.contains("not locked"));
@@ -406,9 +415,11 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     // One starts anew: its containers and the others do not mind; it says nothing before it has the key.
     let second = rig.host(2);
     let before = second.running();
-    second.kill_daemon();
-    second.start_daemon();
+    restart(second);
     assert_eq!((state_of(second).as_str(), second.running()), ("locked", before));
+    // Its rules and tunnels lead to tasks on all nodes, and from others to its own.
+    let asked: Vec<_> = (0..8).map(|_| rig.host(4).curl(&format!("http://{}:8080/", second.addr()))).collect();
+    assert!(asked.iter().all(|answer| answer.contains(rig.host(4).addr())), "{asked:?}");
     for args in [&["node", "ls"][..], &["service", "ls"], &["swarm", "init"], &["swarm", "leave"]] {
         assert!(second.fails(args).contains("lock"), "{args:?}");
     }
@@ -426,14 +437,17 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
 
     // All of them, and another key since one of them went.
     rig.host(3).kill_daemon();
+    let locks = [1, 2].map(|manager| lock_of(rig.host(manager)));
     let new = first.ok(&["swarm", "unlock-key", "--rotate", "-q"]).trim().to_owned();
     assert_ne!(new, key);
     let opens = |host: &Host, key: &str| unlock(host, key).success;
-    std::thread::sleep(Duration::from_secs(1));
+    wait_until("both have heard of the new key", LIMIT, || {
+        let now = [1, 2].map(|manager| lock_of(rig.host(manager)));
+        (now[0] != locks[0] && now[1] != locks[1], String::new())
+    });
     (1..=2).for_each(|manager| rig.host(manager).kill_daemon());
     (1..=3).for_each(|manager| rig.host(manager).start_daemon());
     assert!(!opens(first, &key) && opens(first, &new), "the old key opens it no more");
-    let lock_of = |host: &Host| std::fs::read(host.data().join("swarm/certificates/swarm-node.lock")).unwrap();
     let lock = lock_of(rig.host(3));
     assert!(!opens(rig.host(3), &new) && opens(rig.host(3), &key), "it has not heard of the new one");
     wait_until("two of three are enough", LIMIT, || {
@@ -442,8 +456,7 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     });
     let third = rig.host(3);
     wait_until("it has heard of the new key", LIMIT, || (lock_of(third) != lock, state_of(third)));
-    third.kill_daemon();
-    third.start_daemon();
+    restart(third);
     assert!(opens(third, &new));
     first.await_replicas("web", "4/4");
 
@@ -460,7 +473,6 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     await_keys(rig.host(3), false);
     first.ok(&["swarm", "update", "--autolock=false"]);
     await_keys(first, false);
-    first.kill_daemon();
-    first.start_daemon();
+    restart(first);
     assert_eq!(state_of(first), "active");
 }

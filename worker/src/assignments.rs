@@ -1,5 +1,6 @@
 //! What the worker was given: tasks, and the payloads they may read.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +26,7 @@ struct Held {
 struct Given {
     bytes: SecretBytes,
     is_template: bool,
+    is_secret: bool,
     /// As long as it may become.
     len_max: usize,
 }
@@ -56,8 +58,24 @@ impl Payloads {
             if !given.is_template {
                 return Ok(given.bytes.clone());
             }
-            let other = |kind: &str, name: &str| held.of_container(&container, kind, name);
-            let filled = context.fill_payload(text(&given.bytes, name)?, &other).map_err(|error| error.to_string())?;
+            // What goes wrong is told to all who see the task: nothing that is secret may be in it.
+            let (quiet, missing) = (Cell::new(given.is_secret), RefCell::new(None));
+            let other = |kind: &str, name: &str| {
+                let found = held.of_container(&container, kind, name);
+                quiet.set(quiet.get() || kind == "secret");
+                if let Some(Err(why)) = &found {
+                    missing.replace(Some(why.clone()));
+                }
+                found
+            };
+            let filled = context.fill_payload(text(&given.bytes, name)?, &other).map_err(|error| {
+                let why = match (missing.take(), quiet.get()) {
+                    (Some(why), _) => why,
+                    (None, true) => "its template names something that is not there, or cannot be printed".into(),
+                    (None, false) => error.to_string(),
+                };
+                format!("{name} cannot be filled in: {why}")
+            })?;
             match filled.len() {
                 len if len > given.len_max => {
                     Err(format!("{name} comes to {len} bytes: {} are allowed", given.len_max))
@@ -125,13 +143,15 @@ impl Inbox {
             for bytes in &part.secrets {
                 let secret: Secret = encoding::decode(bytes)?;
                 let SecretSpec { data: bytes, templating, .. } = secret.spec;
-                let given = Given { bytes, is_template: templating.is_some(), len_max: SECRET_LEN_MAX };
+                let given =
+                    Given { bytes, is_template: templating.is_some(), is_secret: true, len_max: SECRET_LEN_MAX };
                 held.secrets.insert(secret.id, given);
             }
             for bytes in &part.configs {
                 let config: Config = encoding::decode(bytes)?;
                 let ConfigSpec { data: bytes, templating, .. } = config.spec;
-                let given = Given { bytes, is_template: templating.is_some(), len_max: CONFIG_LEN_MAX };
+                let given =
+                    Given { bytes, is_template: templating.is_some(), is_secret: false, len_max: CONFIG_LEN_MAX };
                 held.configs.insert(config.id, given);
             }
             for id in part.removed_secrets.iter().filter_map(|bytes| SecretId::from_bytes(bytes)) {

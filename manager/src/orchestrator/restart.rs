@@ -43,7 +43,7 @@ pub(super) fn refill(
     let made = wanted.difference(&filled).filter_map(|&slot| {
         let desired = match newest.get(&slot) {
             // What an update of a job left running is given the time to end.
-            None if occupied.contains(&slot) => TaskState::Ready,
+            None if plan.is_job() && occupied.contains(&slot) => TaskState::Ready,
             None => plan.goal(),
             Some(newest) if !may_restart(plan, scene, newest, alarm) => return None,
             Some(_) => TaskState::Ready,
