@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use bincode::{Decode, Encode};
+use skep_api_derive::Extensible;
 
 use crate::id::{AttachmentId, NetworkId, NodeId};
 use crate::object::Meta;
@@ -14,7 +14,7 @@ const NAMES_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 253;
 
 /// A single container's place in a network, as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct NetworkAttachment {
     pub id: AttachmentId,
     pub meta: Meta,
@@ -28,7 +28,7 @@ pub struct NetworkAttachment {
 }
 
 /// A place that a node asks for; the node makes up the id, so that to ask twice is harmless.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct AttachmentWish {
     pub id: AttachmentId,
     pub container: String,
@@ -40,7 +40,7 @@ pub struct AttachmentWish {
 }
 
 /// The place that was given.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct AttachmentGrant {
     pub id: AttachmentId,
     pub network: NetworkId,

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::id::{ClusterId, NodeId};
 use crate::object::Meta;
@@ -11,7 +11,7 @@ use crate::secret_bytes::SecretBytes;
 use crate::units::Nanos;
 
 /// The settings that `swarm update` changes.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ClusterSpec {
     pub name: String,
@@ -24,7 +24,7 @@ pub struct ClusterSpec {
     pub encryption_config: EncryptionConfig,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct OrchestrationConfig {
     /// Tasks kept per slot, the live one among them; negative: all.
@@ -37,7 +37,7 @@ impl Default for OrchestrationConfig {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RaftConfig {
     /// Log entries between snapshots.
@@ -61,14 +61,14 @@ impl Default for RaftConfig {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DispatcherConfig {
     /// Zero: adapts to the number of workers, from 1 s up.
     pub heartbeat_period: Nanos,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CaConfig {
     pub node_cert_expiry: Nanos,
@@ -83,7 +83,7 @@ impl Default for CaConfig {
 /// The shortest life of a node's certificate.
 pub const NODE_CERT_EXPIRY_MIN: Nanos = Nanos::from_secs(3600);
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EncryptionConfig {
     /// Whether managers that start anew need the unlock key.
@@ -118,21 +118,21 @@ impl ClusterSpec {
 }
 
 /// The tokens that let a node in.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub struct JoinTokens {
     pub worker: SecretBytes,
     pub manager: SecretBytes,
 }
 
 /// The certificate authority. Its key is replicated, so that every manager can take over.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub struct RootCa {
     pub certificate_pem: String,
     pub key_pem: SecretBytes,
 }
 
 /// The swarm as it is stored; there is exactly one.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub struct Cluster {
     pub id: ClusterId,
     pub meta: Meta,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::container::Driver;
 use crate::id::ConfigId;
@@ -14,7 +14,7 @@ use crate::secret_bytes::SecretBytes;
 /// The largest config, in bytes: 1000 KiB are one too many.
 pub const CONFIG_LEN_MAX: usize = 1000 * 1024 - 1;
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ConfigSpec {
     pub name: String,
@@ -24,7 +24,7 @@ pub struct ConfigSpec {
     pub templating: Option<Driver>,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Config {
     #[serde(rename = "ID")]

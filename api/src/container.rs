@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::id::{ConfigId, SecretId};
 use crate::secret_bytes::SecretBytes;
 use crate::units::{ByteSize, Nanos};
 
 /// The container of a task. Field names in JSON are Docker's.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSpec {
     pub image: String,
@@ -84,7 +84,7 @@ fn is_zero(value: &i64) -> bool {
 }
 
 /// Security switches of a service's container.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Privileges {
     /// The node's default if not said.
@@ -97,7 +97,7 @@ pub struct Privileges {
 }
 
 /// How the system calls of a service's container are filtered.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SeccompOptions {
     pub mode: SeccompMode,
@@ -106,7 +106,7 @@ pub struct SeccompOptions {
     pub profile: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
     #[default]
@@ -117,13 +117,13 @@ pub enum SeccompMode {
 }
 
 /// Whether AppArmor confines a service's container, on nodes that have it.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AppArmorOptions {
     pub mode: AppArmorMode,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppArmorMode {
     #[default]
@@ -150,7 +150,7 @@ impl SeccompOptions {
 }
 
 /// A file system shown inside the container.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Mount {
     #[serde(rename = "Type")]
@@ -173,7 +173,7 @@ pub struct Mount {
     pub image_options: Option<ImageOptions>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountKind {
     Bind,
@@ -184,7 +184,7 @@ pub enum MountKind {
     Image,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageOptions {
     /// What of it is shown; empty: all.
@@ -192,7 +192,7 @@ pub struct ImageOptions {
     pub subpath: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct BindOptions {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -203,7 +203,7 @@ pub struct BindOptions {
     pub create_mountpoint: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct VolumeOptions {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -216,7 +216,7 @@ pub struct VolumeOptions {
     pub driver_config: Option<Driver>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TmpfsOptions {
     #[serde(skip_serializing_if = "ByteSize::is_zero")]
@@ -227,7 +227,7 @@ pub struct TmpfsOptions {
 }
 
 /// A named driver with its options: of logs, of volumes, of payload templates.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Driver {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -245,7 +245,7 @@ impl Driver {
 }
 
 /// How a container's health is asked for. Zero stands for the default, as in the Engine API.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HealthConfig {
     /// Empty: as the image says; `NONE`; `CMD …`; `CMD-SHELL …`.
@@ -263,7 +263,7 @@ pub struct HealthConfig {
     pub start_interval: Nanos,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DnsConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -274,7 +274,7 @@ pub struct DnsConfig {
     pub options: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Ulimit {
     pub name: String,
@@ -283,7 +283,7 @@ pub struct Ulimit {
 }
 
 /// Where a payload appears inside the container.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct FileTarget {
     /// An absolute path, or a name below `/run/secrets` (secrets) or `/` (configs).
@@ -303,7 +303,7 @@ impl Default for FileTarget {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct SecretReference {
     #[serde(default)]
@@ -314,7 +314,7 @@ pub struct SecretReference {
     pub secret_name: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ConfigReference {
     #[serde(default)]

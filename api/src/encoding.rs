@@ -1,12 +1,17 @@
 //! The encoding inside Skep, on disk, in raft entries and in messages between nodes: one byte of
 //! format version, then bincode 2 with a fixed configuration (little endian, variable integers).
 //!
-//! A reader that meets a newer version says so instead of guessing.
+//! Types may get fields without a new format (see [`extensible`]); one that is read in another way
+//! than before takes a new format, and a reader that meets another than its own says so instead
+//! of guessing.
+
+pub mod extensible;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 
-/// The version this build writes; it reads this one only, for there is no older one.
-pub const FORMAT_VERSION: u8 = 1;
+/// The version this build writes and reads. Format 1, of builds before the first release, had no
+/// frames around fields.
+pub const FORMAT_VERSION: u8 = 2;
 
 /// The largest value that is decoded, in bytes: no foreign length makes us allocate more.
 pub const DECODED_LEN_MAX: usize = 64 << 20;
@@ -19,10 +24,13 @@ const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODED_LEN_MAX>> =
 pub enum DecodeError {
     #[error("the data is empty")]
     Empty,
-    #[error(
-        "the data has format {found}, this version of skep reads up to {FORMAT_VERSION}: upgrade skep on this node"
-    )]
+    #[error("the data has format {found}, this version of skep reads {FORMAT_VERSION}: upgrade skep on this node")]
     Newer { found: u8 },
+    #[error(
+        "the data has format {found} of a build before the first release, this version of skep reads {FORMAT_VERSION}: \
+         start with an empty data root"
+    )]
+    Older { found: u8 },
     #[error("the data is damaged")]
     Damaged(#[source] bincode::error::DecodeError),
     #[error("the data has {0} bytes too many")]
@@ -63,6 +71,7 @@ fn body(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     match bytes.split_first() {
         None => Err(DecodeError::Empty),
         Some((&FORMAT_VERSION, body)) => Ok(body),
+        Some((&found, _)) if found < FORMAT_VERSION => Err(DecodeError::Older { found }),
         Some((&found, _)) => Err(DecodeError::Newer { found }),
     }
 }

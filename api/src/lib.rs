@@ -6,6 +6,9 @@
 //! [`validate`](service::ServiceSpec::validate) needs no second look inside. This crate never
 //! waits, reads no clock, and knows of no other crate of Skep.
 
+// What the derive makes names this crate as others do.
+extern crate self as skep_api;
+
 pub mod cause;
 pub mod encoding;
 pub mod escape;
@@ -46,6 +49,8 @@ pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;
 pub use subnet::Subnet;
 pub use timestamp::Timestamp;
+
+pub use skep_api_derive::Extensible;
 
 pub use attachment::{AttachmentGrant, AttachmentWish, NetworkAttachment};
 pub use cluster::{Cluster, ClusterSpec};

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize, Serializer};
+use skep_api_derive::Extensible;
 
 use crate::service::{REPLICAS_MAX, ServiceSpecError};
 use crate::timestamp::Timestamp;
 
 /// What tasks a service has. The mode's kind never changes, its numbers may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(try_from = "ModeJson", into = "ModeJson")]
 pub enum ServiceMode {
     Replicated {
@@ -72,7 +72,7 @@ impl ServiceMode {
 }
 
 /// Which run of a job is on, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct JobStatus {
     /// Counts updates: each begins the job anew.

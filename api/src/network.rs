@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use bincode::{Decode, Encode};
+use skep_api_derive::Extensible;
 
 use crate::container::Driver;
 use crate::id::NetworkId;
@@ -24,7 +24,7 @@ pub const IPV6_MTU_BYTES_MIN: u32 = 1280;
 const MTU_BYTES: std::ops::RangeInclusive<u32> = 576..=65_000;
 
 /// What a user declares of a network.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible)]
 pub struct NetworkSpec {
     pub name: String,
     pub labels: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ pub struct NetworkSpec {
 }
 
 /// Which addresses a network should have; what is left open is picked.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible)]
 pub struct Ipam {
     pub driver: String,
     pub options: BTreeMap<String, String>,
@@ -55,7 +55,7 @@ pub struct Ipam {
 }
 
 /// A network as it is stored.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub struct Network {
     pub id: NetworkId,
     pub meta: Meta,

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::id::NodeId;
 use crate::object::Meta;
 use crate::task::{Platform, Resources};
 
 /// What a user says of a node.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeSpec {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -21,7 +21,7 @@ pub struct NodeSpec {
     pub availability: Availability,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
     #[default]
@@ -54,7 +54,7 @@ impl NodeRole {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
     /// Takes new tasks.
@@ -96,7 +96,7 @@ impl Availability {
 }
 
 /// What a node says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeDescription {
     pub hostname: String,
@@ -111,7 +111,7 @@ pub struct NodeDescription {
 }
 
 /// A node's end of the encrypted tunnels between nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct DataPath {
     /// Public, X25519: the first is the one to speak to, the others are taken as well.
     pub keys: Vec<[u8; 32]>,
@@ -134,7 +134,7 @@ impl NodeDescription {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EngineDescription {
     pub engine_version: String,
@@ -142,7 +142,7 @@ pub struct EngineDescription {
 }
 
 /// Which root a node trusts, so that a rotation can be followed.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TlsInfo {
     pub trust_root: String,
@@ -150,7 +150,7 @@ pub struct TlsInfo {
     pub cert_issuer_public_key: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
     /// Not heard of since the leader took over.
@@ -172,7 +172,7 @@ impl NodeState {
 }
 
 /// What the leader knows of a node.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NodeStatus {
     pub state: NodeState,
@@ -183,7 +183,7 @@ pub struct NodeStatus {
 }
 
 /// A manager's place in consensus.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct RaftMember {
     /// Made anew at every promotion and never used twice.
     pub raft_id: u64,
@@ -192,7 +192,7 @@ pub struct RaftMember {
 }
 
 /// A node as it is stored.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Node {
     #[serde(rename = "ID")]

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize, Serializer};
+use skep_api_derive::Extensible;
 
 use crate::attachment::NetworkAttachment;
 use crate::cluster::Cluster;
@@ -17,7 +17,7 @@ use crate::task::Task;
 use crate::timestamp::Timestamp;
 
 /// Kept by the store alone: whoever writes an object brings the version it read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Meta {
     /// The log index of the object's last change.
@@ -53,11 +53,11 @@ pub trait Record: Clone + Send + Sync + 'static {
 macro_rules! objects {
     ($($kind:ident { id: $id:ty, name: |$object:ident| $name:expr }),* $(,)?) => {
         /// Any stored object.
-        #[derive(Clone, Debug, PartialEq, Encode, Decode)]
+        #[derive(Clone, Debug, PartialEq, Extensible)]
         pub enum Object { $($kind(Arc<$kind>)),* }
 
         /// Names any stored object.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible, Serialize, Deserialize)]
         pub enum ObjectKey { $($kind($id)),* }
 
         impl Object {

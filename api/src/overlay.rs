@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use bincode::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
+use skep_api_derive::Extensible;
 
 use crate::encoding;
 use crate::id::{AttachmentId, NetworkId, NodeId, ServiceId, TaskId};
@@ -14,7 +14,7 @@ use crate::service::PortConfig;
 use crate::subnet::Subnet;
 
 /// Names a fact; a newer fact of the same key replaces the older.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible)]
 pub enum FactKey {
     Peer(NodeId),
     Network(NetworkId),
@@ -23,7 +23,7 @@ pub enum FactKey {
     Attachment(AttachmentId),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub enum Fact {
     Peer(Peer),
     Network(OverlayNetwork),
@@ -69,7 +69,7 @@ impl Fact {
 
 /// What tells one set of facts from another, for each network: two sides that have the same facts have the same
 /// digests, in whatever order they came to them. What is not of one network (peers) stands under none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Extensible)]
 pub struct Digests(BTreeMap<Option<NetworkId>, u64>);
 
 impl Digests {
@@ -116,7 +116,7 @@ impl<'a> FromIterator<&'a Fact> for Digests {
 }
 
 /// Another node, or this one.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct Peer {
     pub node: NodeId,
     pub hostname: String,
@@ -128,7 +128,7 @@ pub struct Peer {
     pub kernel_port: Option<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct OverlayNetwork {
     pub id: NetworkId,
     pub name: String,
@@ -149,7 +149,7 @@ impl OverlayNetwork {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct OverlayService {
     pub id: ServiceId,
     pub name: String,
@@ -159,7 +159,7 @@ pub struct OverlayService {
 }
 
 /// A service in one network.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct ServiceNetwork {
     pub network: NetworkId,
     /// Absent: its names stand for its tasks' addresses.
@@ -168,7 +168,7 @@ pub struct ServiceNetwork {
 }
 
 /// A task that has addresses, from before it starts until it has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct OverlayTask {
     pub id: TaskId,
     pub service: ServiceId,
@@ -181,7 +181,7 @@ pub struct OverlayTask {
 }
 
 /// A single container that has an address in a network.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct OverlayAttachment {
     pub id: AttachmentId,
     pub node: NodeId,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::container::Driver;
 use crate::expansion::TEMPLATE_DRIVER;
@@ -16,7 +16,7 @@ use crate::template;
 /// The largest secret, in bytes: 500 KiB are one too many.
 pub const SECRET_LEN_MAX: usize = 500 * 1024 - 1;
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SecretSpec {
     pub name: String,
@@ -30,7 +30,7 @@ pub struct SecretSpec {
     pub templating: Option<Driver>,
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Secret {
     #[serde(rename = "ID")]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::constraint::{Constraint, ParseConstraintError};
 use crate::id::{NetworkId, ServiceId};
@@ -21,7 +21,7 @@ const NANO_CPUS_MIN: i64 = 1_000_000;
 const MEMORY_BYTES_MIN: i64 = 4 << 20;
 
 /// What a user declares of a service.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceSpec {
     pub name: String,
@@ -37,7 +37,7 @@ pub struct ServiceSpec {
 }
 
 /// How tasks are renewed when the spec changes.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct UpdateConfig {
     /// Slots renewed at a time; all at once if zero.
@@ -80,7 +80,7 @@ impl UpdateConfig {
     };
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureAction {
     #[default]
@@ -90,7 +90,7 @@ pub enum FailureAction {
     Rollback,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateOrder {
     #[default]
@@ -99,7 +99,7 @@ pub enum UpdateOrder {
     StartFirst,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EndpointSpec {
     pub mode: EndpointMode,
@@ -107,7 +107,7 @@ pub struct EndpointSpec {
     pub ports: Vec<PortConfig>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointMode {
     #[default]
@@ -116,7 +116,7 @@ pub enum EndpointMode {
     Dnsrr,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -137,7 +137,7 @@ fn is_zero(value: &u16) -> bool {
     *value == 0
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     #[default]
@@ -158,7 +158,7 @@ impl Protocol {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
     #[default]
@@ -168,7 +168,7 @@ pub enum PublishMode {
 }
 
 /// How far the last update came.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct UpdateStatus {
     pub state: UpdateState,
@@ -178,7 +178,7 @@ pub struct UpdateStatus {
     pub message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Extensible, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateState {
     Updating,
@@ -214,7 +214,7 @@ impl UpdateState {
 }
 
 /// A service as it is stored.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Service {
     #[serde(rename = "ID")]
@@ -236,7 +236,7 @@ pub struct Service {
 }
 
 /// Where a service is reached.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Endpoint {
     pub spec: EndpointSpec,
@@ -249,7 +249,7 @@ pub struct Endpoint {
 }
 
 /// A service's address in one network, which stands for all of its tasks.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct VirtualIp {
     pub network: NetworkId,
     pub address: std::net::Ipv4Addr,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use skep_api_derive::Extensible;
 
 use crate::container::{ContainerSpec, Driver};
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
@@ -13,7 +13,7 @@ use crate::timestamp::Timestamp;
 use crate::units::{ByteSize, NanoCpus, Nanos};
 
 /// Where a task stands. Both states of a task only move down this list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     #[default]
@@ -70,7 +70,7 @@ impl TaskState {
 }
 
 /// What a worker (or the scheduler, while no worker has it) says of a task.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskStatus {
     pub timestamp: Timestamp,
@@ -85,7 +85,7 @@ pub struct TaskStatus {
     pub port_status: PortStatus,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContainerStatus {
     #[serde(rename = "ContainerID")]
@@ -97,7 +97,7 @@ pub struct ContainerStatus {
 }
 
 /// The ports that a task's node publishes for it.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -105,7 +105,7 @@ pub struct PortStatus {
 }
 
 /// What a task runs, and how. Shared between a service and its tasks.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
     #[serde(rename = "ContainerSpec")]
@@ -126,7 +126,7 @@ pub struct TaskSpec {
 }
 
 /// A network that the tasks of a service join.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkAttachmentConfig {
     /// The network's id; its name until the manager has looked it up.
@@ -139,13 +139,13 @@ pub struct NetworkAttachmentConfig {
 }
 
 /// A task's place in a network: the address is its own until it has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub struct Attachment {
     pub network: NetworkId,
     pub address: std::net::Ipv4Addr,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ResourceRequirements {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,7 +163,7 @@ impl ResourceRequirements {
 }
 
 /// CPU and memory: a node's, or what a task reserves of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     #[serde(rename = "NanoCPUs", skip_serializing_if = "NanoCpus::is_zero")]
@@ -173,7 +173,7 @@ pub struct Resources {
 }
 
 /// What a task may use at most.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
     #[serde(rename = "NanoCPUs", skip_serializing_if = "NanoCpus::is_zero")]
@@ -186,7 +186,7 @@ pub struct Limits {
 }
 
 /// When an ended task is replaced.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RestartPolicy {
     pub condition: RestartCondition,
@@ -201,7 +201,7 @@ pub struct RestartPolicy {
     pub window: Option<Nanos>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
     None,
@@ -212,7 +212,7 @@ pub enum RestartCondition {
 }
 
 /// Which nodes a task may run on, and which it likes.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
     /// Each `key==value` or `key!=value`; see [`crate::constraint`].
@@ -231,20 +231,20 @@ fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PlacementPreference {
     pub spread: SpreadOver,
 }
 
 /// Spread evenly over the values of a label, such as `node.labels.zone`.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SpreadOver {
     pub spread_descriptor: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Platform {
     #[serde(rename = "Architecture", skip_serializing_if = "String::is_empty")]
@@ -268,7 +268,7 @@ impl Platform {
 }
 
 /// One run of a service's container.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
+#[derive(Clone, Debug, PartialEq, Extensible, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Task {
     #[serde(rename = "ID")]
@@ -306,7 +306,7 @@ pub struct Task {
 }
 
 /// What a task stands in for: a numbered replica, or a node (which the API shows as slot 0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible)]
 pub enum Slot {
     Replica(u64),
     Node(NodeId),

@@ -8,11 +8,10 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bincode::{Decode, Encode};
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
-use skep_api::{NodeRole, TaskId, Timestamp, encoding};
+use skep_api::{Extensible, NodeRole, TaskId, Timestamp, encoding};
 use skep_engine::{Engine, LogLine, LogOptions, LogSource};
 use skep_manager::{BulkReply, BulkTransport};
 use skep_pki::{PeerIdentity, TlsIdentity};
@@ -31,7 +30,7 @@ const LINES_AHEAD: usize = 256;
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a peer asks for.
-#[derive(Debug, Encode, Decode)]
+#[derive(Debug, Extensible)]
 enum Request {
     /// Frames with lines come back.
     TaskLogs { task: TaskId, query: LogQuery },
@@ -40,7 +39,7 @@ enum Request {
 }
 
 /// Which lines of a task are wanted.
-#[derive(Clone, Debug, Encode, Decode)]
+#[derive(Clone, Debug, Extensible)]
 pub(crate) struct LogQuery {
     pub(crate) stdout: bool,
     pub(crate) stderr: bool,
@@ -63,7 +62,7 @@ impl LogQuery {
     }
 }
 
-#[derive(Encode, Decode)]
+#[derive(Extensible)]
 struct WireLine {
     text: String,
     stderr: bool,

@@ -7,10 +7,9 @@ mod node;
 mod payload;
 mod service;
 
-use bincode::{Decode, Encode};
 use skep_api::{
-    Availability, ClusterSpec, ConfigId, ConfigSpec, Meta, NetworkId, NetworkSpec, NodeId, NodeRole, NodeSpec,
-    SecretId, SecretSpec, ServiceId, ServiceSpec,
+    Availability, ClusterSpec, ConfigId, ConfigSpec, Extensible, Meta, NetworkId, NetworkSpec, NodeId, NodeRole,
+    NodeSpec, SecretId, SecretSpec, ServiceId, ServiceSpec,
 };
 use skep_raft_store::{ProposeError, Refusal, UpdateError};
 
@@ -18,7 +17,7 @@ pub(crate) use execute::execute;
 pub use network::PREDEFINED as PREDEFINED_NETWORKS;
 
 /// A change that a client asks for. Any manager takes it; the leader carries it out.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub enum Command {
     UpdateCluster {
         version: u64,
@@ -107,7 +106,7 @@ impl Command {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub enum ServiceChange {
     Spec(Box<ServiceSpec>),
     /// Back to the spec before.
@@ -115,7 +114,7 @@ pub enum ServiceChange {
 }
 
 /// What came of a command.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible)]
 pub enum Outcome {
     Done,
     /// The id of what was created.
@@ -123,7 +122,7 @@ pub enum Outcome {
 }
 
 /// The kinds of refusal a client is told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Extensible)]
 pub enum Reason {
     Invalid,
     NotFound,
@@ -141,7 +140,7 @@ pub enum Reason {
 }
 
 /// Why a command was not carried out, in words for its user.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Extensible, thiserror::Error)]
 #[error("{message}")]
 pub struct ControlError {
     pub reason: Reason,

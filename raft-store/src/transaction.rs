@@ -1,11 +1,10 @@
 //! Writes: all of a transaction happens, or nothing of it.
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
-use skep_api::{Object, ObjectKey, Timestamp};
+use skep_api::{Extensible, Object, ObjectKey, Timestamp};
 
 /// Objects to create, change and delete together.
-#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Extensible)]
 pub struct Transaction {
     /// The author's clock; it becomes the objects' times on every manager.
     pub at: Timestamp,
@@ -15,7 +14,7 @@ pub struct Transaction {
 /// The most actions in one transaction.
 pub const ACTIONS_MAX: usize = 10_000;
 
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Extensible)]
 pub enum Action {
     Create(Object),
     /// Goes through only if the object still has the version it carries.
