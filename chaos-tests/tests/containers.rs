@@ -96,6 +96,14 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
     assert_eq!(terminal, "/dev/pts/0\r\nxterm\r\n");
     ok(&["run", "-d", "--name", "box", "busybox", "sleep", "1000"]);
     assert_eq!(docker_with_input(&rig, &["exec", "-i", "box", "sh"], b"echo $((6*7))").1, "42\n");
+    // A program finds its terminal as large as the client's, from its first look on.
+    for program in ["docker", skep_chaos_tests::program().to_str().unwrap()] {
+        for asked in ["run --rm -it busybox", "exec -it box"] {
+            let line = format!("stty rows 57 cols 123; {program} -H {} {asked} stty size", host.socket());
+            let told = host.exec("script", &["-qec", &line, "/dev/null"]);
+            assert_eq!(told.stdout.lines().next(), Some("57 123"), "{line}: {told:?}");
+        }
+    }
     assert_eq!(
         ok(&["exec", "-u", "web", "-w", "/tmp", "-e", "A=b", "box", "sh", "-c", "id -u; pwd; echo $A $HOME"]),
         "1000\n/tmp\nb /home/web\n"

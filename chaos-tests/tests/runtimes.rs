@@ -113,3 +113,44 @@ fn a_container_gets_no_more_of_a_disk_than_it_is_let() {
     }
     host.ok(&["rm", "-f", "slow"]);
 }
+
+#[test]
+fn the_host_s_devices_are_mounted_as_they_are_and_none_of_them_is_changed() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon_with(&["--add-runtime", &format!("runc={}", path("runc"))]);
+    host.import_busybox();
+    let listed = || host.exec("sh", &["-c", "cd /dev; stat -c '%n %f %t %T %i' * | sort"]).stdout;
+    let before = listed();
+    assert!(before.contains("loop0 ") || before.contains("kmsg "), "the host has devices that containers have not");
+    for runtime in ["skep", "runc"] {
+        let run = |flags: &[&str], script: &str| {
+            let flags = [&["run", "--rm", "--runtime", runtime, "-v", "/dev:/dev"], flags].concat();
+            host.ok(&[&flags[..], &["busybox", "sh", "-c", script]].concat())
+        };
+        let seen = run(&[], "cd /dev; stat -c '%n %f %t %T %i' * | sort");
+        let own = |line: &&str| !line.starts_with("ptmx ") && !line.starts_with("pts ");
+        assert!(before.lines().filter(own).eq(seen.lines().filter(own)), "{runtime}: {before} became {seen}");
+        assert_eq!(run(&["--privileged"], "echo x > /dev/null; cat /dev/null"), "", "{runtime}");
+        let refused =
+            host.fails(&["run", "--rm", "--runtime", runtime, "-v", "/dev:/dev:ro", "busybox", "touch", "/dev/new"]);
+        assert!(refused.contains("Read-only file system"), "{runtime}: {refused}");
+    }
+    // Terminals are the container's own, also for who is not root.
+    let run = |flags: &[&str]| {
+        host.ok(
+            &[&["run", "--rm", "-t", "-v", "/dev:/dev"], flags, &["busybox", "sh", "-c", "tty; ls /dev/pts"]].concat()
+        )
+    };
+    for user in ["0", "1000"] {
+        assert_eq!(run(&["-u", user]), "/dev/pts/0\r\n0     ptmx\r\n");
+    }
+    std::fs::write(host.dir().join("note"), "here\n").unwrap();
+    let shm = format!("{}:/dev/shm", host.dir().display());
+    let below = ["run", "--rm", "-v", "/dev:/dev", "-v", &shm, "busybox", "cat", "/dev/shm/note"];
+    assert_eq!(host.ok(&below), "here\n");
+    let nowhere = host.fails(&["run", "--rm", "-v", "/dev:/dev", "-v", "/tmp:/dev/no/place", "busybox", "true"]);
+    assert!(nowhere.contains("/tmp cannot be mounted at /dev/no/place: No such file"), "{nowhere}");
+    assert_eq!(listed(), before);
+}

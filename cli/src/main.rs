@@ -172,6 +172,7 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let code = match text(1)? {
         "shim" => skep_engine::shim_main(path(2)?),
         "shim-exec" => skep_engine::exec_main(path(2)?),
+        "shim-mounts" => skep_engine::late_mounts_main(path(2)?, path(3)?, text(4)?),
         "shim-watch" => skep_engine::watch_main(path(2)?, number(3)?, [number(4)?, number(5)?, number(6)?]),
         "archive-in" => skep_engine::archive_in_main(path(2)?, path(3)?, path(4)?),
         "archive-out" => skep_engine::archive_out_main(path(2)?, path(3)?, path(4)?, text(5)?),

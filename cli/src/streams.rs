@@ -40,6 +40,11 @@ impl Drop for RawTerminal {
     }
 }
 
+/// The rows and columns of our window, if the process is to have a terminal (`tty`) as large.
+pub(crate) fn window(tty: bool) -> Option<(u16, u16)> {
+    if tty { console::Term::stdout().size_checked() } else { None }
+}
+
 impl Streams {
     /// With all that it says.
     pub(crate) const fn new(tty: bool, interactive: bool) -> Self {

@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod devices;
 pub(crate) mod health;
 pub(crate) mod id_map;
+pub(crate) mod late_mounts;
 pub(crate) mod logs;
 pub(crate) mod restart;
 pub(crate) mod rootfs;

@@ -30,6 +30,7 @@ pub use container::config::{
 pub use container::devices::{block_device, holds_device, is_device_rule};
 pub use container::health::HealthStatus;
 pub use container::id_map::{IdMap, IdMapError, hold_namespace_main};
+pub use container::late_mounts::late_mounts_main;
 pub use container::logs::config::{LogConfig, LogConfigError, LogDriver, parse_size};
 pub use container::logs::reader::{LogOptions, LogStream};
 pub use container::logs::{LogLine, Stream as LogSource};

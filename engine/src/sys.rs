@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -16,9 +16,18 @@ use tokio::io::unix::AsyncFd;
 
 /// Opens `path` inside `root` for reading: links and `..` are followed within the root, never out.
 pub(crate) fn open_in_root(root: &Path, path: &Path) -> io::Result<File> {
+    open_in_root_for(root, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+}
+
+/// The same, to mount something there; nothing of it is read.
+pub(crate) fn open_place_in_root(root: &Path, path: &Path) -> io::Result<File> {
+    open_in_root_for(root, path, OFlag::O_PATH)
+}
+
+fn open_in_root_for(root: &Path, path: &Path, flags: OFlag) -> io::Result<File> {
     let root = File::open(root)?;
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     Ok(openat2(root.as_fd(), path, how)?.into())
@@ -82,35 +91,63 @@ fn path_of(file: &File) -> PathBuf {
 /// Opens a program by a view of it that nobody can write through, also not by way of the processes that
 /// run it: what `/proc/PID/exe` leads to is this view.
 pub(crate) fn seal_program(path: &Path) -> io::Result<OwnedFd> {
-    let view = clone_mount(path)?;
-    let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    set_mount(&view, &read_only)?;
+    let view = clone_mount(path, Depth::Alone)?;
+    set_mount(&view, &mount_attr(libc::MOUNT_ATTR_RDONLY, 0), Depth::Alone)?;
     Ok(view)
 }
 
 /// Mounts `path` at `target`, without what is mounted below it, with owners as `user_namespace` maps them.
 pub(crate) fn mount_shifted(path: &Path, target: &Path, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
-    let view = clone_mount(path)?;
+    let view = clone_mount(path, Depth::Alone)?;
     let shifted = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        // What is mounted in the one is not to appear in the other.
-        propagation: libc::MS_PRIVATE,
         userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
+        // What is mounted in the one is not to appear in the other.
+        ..mount_attr(libc::MOUNT_ATTR_IDMAP, libc::MS_PRIVATE)
     };
-    set_mount(&view, &shifted)?;
-    let target = CString::new(target.as_os_str().as_encoded_bytes())?;
-    let (from, flags) = (view.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
-    // SAFETY: both paths are strings that end in NUL and outlive the call.
-    let moved =
-        unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), libc::AT_FDCWD, target.as_ptr(), flags) };
-    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    set_mount(&view, &shifted, Depth::Alone)?;
+    put_mount(&view, &open_place(target)?)
+}
+
+/// Whether a mount's change is for what is mounted below it, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    Alone,
+    WithAllBelow,
+}
+
+/// How a bind is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bind {
+    pub(crate) depth: Depth,
+    pub(crate) read_only: Option<Depth>,
+    /// `MS_PRIVATE` and so on.
+    pub(crate) propagation: (u64, Depth),
+}
+
+/// Binds `path` at what `place` is.
+pub(crate) fn bind(path: &Path, place: &File, how: Bind) -> io::Result<()> {
+    let view = clone_mount(path, how.depth)?;
+    let (propagation, depth) = how.propagation;
+    set_mount(&view, &mount_attr(0, propagation), depth)?;
+    if let Some(depth) = how.read_only {
+        set_mount(&view, &mount_attr(libc::MOUNT_ATTR_RDONLY, 0), depth)?;
+    }
+    put_mount(&view, place)
+}
+
+const fn mount_attr(set: u64, propagation: u64) -> libc::mount_attr {
+    libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 }
+}
+
+/// Something to mount at; nothing of it is read.
+fn open_place(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)
 }
 
 /// A mount of `path` that is nowhere yet.
-fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+fn clone_mount(path: &Path, depth: Depth) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | depth.flag();
     // SAFETY: the path is a string that ends in NUL and outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     if fd < 0 {
@@ -121,13 +158,30 @@ fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set_mount(view: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
+fn set_mount(view: &OwnedFd, attributes: &libc::mount_attr, depth: Depth) -> io::Result<()> {
     let (fd, empty, len) = (view.as_raw_fd(), c"".as_ptr(), size_of::<libc::mount_attr>());
+    let flags = libc::AT_EMPTY_PATH.cast_unsigned() | depth.flag();
     // SAFETY: path and attributes outlive the call, and the length is the attributes' own.
-    let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, empty, libc::AT_EMPTY_PATH, std::ptr::from_ref(attributes), len)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, flags, std::ptr::from_ref(attributes), len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn put_mount(view: &OwnedFd, place: &File) -> io::Result<()> {
+    let (from, to, empty) = (view.as_raw_fd(), place.as_raw_fd(), c"".as_ptr());
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    // SAFETY: both paths are empty strings that end in NUL.
+    let moved = unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+impl Depth {
+    const fn flag(self) -> u32 {
+        match self {
+            Self::Alone => 0,
+            Self::WithAllBelow => libc::AT_RECURSIVE.cast_unsigned(),
+        }
+    }
 }
 
 /// Makes a subvolume of btrfs.
@@ -236,10 +290,10 @@ pub(crate) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// Tells a terminal how large the window is that shows it.
-pub(crate) fn set_terminal_size(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+pub(crate) fn set_terminal_size(terminal: &impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel only reads the size, which lives until the call is over.
-    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -393,7 +393,7 @@ async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {
     let body = json!({
         "AttachStdin": streams.interactive, "AttachStdout": true, "AttachStderr": true, "Tty": args.tty,
         "Env": env, "Cmd": args.command, "User": args.user, "WorkingDir": args.workdir,
-        "Privileged": args.privileged, "DetachKeys": args.detach_keys,
+        "Privileged": args.privileged, "DetachKeys": args.detach_keys, "ConsoleSize": crate::streams::window(args.tty),
     });
     let made = client.post(&format!("/containers/{}/exec", escape(&args.container)), &body).await?;
     let exec = format!("/exec/{}", made["Id"].as_str().unwrap_or_default());

@@ -403,6 +403,9 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
     if let Some(gpus) = &args.gpus {
         host_config["DeviceRequests"] = json!([{"Driver": "", "Options": {"gpus": gpus}, "Capabilities": [["gpu"]]}]);
     }
+    if let Some(window) = crate::streams::window(args.tty) {
+        host_config["ConsoleSize"] = json!(window);
+    }
     args.limits.apply(&mut host_config)?;
     add_security_options(&args.security_opt, &mut host_config)?;
     let mut body = json!({

@@ -80,7 +80,7 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
     let body: StartBody = parse(&bytes)?;
     let exec = state.engine.exec(&id)?;
     if body.detach {
-        state.engine.start_exec(&id).await?;
+        state.engine.start_exec(&id, body.console_size).await?;
         return Ok(StatusCode::OK.into_response());
     }
     // What is wrong with the request is told as an error; what is wrong with the program, where its
@@ -97,21 +97,11 @@ pub(super) async fn start(state: State, Path(id): Path<String>, request: Request
         detach_keys: if exec.spec.tty { exec.spec.detach_keys.clone() } else { Vec::new() },
         before: Vec::new(),
     };
-    let (engine, exec_id, size) = (
-        state.engine.clone(),
-        exec.id.clone(),
-        body.console_size.or(exec.spec.terminal_size).filter(|_| exec.spec.tty),
-    );
+    let (engine, exec_id) = (state.engine.clone(), exec.id.clone());
     // It begins once the client listens: some lose what comes with the answer's headers.
     let attaching = Box::pin(async move {
-        match engine.start_exec(&exec_id).await {
-            Ok(mut attachment) => {
-                if let Some([rows, columns]) = size {
-                    // It may have ended by now.
-                    drop(attachment.input.resize(rows, columns).await);
-                }
-                Attached::To(attachment)
-            }
+        match engine.start_exec(&exec_id, body.console_size).await {
+            Ok(attachment) => Attached::To(attachment),
             Err(error) => {
                 let reason = match error {
                     EngineError::Start { reason, .. } => reason,

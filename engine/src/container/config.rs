@@ -322,6 +322,12 @@ impl ContainerConfig {
         self.no_new_privileges == Some(true) && !self.privileged
     }
 
+    /// The rows and columns that its terminal has at first, if its client said.
+    pub(crate) fn terminal_size(&self) -> Option<[u16; 2]> {
+        let size = self.request.pointer("/HostConfig/ConsoleSize").filter(|_| self.tty)?;
+        serde_json::from_value(size.clone()).ok().filter(|size| *size != [0, 0])
+    }
+
     /// Whether the default system-call filter is on.
     pub(crate) fn has_filter(&self) -> bool {
         self.seccomp && !self.privileged && self.seccomp_profile.is_null()

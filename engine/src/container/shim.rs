@@ -110,6 +110,9 @@ fn start(dir: &Path) -> Result<std::convert::Infallible, String> {
     become_watcher(dir, pid, &endpoints)
 }
 
+/// The file beside `config.json` that says why mounts could not be made.
+pub(crate) const COMPLAINTS: &str = "complaints";
+
 /// How a process's standard streams are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stdio {
@@ -203,6 +206,15 @@ fn adopt_orphans() -> Result<(), String> {
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| error.to_string())
 }
 
+/// What our own part of making a container complained of, which says more than that it failed.
+fn complaints(bundle: &Path) -> Option<String> {
+    let path = bundle.join(COMPLAINTS);
+    let told = fs::read_to_string(&path).ok()?;
+    // Told once.
+    drop(fs::remove_file(path));
+    Some(told)
+}
+
 fn make_container(config: &ShimConfig, plumbing: &Plumbing) -> Result<Pid, String> {
     let fail = |error: libcontainer::error::LibcontainerError| with_causes(&error);
     let builder = ContainerBuilder::new(config.id.clone(), SyscallType::default())
@@ -215,7 +227,7 @@ fn make_container(config: &ShimConfig, plumbing: &Plumbing) -> Result<Pid, Strin
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .map_err(fail)?;
+        .map_err(|error| complaints(&config.bundle).unwrap_or_else(|| fail(error)))?;
     if let Err(error) = container.start() {
         let reason = with_causes(&error);
         // Nothing of a container that never ran is of use.

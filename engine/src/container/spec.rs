@@ -10,7 +10,9 @@ use crate::container::config::{
 };
 use crate::container::devices;
 use crate::container::id_map::Shift;
+use crate::container::late_mounts;
 use crate::container::seccomp::Profile;
+use crate::container::shim::COMPLAINTS;
 use crate::container::user::ResolvedUser;
 
 /// The capabilities a container has unless told otherwise: Docker's fourteen.
@@ -84,6 +86,8 @@ const CPU_PERIOD_MICROS: i64 = 100_000;
 /// What the spec needs beside the configuration.
 pub(crate) struct Place<'a> {
     pub(crate) rootfs: &'a Path,
+    /// Where the spec itself lies.
+    pub(crate) bundle: &'a Path,
     /// None: the host's.
     pub(crate) netns: Option<&'a Path>,
     pub(crate) cgroup: &'a Path,
@@ -149,6 +153,13 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
     let mut args = config.command();
     args.splice(0..0, place.init_words.iter().map(|&word| word.to_owned()));
     let cwd = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
+    let mut mounts = mounts(config, place);
+    // Other runtimes know what to do.
+    let late = if config.runtime.is_none() {
+        late_mounts::take_hook(&mut mounts, place.rootfs, &place.bundle.join(COMPLAINTS))
+    } else {
+        None
+    };
     json!({
         "ociVersion": "1.0.2",
         "hostname": (config.uts_mode != NamespaceMode::Host).then_some(&config.hostname),
@@ -157,6 +168,7 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
         "root": {"path": place.rootfs, "readonly": config.read_only},
         "process": {
             "terminal": config.tty,
+            "consoleSize": config.terminal_size().map(console_size),
             "user": {"uid": place.user.uid, "gid": place.user.gid, "additionalGids": place.user.groups, "umask": 0o022},
             "args": args,
             "env": environment(config, place.user),
@@ -179,9 +191,15 @@ pub(crate) fn build(config: &ContainerConfig, place: &Place<'_>) -> Value {
             "oomScoreAdj": config.oom_score_adj,
             "apparmorProfile": place.apparmor,
         },
-        "mounts": mounts(config, place),
+        "mounts": mounts,
+        "hooks": late.map(|hook| json!({"createContainer": [hook]})),
         "linux": linux(config, place, &capabilities),
     })
+}
+
+/// A terminal's rows and columns, as the runtime-spec has them.
+pub(crate) fn console_size([rows, columns]: [u16; 2]) -> Value {
+    json!({"height": rows, "width": columns})
 }
 
 fn environment(config: &ContainerConfig, user: &ResolvedUser) -> Vec<String> {
@@ -290,7 +308,15 @@ fn system_mounts(config: &ContainerConfig, place: &Place<'_>) -> Vec<Value> {
             mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
         }
     }
-    mounts.retain(|mount| !own_mount(mount["destination"].as_str().unwrap_or_default()));
+    mounts.retain(|mount| {
+        let target = mount["destination"].as_str().unwrap_or_default();
+        match own_mount("/dev") {
+            // The built-in runtime makes its devices somewhere, though nobody sees them.
+            true if matches!(target, "/dev" | "/dev/pts") => config.runtime.is_none(),
+            true if target.starts_with("/dev/") => false,
+            _ => !own_mount(target),
+        }
+    });
     mounts
 }
 

@@ -45,6 +45,12 @@ impl Starter {
 impl Executor for Starter {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let fail = |what: &str, error: &dyn std::fmt::Display| ExecutorError::Other(format!("{what}: {error}"));
+        let size = spec.process().as_ref().and_then(|process| process.console_size());
+        if let Some(size) = size {
+            let side = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
+            // A terminal of no size is no reason not to run.
+            drop(sys::set_terminal_size(&io::stdin(), side(size.height()), side(size.width())));
+        }
         if let (Some(descent), Some(users)) = (&self.descent, &self.users) {
             descent.enter(users).map_err(|error| fail("the user namespace", &error))?;
         }

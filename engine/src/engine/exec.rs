@@ -16,7 +16,7 @@ use super::launch::read_answer;
 use super::lifecycle::{start_failure, start_ticks};
 use super::{Container, Engine, EngineError, disk_error};
 use crate::container::shim::{ExecConfig, ShimConfig, Stdio};
-use crate::container::spec::TERMINAL_GROUP;
+use crate::container::spec::{TERMINAL_GROUP, console_size};
 use crate::container::starter::{Descent, WayIn};
 use crate::container::state::{ContainerState, ExitRecord};
 use crate::container::user;
@@ -173,14 +173,16 @@ impl Engine {
         Err(EngineError::Conflict(format!("exec {} has run already: create another", exec.id)))
     }
 
-    /// Starts an exec; attached to it from its first word on.
-    pub async fn start_exec(self: &Arc<Self>, id: &str) -> Result<Attachment, EngineError> {
+    /// Starts an exec; attached to it from its first word on. Its terminal has `size` (rows and columns), or that with
+    /// which it was made.
+    pub async fn start_exec(self: &Arc<Self>, id: &str, size: Option<[u16; 2]>) -> Result<Attachment, EngineError> {
         let exec = self.exec(id)?;
         self.require_startable(&exec)?;
         let container = self.find(&exec.container)?;
         let action = format!("exec_start: {}", exec.spec.command.join(" "));
         self.tell_container(&container, &action, &[("execID", exec.id.clone())]);
-        let started = self.run_exec(&container, &exec.spec, &exec.socket, None).await;
+        let spec = ExecSpec { terminal_size: size.or(exec.spec.terminal_size), ..exec.spec.clone() };
+        let started = self.run_exec(&container, &spec, &exec.socket, None).await;
         let (attachment, pid, mut child) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -367,6 +369,7 @@ fn process(container: &Container, spec: &ExecSpec) -> io::Result<(serde_json::Va
     }
     process["args"] = spec.command.clone().into();
     process["terminal"] = spec.tty.into();
+    process["consoleSize"] = spec.terminal_size.filter(|_| spec.tty).map(console_size).into();
     if let Some(env) = process["env"].as_array_mut() {
         let name_of = |text: &str| text.split('=').next().unwrap_or_default().to_owned();
         let mut given = spec.env.clone();

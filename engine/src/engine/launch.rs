@@ -468,6 +468,7 @@ fn prepare(
     }
     let place = Place {
         rootfs: &dirs.rootfs(),
+        bundle: &dirs.data,
         netns: outside.netns.as_deref(),
         cgroup: &outside.cgroup,
         files: &files,
