@@ -99,8 +99,10 @@ fn streams_terminals_and_more_processes_work_by_the_docker_client() {
     // A program finds its terminal as large as the client's, from its first look on.
     for program in ["docker", skep_chaos_tests::program().to_str().unwrap()] {
         for asked in ["run --rm -it busybox", "exec -it box"] {
-            let line = format!("stty rows 57 cols 123; {program} -H {} {asked} stty size", host.socket());
-            let told = host.exec("script", &["-qec", &line, "/dev/null"]);
+            let asked = format!("stty rows 57 cols 123; {program} -H {} {asked} stty size", host.socket());
+            // Its input stays open.
+            let line = format!("[ -p input ] || mkfifo input; script -qec '{asked}' /dev/null <> input");
+            let told = host.exec("sh", &["-c", &format!("cd {}; {line}", host.dir().display())]);
             assert_eq!(told.stdout.lines().next(), Some("57 123"), "{line}: {told:?}");
         }
     }
