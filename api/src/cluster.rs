@@ -72,11 +72,18 @@ pub struct DispatcherConfig {
 #[serde(rename_all = "PascalCase", default)]
 pub struct CaConfig {
     pub node_cert_expiry: Nanos,
+    /// Counts wishes for another root certificate: a change of it is one.
+    #[added]
+    pub force_rotate: u64,
+    /// The root that a user brought; empty: the swarm's own. Its key comes beside the spec, and is never told.
+    #[added]
+    #[serde(rename = "SigningCACert", skip_serializing_if = "String::is_empty")]
+    pub signing_ca_cert: String,
 }
 
 impl Default for CaConfig {
     fn default() -> Self {
-        Self { node_cert_expiry: Nanos::from_secs(90 * 24 * 3600) }
+        Self { node_cert_expiry: Nanos::from_secs(90 * 24 * 3600), force_rotate: 0, signing_ca_cert: String::new() }
     }
 }
 
@@ -129,6 +136,10 @@ pub struct JoinTokens {
 pub struct RootCa {
     pub certificate_pem: String,
     pub key_pem: SecretBytes,
+    /// The same name and key, signed by the root before; empty for the first. It goes with every certificate that this
+    /// root signs, for nodes that were away when it came.
+    #[added]
+    pub cross_signed_pem: String,
 }
 
 /// The swarm as it is stored; there is exactly one.
@@ -146,4 +157,15 @@ pub struct Cluster {
     pub data_path_port: u16,
     pub default_addr_pool: Vec<String>,
     pub subnet_size: u8,
+    /// The root that signs by now, and is trusted once all nodes have certificates of it; none: the root itself.
+    #[added]
+    pub next_root: Option<RootCa>,
+}
+
+impl Cluster {
+    /// What signs certificates.
+    #[must_use]
+    pub fn signing_root(&self) -> &RootCa {
+        self.next_root.as_ref().unwrap_or(&self.root_ca)
+    }
 }

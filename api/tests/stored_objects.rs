@@ -47,13 +47,18 @@ fn cluster() -> Cluster {
         id: ClusterId::from_u128(1),
         meta: meta(2),
         spec: ClusterSpec { labels: labels(), ..ClusterSpec::default() },
-        root_ca: RootCa { certificate_pem: "certificate".into(), key_pem: text("key") },
+        root_ca: RootCa {
+            certificate_pem: "certificate".into(),
+            key_pem: text("key"),
+            cross_signed_pem: String::new(),
+        },
         join_tokens: JoinTokens { worker: text("worker"), manager: text("manager") },
         unlock_key: text("unlock"),
         removed_nodes: BTreeSet::from([NodeId::from_u128(9)]),
         data_path_port: 4789,
         default_addr_pool: vec!["10.0.0.0/8".into()],
         subnet_size: 24,
+        next_root: None,
     }
 }
 

@@ -286,7 +286,11 @@ impl Swarm {
         let cluster = Cluster {
             id: cluster,
             meta: Meta::default(),
-            root_ca: RootCa { certificate_pem: root.certificate_pem().to_owned(), key_pem: root_key },
+            root_ca: RootCa {
+                certificate_pem: root.certificate_pem().to_owned(),
+                key_pem: root_key,
+                cross_signed_pem: String::new(),
+            },
             join_tokens: JoinTokens { worker: token(), manager: token() },
             unlock_key: match spec.encryption_config.auto_lock_managers {
                 true => UnlockKey::generate().expose(),
@@ -296,6 +300,7 @@ impl Swarm {
             data_path_port: check_data_path_port(request.data_path_port)?,
             default_addr_pool: if request.pools.is_empty() { vec!["10.0.0.0/8".into()] } else { request.pools },
             subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
+            next_root: None,
             spec,
         };
         let data_path = data_path(&request.data_path_addr, cluster.data_path_port)?;
@@ -304,7 +309,7 @@ impl Swarm {
             id: node,
             meta: Meta::default(),
             spec: NodeSpec { role: NodeRole::Manager, availability: request.availability, ..NodeSpec::default() },
-            description: self.description(root.certificate_pem()),
+            description: self.description(active::tls_info(&identity).map_err(|error| doing(&error))?),
             status: NodeStatus::default(),
             raft: None,
             bulk_port: BULK_PORT,
@@ -448,7 +453,7 @@ impl Swarm {
     }
 
     /// What this node says of itself.
-    pub(crate) fn description(&self, root_pem: &str) -> NodeDescription {
+    pub(crate) fn description(&self, tls: TlsInfo) -> NodeDescription {
         let hostname = skep_engine::host_name();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         NodeDescription {
@@ -459,7 +464,7 @@ impl Swarm {
                 memory_bytes: ByteSize(memory_total()),
             },
             engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.config.labels.clone() },
-            tls: TlsInfo { trust_root: root_pem.to_owned(), ..TlsInfo::default() },
+            tls,
             // Known once the node has its place in the swarm.
             data_path: None,
         }

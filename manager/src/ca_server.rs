@@ -64,7 +64,7 @@ fn role_of_token(text: &str, tables: &Tables) -> Result<NodeRole, Status> {
     matching.map(|(_, role)| role).ok_or_else(refused)
 }
 
-/// Signs with the swarm's root.
+/// Signs with the swarm's root, or with the one that is to become it.
 pub(crate) fn sign(
     request: &CertificateRequest,
     subject: Subject,
@@ -73,14 +73,15 @@ pub(crate) fn sign(
 ) -> Result<IssuedCertificate, Status> {
     let cluster = tables.cluster().ok_or_else(|| Status::unavailable(crate::control::NO_LEADER))?;
     let internal = |error: skep_pki::CaError| Status::internal(error.to_string());
-    let root = RootAuthority::load(&cluster.root_ca.certificate_pem, &cluster.root_ca.key_pem).map_err(internal)?;
+    let signing = cluster.signing_root();
+    let root = RootAuthority::load(&signing.certificate_pem, &signing.key_pem).map_err(internal)?;
     let csr = String::from_utf8_lossy(&request.csr_pem);
     let life = cluster.spec.ca.node_cert_expiry.duration();
     let certificate =
         root.sign(&csr, subject, life, now).map_err(|error| Status::invalid_argument(error.to_string()))?;
     tracing::info!(node = %subject.node, role = subject.role.as_str(), at = %Timestamp::from_system(now), "a certificate was issued");
     Ok(IssuedCertificate {
-        certificate_pem: certificate.into_bytes(),
+        certificate_pem: (certificate + &signing.cross_signed_pem).into_bytes(),
         root_certificate_pem: cluster.root_ca.certificate_pem.clone().into_bytes(),
         data_path_port: u32::from(cluster.data_path_port),
     })

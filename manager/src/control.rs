@@ -9,7 +9,7 @@ mod service;
 
 use skep_api::{
     Availability, ClusterSpec, ConfigId, ConfigSpec, Extensible, Meta, NetworkId, NetworkSpec, NodeId, NodeRole,
-    NodeSpec, SecretId, SecretSpec, ServiceId, ServiceSpec,
+    NodeSpec, SecretBytes, SecretId, SecretSpec, ServiceId, ServiceSpec,
 };
 use skep_raft_store::{ProposeError, Refusal, UpdateError};
 
@@ -25,6 +25,9 @@ pub enum Command {
         rotate_worker_token: bool,
         rotate_manager_token: bool,
         rotate_unlock_key: bool,
+        /// Of `spec.ca.signing_ca_cert`, if that is a new one.
+        #[added]
+        root_key: SecretBytes,
     },
     CreateService {
         spec: ServiceSpec,

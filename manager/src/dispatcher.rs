@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use skep_api::grpc::{
-    AreYouThere, End, Heartbeat, HeartbeatPeriod, Hello, IAmHere, ManagerMessage, Managers, Redirect, Welcome,
+    AreYouThere, End, Heartbeat, HeartbeatPeriod, Hello, IAmHere, ManagerMessage, Managers, Redirect, Trust, Welcome,
     WorkerMessage, manager_message, worker_message,
 };
 use skep_api::node::NodeStatus;
 use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, encoding, session};
+use skep_pki::IssuerInfo;
 use skep_raft_store::{Store, Tables, Transaction, UpdateError};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -174,7 +175,7 @@ impl Dispatcher {
             heartbeat_period: Some(HeartbeatPeriod { milliseconds: millis(period) }),
         };
         send(to_worker, manager_message::Kind::Welcome(welcome)).await?;
-        let mut told = Told { period, managers: Vec::new(), role: None, facts: ToldFacts::default(), unheld: None };
+        let mut told = Told { period, ..Told::default() };
         let mut assigned = Assigned::default();
         let mut heard = tokio::time::Instant::now();
         Box::pin(self.tell_facts(id, session, &mut told, &Touched::everything(), to_worker)).await?;
@@ -341,7 +342,9 @@ impl Dispatcher {
                 told.facts = ToldFacts::default();
                 self.tell_facts(id, session, told, &Touched::everything(), to_worker).await
             }
-            Some(worker_message::Kind::Hello(_)) | None => Err(Status::invalid_argument("unexpected message")),
+            Some(worker_message::Kind::Hello(_)) => Err(Status::invalid_argument("unexpected message")),
+            // What a later version says is for others.
+            None => Ok(()),
         }
     }
 
@@ -374,6 +377,16 @@ impl Dispatcher {
             send(to_worker, manager_message::Kind::Role(role.organizational_unit().into())).await?;
             told.role = Some(role);
         }
+        if let Some(cluster) = tables.cluster() {
+            let (root, signing) = (&cluster.root_ca.certificate_pem, &cluster.signing_root().certificate_pem);
+            if (root, signing) != (&told.trust.0, &told.trust.1) {
+                let issuer = IssuerInfo::of_pem(signing).map_err(|error| Status::internal(error.to_string()))?;
+                let trust =
+                    Trust { root_certificate_pem: root.clone().into_bytes(), issuer_public_key: issuer.public_key };
+                send(to_worker, manager_message::Kind::Trust(trust)).await?;
+                told.trust = (root.clone(), signing.clone());
+            }
+        }
         let period = heartbeat_period(&tables);
         if period != told.period {
             let message = HeartbeatPeriod { milliseconds: millis(period) };
@@ -385,10 +398,13 @@ impl Dispatcher {
 }
 
 /// What a worker was told last.
+#[derive(Default)]
 struct Told {
     period: Duration,
     managers: Vec<String>,
     role: Option<skep_api::NodeRole>,
+    /// The root certificates that are trusted and that sign.
+    trust: (String, String),
     facts: ToldFacts,
     /// The newest revision that was sent and that the worker does not hold yet.
     unheld: Option<u64>,

@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatcher::Dispatcher;
-use crate::{orchestrator, roles};
+use crate::{orchestrator, roles, trust};
 
 /// How long to wait before trying again what the store refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -22,6 +22,7 @@ pub(crate) async fn lead(store: Store, dispatcher: Dispatcher, stop: Cancellatio
         () = orchestrate(&store) => {}
         () = dispatcher.watch_deadlines() => {}
         () = roles::reconcile(&store) => {}
+        () = trust::reconcile(&store) => {}
     }
 }
 

@@ -17,6 +17,7 @@ mod orchestrator;
 mod roles;
 mod rpc;
 pub mod transport;
+mod trust;
 
 mod manager;
 

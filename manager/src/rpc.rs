@@ -49,7 +49,9 @@ impl NodeCa for Services {
         &self,
         _request: Request<RootCertificateRequest>,
     ) -> Result<Response<RootCertificate>, Status> {
-        let certificate_pem = self.0.tls.identity().root_pem.into_bytes();
+        // The one that join tokens name; this manager itself may follow it a moment later.
+        let root_pem = self.0.store.view().cluster().map(|cluster| cluster.root_ca.certificate_pem.clone());
+        let certificate_pem = root_pem.unwrap_or_else(|| self.0.tls.identity().root_pem).into_bytes();
         Ok(Response::new(RootCertificate { certificate_pem }))
     }
 

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use skep_api::{SecretBytes, Timestamp};
 
+use crate::ca::{CaError, IssuerInfo};
 use crate::lock::{KeyLock, LockError};
 use crate::peer::{PeerIdentity, PeerIdentityError};
 
@@ -113,6 +114,19 @@ impl NodeIdentity {
         let key = lock.map(|lock| SecretBytes::new(lock.seal(KEY_FILE, self.key_pem.expose()).into_bytes()));
         write_whole(&dir.join(KEY_FILE), key.as_ref().unwrap_or(&self.key_pem).expose(), 0o600)?;
         write_whole(&dir.join(CERTIFICATE_FILE), self.certificate_pem.as_bytes(), 0o644)
+    }
+
+    /// Who signed the certificate: the root, or one that is to become it and that the root vouches for.
+    pub fn issuer(&self) -> Result<IssuerInfo, CaError> {
+        const END: &str = "-----END CERTIFICATE-----";
+        let vouched = self.certificate_pem.split_once(END).map_or("", |(_, rest)| rest.trim());
+        IssuerInfo::of_pem(if vouched.is_empty() { &self.root_pem } else { vouched })
+    }
+
+    /// The same node under another root.
+    #[must_use]
+    pub fn with_root(&self, root_pem: &str) -> Self {
+        Self { root_pem: root_pem.to_owned(), ..self.clone() }
     }
 
     /// When to renew: somewhere between half and four fifths of the certificate's life, so that

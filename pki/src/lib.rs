@@ -14,7 +14,7 @@ pub mod tls;
 pub mod token;
 
 pub use any_server::AnyServer;
-pub use ca::{CaDigest, CaError, RootAuthority, Subject};
+pub use ca::{CaDigest, CaError, IssuerInfo, RootAuthority, Subject};
 pub use identity::{IdentityError, NodeIdentity, PendingIdentity};
 pub use lock::{KeyLock, LockError, UnlockKey};
 pub use peer::{PeerIdentity, PeerIdentityError};

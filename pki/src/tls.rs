@@ -10,9 +10,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 
 use crate::ca::CaDigest;
@@ -30,7 +31,7 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// A node's certificate as TLS uses it. Replacing the identity takes effect on the next handshake.
+/// A node's certificate and root as TLS uses them. Replacing the identity takes effect on the next handshake.
 #[derive(Debug)]
 pub struct TlsIdentity {
     current: ArcSwap<Current>,
@@ -40,7 +41,13 @@ pub struct TlsIdentity {
 struct Current {
     identity: NodeIdentity,
     key: Arc<CertifiedKey>,
+    /// What others' certificates are checked by.
+    clients: Arc<dyn ClientCertVerifier>,
+    servers: Arc<WebPkiServerVerifier>,
 }
+
+/// No configuration of ours offers it.
+const NO_TLS12: rustls::Error = rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered);
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -57,7 +64,11 @@ impl Current {
         let chain = CertificateDer::pem_slice_iter(identity.certificate_pem.as_bytes()).collect::<Result<_, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose())?;
         let key = CertifiedKey::from_der(chain, key, &provider())?;
-        Ok(Self { identity, key: Arc::new(key) })
+        let roots = roots(&identity.root_pem)?;
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).allow_unauthenticated().build()?;
+        let servers = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
+        Ok(Self { identity, key: Arc::new(key), clients, servers })
     }
 }
 
@@ -66,7 +77,7 @@ impl TlsIdentity {
         Ok(Arc::new(Self { current: ArcSwap::from_pointee(Current::new(identity)?) }))
     }
 
-    /// Puts a renewed certificate in place of the one before.
+    /// Puts a renewed certificate, or the same under another root, in place of the one before.
     pub fn replace(&self, identity: NodeIdentity) -> Result<(), TlsError> {
         self.current.store(Arc::new(Current::new(identity)?));
         Ok(())
@@ -84,12 +95,10 @@ impl TlsIdentity {
 
     /// For a server that nodes of the swarm connect to.
     pub fn server_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
-        let roots = roots(&self.current.load().identity.root_pem)?;
-        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(clients)
-            .with_cert_resolver(Arc::new(Resolver(self.clone())));
+            .with_client_cert_verifier(Arc::new(Follower(self.clone())))
+            .with_cert_resolver(Arc::new(Follower(self.clone())));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         // Every connection proves the certificate anew.
         config.send_tls13_tickets = 0;
@@ -99,34 +108,117 @@ impl TlsIdentity {
     /// For a connection to another node of the swarm; the name it is connected by is the peer's
     /// role (`swarm-manager`) or id.
     pub fn client_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
-        let roots = roots(&self.current.load().identity.root_pem)?;
-        let servers = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_webpki_verifier(servers)
-            .with_client_cert_resolver(Arc::new(Resolver(self.clone())));
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Follower(self.clone())))
+            .with_client_cert_resolver(Arc::new(Follower(self.clone())));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.resumption = Resumption::disabled();
         Ok(config)
     }
 }
 
+/// Shows and checks certificates by the identity as it is at each handshake.
 #[derive(Debug)]
-struct Resolver(Arc<TlsIdentity>);
+struct Follower(Arc<TlsIdentity>);
 
-impl ResolvesServerCert for Resolver {
+impl ResolvesServerCert for Follower {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.current.load().key.clone())
     }
 }
 
-impl ResolvesClientCert for Resolver {
+impl ResolvesClientCert for Follower {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         Some(self.0.current.load().key.clone())
     }
 
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+impl ClientCertVerifier for Follower {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        // Who has none yet may ask for one.
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Nodes have one certificate to show, and another root may be in force by the time they do.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.current.load().clients.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(NO_TLS12)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.current.load().clients.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.current.load().clients.supported_verify_schemes()
+    }
+}
+
+impl ServerCertVerifier for Follower {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let current = self.0.current.load();
+        current.servers.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(NO_TLS12)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.current.load().servers.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.current.load().servers.supported_verify_schemes()
     }
 }
 
@@ -186,7 +278,7 @@ impl ServerCertVerifier for SeenServer {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+        Err(NO_TLS12)
     }
 
     fn verify_tls13_signature(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{ServerName, UnixTime};
-use rustls::{ClientConnection, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use skep_api::{ClusterId, NodeId, NodeRole};
 use skep_pki::{NodeIdentity, PendingIdentity, RootAuthority, Subject, TlsIdentity, pinned_client_config};
 
@@ -26,11 +26,13 @@ fn identity(root: &RootAuthority, node: u128, role: NodeRole, now: SystemTime) -
 
 /// Carries a handshake through; the server's view of the client comes out.
 fn handshake(client: &Arc<TlsIdentity>, server: &Arc<TlsIdentity>, name: &str) -> Result<bool, rustls::Error> {
+    shake(Arc::new(client.client_config(&[b"h2"]).unwrap()), Arc::new(server.server_config(&[b"h2"]).unwrap()), name)
+}
+
+fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>, name: &str) -> Result<bool, rustls::Error> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let client_config = Arc::new(client.client_config(&[b"h2"]).unwrap());
-    let server_config = Arc::new(server.server_config(&[b"h2"]).unwrap());
-    let mut client = ClientConnection::new(client_config, name).unwrap();
-    let mut server = ServerConnection::new(server_config).unwrap();
+    let mut client = ClientConnection::new(client, name).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
     for _ in 0..4 {
         let mut wire = Vec::new();
         client.write_tls(&mut wire).unwrap();
@@ -131,4 +133,45 @@ fn an_identity_survives_on_disk_with_its_key_closed_to_others() {
     assert_eq!(mode("swarm-node.key"), 0o600);
     let (early, late) = (loaded.renew_after(now, 0.0), loaded.renew_after(now, 1.0));
     assert!(early < late && late < DAY && early > Duration::from_secs(11 * 3600), "{early:?} {late:?}");
+}
+
+#[test]
+fn while_the_root_changes_all_know_each_other_and_afterwards_the_old_root_is_nothing() {
+    let now = SystemTime::now();
+    let [(old, _), (new, _)] = [RootAuthority::generate(now).unwrap(), RootAuthority::generate(now).unwrap()];
+    let vouched = old.cross_sign(&new, now).unwrap();
+    // Of the next root, with the old one's word for it.
+    let reissued = |node: u128| {
+        let pending = PendingIdentity::generate().unwrap();
+        let request = pending.request_pem().unwrap();
+        let certificate = new.sign(&request, subject(node, NodeRole::Manager), DAY, now).unwrap();
+        pending.certified(&(certificate + &vouched), old.certificate_pem()).unwrap()
+    };
+    let tls = |identity: NodeIdentity| TlsIdentity::new(identity).unwrap();
+    let before = tls(identity(&old, 1, NodeRole::Manager, now));
+    let between = tls(reissued(2));
+    let after = tls(reissued(3).with_root(new.certificate_pem()));
+    let knows =
+        |client: &Arc<TlsIdentity>, server: &Arc<TlsIdentity>| handshake(client, server, "swarm-manager").is_ok();
+    for (client, server) in [(&before, &between), (&between, &before), (&between, &after), (&after, &between)] {
+        assert!(knows(client, server));
+    }
+    assert!(!knows(&after, &before) && !knows(&before.clone(), &tls(identity(&new, 4, NodeRole::Manager, now))));
+
+    // A configuration that is in use follows.
+    let server = Arc::new(between.server_config(&[b"h2"]).unwrap());
+    let client = Arc::new(after.client_config(&[b"h2"]).unwrap());
+    let in_use = || shake(client.clone(), server.clone(), "swarm-manager");
+    assert!(in_use().is_ok());
+    after.replace(after.identity().with_root(old.certificate_pem())).unwrap();
+    between.replace(identity(&old, 2, NodeRole::Manager, now)).unwrap();
+    assert!(in_use().is_ok());
+    after.replace(after.identity().with_root(new.certificate_pem())).unwrap();
+    assert!(in_use().is_err());
+
+    assert_eq!(
+        between.identity().issuer().unwrap().public_key,
+        identity(&old, 1, NodeRole::Worker, now).issuer().unwrap().public_key
+    );
+    assert_eq!(reissued(2).issuer().unwrap(), skep_pki::IssuerInfo::of_pem(new.certificate_pem()).unwrap());
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use skep_api::grpc::{
     AreYouThere, FactsHeld, Heartbeat, Hello, IAmHere, ManagerMessage, WorkerMessage, manager_message, worker_message,
 };
+use skep_api::node::TlsInfo;
 use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding, session};
 use skep_engine::Engine;
 use skep_overlay_net::Overlay;
@@ -49,6 +50,8 @@ pub trait Connect: Send + Sync + 'static {
 pub struct AgentConfig {
     pub node: NodeId,
     pub description: NodeDescription,
+    /// What the node says of its certificate, as it is at any time.
+    pub tls: watch::Receiver<TlsInfo>,
     pub bulk_port: u16,
     pub managers: Vec<String>,
     pub engine: Arc<Engine>,
@@ -70,6 +73,8 @@ pub enum AgentEvent {
     Managers(Vec<String>),
     /// The swarm wants the node in this role.
     Role(NodeRole),
+    /// This root certificate is to be trusted, and the node's own one to be signed by this key (DER in base64).
+    Trust { root_pem: String, issuer_public_key: String },
     /// The swarm refuses the node: it was removed.
     Refused(String),
 }
@@ -234,6 +239,10 @@ impl Agent {
                     self.tell(AgentEvent::Role(role)).await;
                 }
             }
+            Some(manager_message::Kind::Trust(trust)) => {
+                let root_pem = String::from_utf8_lossy(&trust.root_certificate_pem).into_owned();
+                self.tell(AgentEvent::Trust { root_pem, issuer_public_key: trust.issuer_public_key }).await;
+            }
             Some(manager_message::Kind::Assignments(part)) => {
                 let update = inbox.take(part, &self.payloads).map_err(|e| Status::invalid_argument(e.to_string()))?;
                 if let Some(update) = update {
@@ -245,8 +254,8 @@ impl Agent {
             }
             Some(manager_message::Kind::IAmHere(IAmHere {})) => {}
             Some(manager_message::Kind::End(end)) => return Err(Status::new(end.code.into(), end.message)),
-            // Facts are taken before.
-            Some(manager_message::Kind::Facts(_)) | None => return Err(Status::invalid_argument("an empty message")),
+            // Facts are taken before; what a later version says is for others.
+            Some(manager_message::Kind::Facts(_)) | None => {}
         }
         Ok(None)
     }
@@ -326,6 +335,7 @@ enum SessionEnd {
 /// What a session's manager is to hear of, as it comes up.
 struct News {
     description: NodeDescription,
+    tls: watch::Receiver<TlsInfo>,
     overlay: Arc<Overlay>,
     keys: watch::Receiver<Vec<[u8; 32]>>,
     held: watch::Receiver<u64>,
@@ -338,11 +348,13 @@ impl News {
     fn new(config: &AgentConfig, reporter: Reporter) -> Self {
         let (overlay, attachments) = (config.overlay.clone(), config.attachments.clone());
         let (keys, held, compare) = (overlay.public_keys(), overlay.held(), interval(COMPARE_MILLIS));
-        Self { description: config.description.clone(), overlay, keys, held, compare, reporter, attachments }
+        let (description, tls) = (config.description.clone(), config.tls.clone());
+        Self { description, tls, overlay, keys, held, compare, reporter, attachments }
     }
 
-    /// What this node says of itself, with its tunnels' keys as they are now.
+    /// What this node says of itself, with its certificate and its tunnels' keys as they are now.
     fn description(&mut self) -> Vec<u8> {
+        self.description.tls.clone_from(&self.tls.borrow_and_update());
         if let Some(path) = &mut self.description.data_path {
             path.keys.clone_from(&self.keys.borrow_and_update());
         }
@@ -362,6 +374,9 @@ impl News {
                     return worker_message::Kind::FactsHeld(FactsHeld { revision, digests });
                 },
                 changed = self.keys.changed() => if changed.is_ok() {
+                    return worker_message::Kind::Description(self.description());
+                },
+                changed = self.tls.changed() => if changed.is_ok() {
                     return worker_message::Kind::Description(self.description());
                 },
                 batch = self.reporter.next_batch() => return worker_message::Kind::Statuses(batch),

@@ -1,5 +1,7 @@
 //! `skep swarm …`
 
+mod ca;
+
 use std::io::{BufRead as _, IsTerminal as _, Read as _};
 
 use serde_json::json;
@@ -75,12 +77,8 @@ pub(crate) enum SwarmCommand {
         #[arg(value_parser = ["worker", "manager"])]
         role: String,
     },
-    /// Show the swarm's root certificate
-    Ca {
-        /// Not supported yet: the daemon says so
-        #[arg(long)]
-        rotate: bool,
-    },
+    /// Show the swarm's root certificate, or put another one in its place
+    Ca(ca::CaArgs),
     /// Unlock a manager that was started anew; reads the unlock key
     Unlock,
     /// Show or rotate the key that unlocks managers
@@ -216,7 +214,7 @@ pub(crate) async fn run(client: &Client, command: SwarmCommand) -> anyhow::Resul
         SwarmCommand::JoinToken { rotate, quiet, role } => join_token(client, rotate, quiet, &role).await,
         SwarmCommand::Unlock => unlock(client).await,
         SwarmCommand::UnlockKey { rotate, quiet } => unlock_key(client, rotate, quiet).await,
-        SwarmCommand::Ca { rotate } => root_certificate(client, rotate).await,
+        SwarmCommand::Ca(args) => ca::run(client, args).await,
         SwarmCommand::Inspect(format) => format.print(&client.get("/swarm").await?),
     }
 }
@@ -279,17 +277,6 @@ async fn show_unlock_key(client: &Client, quiet: bool) -> anyhow::Result<()> {
         "A manager that is started anew waits for 'skep swarm unlock' and this key:\n\n    {key}\n\nKeep it where it \
          outlives the managers: without it none of them can be started again.\n"
     ))
-}
-
-async fn root_certificate(client: &Client, rotate: bool) -> anyhow::Result<()> {
-    let swarm = client.get("/swarm").await?;
-    if rotate {
-        let mut spec = swarm["Spec"].clone();
-        let times = spec["CAConfig"]["ForceRotate"].as_u64().unwrap_or(0);
-        spec["CAConfig"]["ForceRotate"] = json!(times + 1);
-        client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
-    }
-    line(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap_or_default().trim_end())
 }
 
 async fn show_token(client: &Client, role: &str, quiet: bool) -> anyhow::Result<()> {

@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::Query;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_api::{Availability, Cluster, ClusterSpec};
+use skep_api::{Availability, Cluster, ClusterSpec, SecretBytes};
 use skep_manager::control::Command;
+use skep_pki::IssuerInfo;
 
 use super::{
     ApiError, State,
@@ -16,9 +17,13 @@ use super::{
 use crate::swarm::{InitRequest, JoinRequest};
 
 pub(super) fn cluster_json(cluster: &Cluster) -> Value {
+    let issuer = IssuerInfo::of_pem(&cluster.signing_root().certificate_pem).ok();
+    let issuer = issuer.map(|issuer| (issuer.subject, issuer.public_key)).unwrap_or_default();
     let mut value = json!({
-        "ID": cluster.id, "Spec": cluster.spec, "RootRotationInProgress": false,
-        "TLSInfo": {"TrustRoot": cluster.root_ca.certificate_pem, "CertIssuerSubject": "", "CertIssuerPublicKey": ""},
+        "ID": cluster.id, "Spec": cluster.spec, "RootRotationInProgress": cluster.next_root.is_some(),
+        "TLSInfo": {
+            "TrustRoot": cluster.root_ca.certificate_pem, "CertIssuerSubject": issuer.0, "CertIssuerPublicKey": issuer.1,
+        },
         "DataPathPort": cluster.data_path_port, "DefaultAddrPool": cluster.default_addr_pool,
         "SubnetSize": cluster.subnet_size,
     });
@@ -32,7 +37,7 @@ pub(super) async fn inspect(state: State) -> Result<Json<Value>, ApiError> {
     let tables = state.swarm.manager().await?.read().await?;
     let cluster = tables.cluster().ok_or_else(|| ApiError::not_found("the swarm is not there yet"))?;
     let mut value = cluster_json(cluster);
-    let text = |secret: &skep_api::SecretBytes| String::from_utf8_lossy(secret.expose()).into_owned();
+    let text = |secret: &SecretBytes| String::from_utf8_lossy(secret.expose()).into_owned();
     value["JoinTokens"] =
         json!({"Worker": text(&cluster.join_tokens.worker), "Manager": text(&cluster.join_tokens.manager)});
     Ok(Json(value))
@@ -54,32 +59,24 @@ struct InitBody {
     availability: Availability,
 }
 
-/// What settings may ask of the CA and is not there yet, by where it stands.
-const UNSUPPORTED: [(&str, &str); 4] = [
-    ("/CAConfig/ForceRotate", "rotating the root certificate"),
-    ("/CAConfig/SigningCACert", "a root certificate of your own"),
-    ("/CAConfig/SigningCAKey", "a root key of your own"),
-    ("/CAConfig/ExternalCAs", "an external CA"),
-];
-
-fn refuse_unsupported(spec: &Value) -> Result<(), ApiError> {
-    for (pointer, what) in UNSUPPORTED {
-        let asked = match spec.pointer(pointer) {
-            None | Some(Value::Null) => false,
-            Some(Value::Number(number)) => number.as_u64() != Some(0),
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(_) => true,
-        };
-        if asked {
-            return Err(ApiError::unsupported(format!("{what} is not supported yet: the swarm keeps its own CA")));
-        }
+fn refuse_external_ca(spec: &Value) -> Result<(), ApiError> {
+    let named = spec.pointer("/CAConfig/ExternalCAs").and_then(Value::as_array);
+    if named.is_none_or(Vec::is_empty) {
+        return Ok(());
     }
-    Ok(())
+    Err(ApiError::unsupported(
+        "an external CA is not supported: the swarm's managers sign, with a root of yours if you bring it ('swarm ca --rotate --ca-cert --ca-key')",
+    ))
 }
 
 pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, ApiError> {
-    refuse_unsupported(&parse::<Value>(&body)?["Spec"])?;
+    let said = &parse::<Value>(&body)?["Spec"];
+    refuse_external_ca(said)?;
+    if said.pointer("/CAConfig/SigningCACert").and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
+        return Err(ApiError::bad_request(
+            "a new swarm makes its own root certificate: bring yours afterwards ('swarm ca --rotate --ca-cert --ca-key')",
+        ));
+    }
     let mut body: InitBody = parse(&body)?;
     body.spec.encryption_config.auto_lock_managers |= body.auto_lock_managers;
     if body.force_new_cluster {
@@ -179,7 +176,10 @@ pub(super) struct UpdateQuery {
 }
 
 pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: JsonBody) -> Result<(), ApiError> {
-    refuse_unsupported(&parse(&body)?)?;
+    let said: Value = parse(&body)?;
+    refuse_external_ca(&said)?;
+    let root_key = said.pointer("/CAConfig/SigningCAKey").and_then(Value::as_str).unwrap_or_default();
+    let root_key = SecretBytes::new(root_key.as_bytes().to_vec());
     let spec: ClusterSpec = parse(&body)?;
     let command = Command::UpdateCluster {
         version: query.version,
@@ -187,6 +187,7 @@ pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body:
         rotate_worker_token: is_on(&query.rotate_worker_token),
         rotate_manager_token: is_on(&query.rotate_manager_token),
         rotate_unlock_key: is_on(&query.rotate_manager_unlock_key),
+        root_key,
     };
     state.swarm.manager().await?.execute(command).await?;
     Ok(())

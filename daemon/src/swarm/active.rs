@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use skep_api::node::DataPath;
+use skep_api::node::{DataPath, TlsInfo};
 use skep_api::session::Connection;
 use skep_api::{NodeDescription, NodeId, NodeRole, SecretBytes};
 use skep_engine::Engine;
@@ -13,7 +13,7 @@ use skep_manager::control::Command;
 use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
 use skep_overlay_net::Overlay;
-use skep_pki::{NodeIdentity, TlsIdentity};
+use skep_pki::{CaDigest, NodeIdentity, TlsIdentity};
 use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ const READY_PAUSE: Duration = Duration::from_millis(10);
 /// Before a manager that failed is started anew.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
 const RENEW_RETRY: Duration = Duration::from_secs(30);
+/// Certificates of another root are fetched within so long, and tried again after so long.
+const REISSUE_SPREAD: Duration = Duration::from_millis(500);
+const REISSUE_RETRY: Duration = Duration::from_secs(2);
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 const LOG_ENTRIES_KEPT: u64 = 500;
 
@@ -55,6 +58,10 @@ pub(crate) struct ActiveNode {
     heartbeat: Duration,
     events: EventLog,
     overlay: Arc<Overlay>,
+    /// What the swarm is told of the certificate.
+    told: watch::Sender<TlsInfo>,
+    /// The key that the swarm wants it signed by; empty as long as none was told.
+    wanted_issuer: watch::Sender<String>,
     refused: Mutex<Option<String>>,
     /// Held while the role changes; no new one is taken once the node stops.
     role: tokio::sync::Mutex<()>,
@@ -84,7 +91,8 @@ impl ActiveNode {
         locked: Option<Locked>,
     ) -> anyhow::Result<Arc<Self>> {
         let overlay = swarm.open_overlay(&state)?;
-        let mut description = swarm.description(&identity.root_pem);
+        let told = tls_info(&identity)?;
+        let mut description = swarm.description(told.clone());
         let (port, kernel_port) = (overlay.port(), overlay.kernel_port());
         description.data_path = Some(DataPath { keys: Vec::new(), addr: state.tunnel_addr(), port, kernel_port });
         let tls = TlsIdentity::new(identity)?;
@@ -105,6 +113,8 @@ impl ActiveNode {
             failure: Mutex::default(),
             bulk,
             overlay,
+            told: watch::Sender::new(told),
+            wanted_issuer: watch::Sender::default(),
             refused: Mutex::default(),
             role: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
@@ -218,6 +228,7 @@ impl ActiveNode {
         let config = AgentConfig {
             node: self.id(),
             description: self.description.clone(),
+            tls: self.told.subscribe(),
             bulk_port: BULK_PORT,
             managers: self.known_managers(),
             engine: self.engine.clone(),
@@ -270,6 +281,15 @@ impl ActiveNode {
                             "the role could not be taken"
                         );
                     }
+                }
+                Some(AgentEvent::Trust { root_pem, issuer_public_key }) => {
+                    if let Err(error) = self.trust(&root_pem).await {
+                        tracing::error!(
+                            error = format!("{error:#}"),
+                            "the swarm's root certificate could not be taken"
+                        );
+                    }
+                    self.wanted_issuer.send_replace(issuer_public_key);
                 }
                 Some(AgentEvent::Refused(why)) => {
                     tracing::error!(why, "the swarm refuses this node");
@@ -346,26 +366,63 @@ impl ActiveNode {
     async fn renew(&self) -> anyhow::Result<()> {
         let root_pem = self.tls.identity().root_pem;
         let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem).await?;
-        let locked = self.locked.lock().await;
-        identity.save(&self.certificates, locked.as_ref().map(Locked::lock))?;
-        self.tls.replace(identity)?;
-        drop(locked);
+        self.take_identity(|_| identity).await?;
         // What is connected from now on shows the new certificate.
         self.channels.forget_all();
         Ok(())
     }
 
-    /// Renews the certificate in time, again and again.
+    /// Trusts another root from the next handshake on.
+    async fn trust(&self, root_pem: &str) -> anyhow::Result<()> {
+        if self.tls.identity().root_pem == root_pem {
+            return Ok(());
+        }
+        self.take_identity(|before| before.with_root(root_pem)).await?;
+        tracing::info!(root = %CaDigest::of_pem(root_pem), "the node trusts another root certificate");
+        Ok(())
+    }
+
+    /// Puts another identity in place of the one before, in memory once it is on disk.
+    async fn take_identity(&self, change: impl FnOnce(NodeIdentity) -> NodeIdentity) -> anyhow::Result<()> {
+        let locked = self.locked.lock().await;
+        let identity = change(self.tls.identity());
+        let told = tls_info(&identity)?;
+        identity.save(&self.certificates, locked.as_ref().map(Locked::lock))?;
+        self.tls.replace(identity)?;
+        self.told.send_replace(told);
+        Ok(())
+    }
+
+    /// Whether the swarm wants the certificate signed by another root.
+    fn has_old_issuer(&self) -> bool {
+        let wanted = self.wanted_issuer.borrow();
+        !wanted.is_empty() && *wanted != self.told.borrow().cert_issuer_public_key
+    }
+
+    /// Renews the certificate in time, again and again, and when the swarm's root changes.
     async fn keep_certificate(self: Arc<Self>) {
+        let mut wanted = self.wanted_issuer.subscribe();
+        let mut retry = Duration::ZERO;
         loop {
-            let pause = self.tls.identity().renew_after(SystemTime::now(), rand::random());
+            let due = match self.has_old_issuer() {
+                // The nodes of a swarm do not all come at once.
+                true => REISSUE_SPREAD.mul_f64(rand::random()),
+                false => self.tls.identity().renew_after(SystemTime::now(), rand::random()),
+            };
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                changed = wanted.changed() => if changed.is_ok() { continue } else { return },
+                () = tokio::time::sleep(due.max(retry)) => {}
             }
+            retry = Duration::ZERO;
+            let is_urgent = self.has_old_issuer();
             if let Err(error) = self.renew().await {
                 tracing::warn!(error = format!("{error:#}"), "the certificate could not be renewed yet");
-                tokio::time::sleep(RENEW_RETRY).await;
+                retry = RENEW_RETRY;
+            }
+            if is_urgent && self.has_old_issuer() {
+                // A manager that did not know yet of the next root may have signed it.
+                retry = REISSUE_RETRY;
             }
         }
     }
@@ -414,4 +471,14 @@ impl ActiveNode {
         self.stop_manager().await;
         self.bulk.close().await;
     }
+}
+
+/// What a node tells of its certificate.
+pub(super) fn tls_info(identity: &NodeIdentity) -> anyhow::Result<TlsInfo> {
+    let issuer = identity.issuer()?;
+    Ok(TlsInfo {
+        trust_root: identity.root_pem.clone(),
+        cert_issuer_subject: issuer.subject,
+        cert_issuer_public_key: issuer.public_key,
+    })
 }

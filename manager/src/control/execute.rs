@@ -31,13 +31,22 @@ fn change(tables: &Tables, command: Command, now: Timestamp) -> Change {
     let mut transaction = Transaction::new(now);
     let tx = &mut transaction;
     let outcome = match command {
-        Command::UpdateCluster { version, spec, rotate_worker_token, rotate_manager_token, rotate_unlock_key } => {
+        Command::UpdateCluster {
+            version,
+            spec,
+            rotate_worker_token,
+            rotate_manager_token,
+            rotate_unlock_key,
+            root_key,
+        } => {
             let rotate = cluster::Rotate {
                 worker: rotate_worker_token,
                 manager: rotate_manager_token,
                 unlock_key: rotate_unlock_key,
+                root_key,
+                now,
             };
-            cluster::update(tables, tx, version, spec, rotate)
+            cluster::update(tables, tx, version, spec, &rotate)
         }
         Command::CreateService { spec } => service::create(tables, tx, spec),
         Command::UpdateService { id, version, change } => service::update(tables, tx, id, version, change),

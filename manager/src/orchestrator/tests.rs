@@ -349,6 +349,7 @@ fn history_is_kept_as_long_as_the_swarm_says() {
         root_ca: skep_api::cluster::RootCa {
             certificate_pem: String::new(),
             key_pem: skep_api::SecretBytes::default(),
+            cross_signed_pem: String::new(),
         },
         join_tokens: skep_api::cluster::JoinTokens {
             worker: skep_api::SecretBytes::default(),
@@ -359,6 +360,7 @@ fn history_is_kept_as_long_as_the_swarm_says() {
         data_path_port: 4789,
         default_addr_pool: vec![],
         subnet_size: 24,
+        next_root: None,
     };
     world.write(vec![Action::Create(cluster.into())]);
     world.outcome = |_| TaskState::Failed;
