@@ -157,6 +157,9 @@ pub struct Cluster {
     pub data_path_port: u16,
     pub default_addr_pool: Vec<String>,
     pub subnet_size: u8,
+    /// Counts recoveries from the loss of a majority: managers of before are not listened to.
+    #[added]
+    pub incarnation: u64,
     /// The root that signs by now, and is trusted once all nodes have certificates of it; none: the root itself.
     #[added]
     pub next_root: Option<RootCa>,

@@ -58,6 +58,7 @@ fn cluster() -> Cluster {
         data_path_port: 4789,
         default_addr_pool: vec!["10.0.0.0/8".into()],
         subnet_size: 24,
+        incarnation: 0,
         next_root: None,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use skep_chaos_tests::{LIMIT, Rig, skip, take_turn, wait_until};
+use skep_chaos_tests::{Host, LIMIT, Rig, skip, take_turn, wait_until};
 
 /// A jump of an hour is nothing to anyone. Where a clock is beyond what certificates are good for, the swarm says so, and
 /// all is well once it is right again.
@@ -163,4 +163,124 @@ fn a_data_directory_of_a_newer_version_is_refused_by_name() {
     std::fs::write(&file, written).unwrap();
     host.start_daemon();
     assert!(host.ok(&["config", "ls"]).contains("kept"));
+}
+
+fn roles(host: &Host) -> String {
+    host.ok(&["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"])
+}
+
+fn await_roles(host: &Host, want: &[&str]) {
+    wait_until("the nodes are what they should be", LIMIT, || {
+        let list = roles(host);
+        let seen: Vec<_> = list.lines().map(str::trim_end).collect();
+        (want.iter().all(|want| seen.contains(want)), list)
+    });
+}
+
+#[test]
+fn one_manager_goes_on_alone_after_the_others_are_lost_for_good() {
+    take_turn!();
+    let rig = Rig::swarm(4, 3);
+    let [first, second, third, worker] = [1, 2, 3, 4].map(|number| rig.host(number));
+    std::fs::write(first.dir().join("key"), "hidden").unwrap();
+    first.ok(&["secret", "create", "key", first.dir().join("key").to_str().unwrap()]);
+    first.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "4",
+        "--secret",
+        "key",
+        "-p",
+        "8080:8000",
+        "skep/whoami",
+    ]);
+    first.await_replicas("web", "4/4");
+    let kept = [first, worker].map(Host::running);
+    assert!(worker.fails(&["swarm", "init", "--force-new-cluster"]).contains("is a worker"));
+    [second, third].into_iter().for_each(Host::kill_daemon);
+    wait_until("no majority is left", LIMIT, || {
+        let ran = first.run(&["service", "ls"]);
+        (ran.stderr.contains("does not have a leader"), format!("{ran:?}"))
+    });
+
+    let told = first.ok(&["swarm", "init", "--force-new-cluster", "--advertise-addr", first.addr()]);
+    assert!(told.contains("is now a manager"), "{told}");
+    await_roles(first, &["n1 Ready Leader", "n2 Down", "n3 Down", "n4 Ready"]);
+    first.await_replicas("web", "4/4");
+    assert_eq!(first.ok(&["secret", "ls", "--format", "{{.Name}}"]).trim(), "key");
+    let now = [first, worker].map(Host::running);
+    let all_kept = kept.iter().zip(&now).all(|(kept, now)| kept.iter().all(|task| now.contains(task)));
+    assert!(all_kept, "{kept:?} {now:?}");
+    assert!(worker.curl(&format!("http://{}:8080/", first.addr())).contains("Hostname"));
+    first.kill_daemon();
+    first.start_daemon();
+    first.ok(&["service", "update", "-d", "--label", "a=new", "web"]);
+
+    // A majority of what was before comes back, out of its sight: two swarms, but none overwrites the other.
+    first.cut(true);
+    [second, third].into_iter().for_each(Host::start_daemon);
+    wait_until("the old ones find each other", LIMIT, || {
+        let ran = second.run(&["service", "update", "-d", "--label", "a=old", "web"]);
+        (ran.success, ran.stderr)
+    });
+    first.cut(false);
+    wait_until("they refuse each other", LIMIT, || {
+        let logs = [second, third].map(Host::log).concat();
+        (logs.contains("of before the swarm was recovered"), String::new())
+    });
+    let label = first.ok(&["service", "inspect", "--format", "{{.Spec.Labels.a}}", "web"]);
+    assert_eq!(label.trim(), "new");
+    assert!(roles(first).contains("n1 Ready Leader"), "{}", roles(first));
+    third.ok(&["swarm", "leave", "--force"]);
+    second.kill_daemon();
+    second.start_daemon();
+    // Whoever has no leader of its own any more turns to the recovered swarm, as a worker, and may be promoted.
+    await_roles(first, &["n1 Ready Leader", "n2 Ready", "n3 Down", "n4 Ready"]);
+    first.ok(&["node", "promote", "n2"]);
+    await_roles(first, &["n2 Ready Reachable"]);
+    first.ok(&["node", "rm", "--force", "n3"]);
+    let token = first.ok(&["swarm", "join-token", "-q", "manager"]);
+    let target = format!("{}:2377", first.addr());
+    third.ok(&["swarm", "join", "--token", token.trim(), "--advertise-addr", third.addr(), &target]);
+    await_roles(first, &["n3 Ready Reachable"]);
+    wait_until("all managers say the same", LIMIT, || {
+        let ran =
+            [second, third].map(|host| host.run(&["service", "inspect", "--format", "{{.Spec.Labels.a}}", "web"]));
+        (ran.iter().all(|ran| ran.stdout.trim() == "new"), format!("{ran:?}"))
+    });
+    first.kill_daemon();
+    wait_until("they are managers in full", LIMIT, || {
+        let ran = second.run(&["service", "update", "-d", "--label", "a=newer", "web"]);
+        (ran.success, ran.stderr)
+    });
+}
+
+#[test]
+fn a_copy_of_a_manager_s_directory_is_a_backup() {
+    take_turn!();
+    let rig = Rig::new(2);
+    let [old, new] = [1, 2].map(|number| rig.host(number));
+    old.start_daemon();
+    old.ok(&["swarm", "init", "--advertise-addr", old.addr()]);
+    old.ok(&["service", "create", "-d", "--name", "web", "skep/whoami"]);
+    old.await_replicas("web", "1/1");
+    old.stop_daemon();
+    std::fs::create_dir_all(new.data()).unwrap();
+    let [from, to] = [old.data().join("swarm"), new.data()];
+    let copied = std::process::Command::new("cp").arg("-a").args([&from, &to]).status().unwrap();
+    assert!(copied.success());
+    new.start_daemon();
+    new.ok(&["swarm", "init", "--force-new-cluster", "--advertise-addr", new.addr()]);
+    new.await_replicas("web", "1/1");
+    let addr = new.ok(&["info", "--format", "{{.Swarm.NodeAddr}}"]);
+    assert_eq!(addr.trim(), new.addr());
+    assert!(new.ok(&["swarm", "join-token", "worker"]).contains(new.addr()));
+    // On a node that is in no swarm it is as if it were not said.
+    new.ok(&["swarm", "leave", "--force"]);
+    new.ok(&["swarm", "init", "--force-new-cluster", "--advertise-addr", new.addr()]);
+    assert_eq!(new.ok(&["service", "ls", "-q"]), "");
 }

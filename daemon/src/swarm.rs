@@ -21,7 +21,7 @@ use skep_api::{
     Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec, SecretBytes,
 };
 use skep_engine::Engine;
-use skep_manager::Manager;
+use skep_manager::{Manager, ManagerError};
 use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{JoinToken, KeyLock, LockError, NodeIdentity, PendingIdentity, RootAuthority, Subject, UnlockKey};
 use skep_worker::TASK_ID_LABEL;
@@ -41,6 +41,9 @@ const DATA_PATH_PORT: u16 = 4789;
 
 /// How long a join waits before it says that it did not work.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long what a place of this node did may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+const END_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a user asks of `init`.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +96,7 @@ pub(crate) enum SwarmError {
     #[error("{0}")]
     Refused(String),
     #[error(
-        "this node's manager is away, as its store cannot be used: {0}. Once that is mended it comes back by itself."
+        "this node's manager is away: {0}. Once that is mended it comes back by itself."
     )]
     ManagerAway(String),
     #[error("{doing} failed: {reason}")]
@@ -140,13 +143,14 @@ impl Swarm {
                 tracing::warn!("this manager is locked: it waits for the swarm's unlock key ('swarm unlock')");
                 swarm.is_locked.store(true, Ordering::Relaxed);
             } else {
-                swarm.take_up(state, None).await?;
+                swarm.take_up(state, None, None).await?;
             }
         }
         Ok(Arc::new(swarm))
     }
 
-    async fn take_up(&self, state: NodeStateFile, locked: Option<Locked>) -> anyhow::Result<()> {
+    /// Starts what this node is of its swarm; its manager alone, at an address, if the others are lost.
+    async fn take_up(&self, state: NodeStateFile, locked: Option<Locked>, alone: Option<String>) -> anyhow::Result<()> {
         let identity =
             NodeIdentity::load(&self.certificates(), locked.as_ref().map(Locked::lock))?.ok_or_else(|| {
                 anyhow::anyhow!(
@@ -156,9 +160,17 @@ impl Swarm {
                 )
             })?;
         let node = ActiveNode::start(self, identity, state, locked)?;
-        match node.start_manager_if_due().await {
+        let started = match alone {
+            None => node.start_manager_if_due().await,
+            Some(addr) => node.start_manager_as(Some(addr)).await.map(drop),
+        };
+        match started {
             // What users need to make room works meanwhile.
             Err(error) if is_full_disk(&error) => node.set_failure(Some(format!("{error:#}"))),
+            // The others are away, and may come back; this one tries again.
+            Err(error) if matches!(error.downcast_ref(), Some(ManagerError::Join { .. })) => {
+                node.set_failure(Some(format!("{error:#}")));
+            }
             Err(error) => {
                 node.stop().await;
                 return Err(error);
@@ -184,7 +196,7 @@ impl Swarm {
         let doing = failed("unlocking the swarm");
         let state = NodeStateFile::load(&self.config.dir).map_err(|error| doing(&format!("{error:#}")))?;
         let state = state.ok_or_else(|| doing(&"the node's state is gone"))?;
-        let taken_up = self.take_up(state, Some(Locked::new(lock, opens.expose()))).await;
+        let taken_up = self.take_up(state, Some(Locked::new(lock, opens.expose())), None).await;
         taken_up.map_err(|error| doing(&format!("{error:#}")))?;
         self.is_locked.store(false, Ordering::Relaxed);
         Ok(())
@@ -260,6 +272,49 @@ impl Swarm {
         active.manager().ok_or_else(|| active.manager_failure().map_or(SwarmError::NotManager, SwarmError::ManagerAway))
     }
 
+    /// Has this manager go on alone with all that it knows, after a majority of the managers was lost for good; returns
+    /// its id. A node that is in no swarm makes a new one.
+    pub(crate) async fn recover(&self, request: InitRequest) -> Result<String, SwarmError> {
+        let one = self.change.lock().await;
+        let Some(node) = self.active.read().await.clone() else {
+            drop(one);
+            return self.init(request).await;
+        };
+        if !node.is_manager() {
+            return Err(SwarmError::Invalid(
+                "this node is a worker, which knows nothing of the swarm's state: recover the swarm on a manager"
+                    .into(),
+            ));
+        }
+        let doing = failed("recovering the swarm");
+        let mut state = node.state();
+        if !request.listen.is_empty() {
+            state.listen = listen_addr(&request.listen)?;
+        }
+        if !request.advertise.is_empty() {
+            state.advertise = advertise_addr(&request.advertise, state.listen)?;
+        }
+        if !request.data_path_addr.is_empty() {
+            state.data_path_addr = data_path(&request.data_path_addr, state.data_path_port)?.0;
+        }
+        if state.advertise.parse::<SocketAddr>().is_err() {
+            state.advertise = advertise_addr("", state.listen)?;
+        }
+        state.managers = vec![state.advertise.clone()];
+        let addr = state.advertise.clone();
+        *self.active.write().await = None;
+        node.stop().await;
+        let locked = node.locked.lock().await.take();
+        ended(node).await;
+        state.save(&self.config.dir).map_err(|error| doing(&error))?;
+        self.take_up(state, locked, Some(addr)).await.map_err(|error| doing(&format!("{error:#}")))?;
+        let node = self.node().await?;
+        let manager = self.manager().await?;
+        node.await_ready(&manager).await;
+        tracing::warn!(node = %node.id(), "the swarm was recovered by this manager alone");
+        Ok(node.id().to_string())
+    }
+
     /// Makes this node the first manager of a new swarm; returns its id.
     pub(crate) async fn init(&self, request: InitRequest) -> Result<String, SwarmError> {
         let _one = self.change.lock().await;
@@ -300,6 +355,7 @@ impl Swarm {
             data_path_port: check_data_path_port(request.data_path_port)?,
             default_addr_pool: if request.pools.is_empty() { vec!["10.0.0.0/8".into()] } else { request.pools },
             subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
+            incarnation: 0,
             next_root: None,
             spec,
         };
@@ -472,6 +528,20 @@ impl Swarm {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+}
+
+/// Waits until what a node's place did has come to its end, and given back the port of bulk traffic, which it does last.
+async fn ended(node: Arc<ActiveNode>) {
+    let addr = SocketAddr::new(node.state().listen.ip(), BULK_PORT);
+    drop(node);
+    let port_is_back = async {
+        while std::net::UdpSocket::bind(addr).is_err() {
+            tokio::time::sleep(END_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(END_LIMIT, port_is_back).await.is_err() {
+        tracing::warn!(%addr, "something of this node's place in the swarm goes on");
     }
 }
 

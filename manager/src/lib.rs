@@ -18,7 +18,9 @@ mod roles;
 mod rpc;
 pub mod transport;
 mod trust;
+mod wires;
 
 mod manager;
 
-pub use manager::{BulkReply, BulkTransport, Manager, ManagerConfig, ManagerError, ReadError};
+pub use manager::{Manager, ManagerConfig, ManagerError, ReadError};
+pub use wires::{BulkReply, BulkTransport};

@@ -1,26 +1,20 @@
 //! One manager, assembled: store, services, and the leader's work while it leads.
 
-use std::collections::BTreeSet;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use skep_api::grpc::control_client::ControlClient;
 use skep_api::grpc::control_server::ControlServer;
 use skep_api::grpc::node_ca_server::NodeCaServer;
-use skep_api::grpc::raft_client::RaftClient;
 use skep_api::grpc::raft_server::RaftServer;
-use skep_api::grpc::{ControlMessage, JoinRaftRequest, RaftMessage, ReadIndexRequest};
+use skep_api::grpc::{ControlMessage, JoinRaftRequest, ReadIndexRequest};
 use skep_api::node::RaftMember;
-use skep_api::{Cluster, Node, NodeId, Timestamp, encoding};
+use skep_api::{Cluster, Node, NodeId, NodeRole, Timestamp, encoding};
 use skep_pki::{KeyLock, TlsIdentity};
-use skep_raft_store::{
-    DataKey, OpenError, PeerError, Peers, ProposeError, RpcKind, Store, StoreConfig, Tables, Transaction, UpdateError,
-};
+use skep_raft_store::{DataKey, OpenError, ProposeError, Store, StoreConfig, Tables, Transaction, UpdateError};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +27,7 @@ use crate::dispatcher::{self, Dispatcher};
 use crate::leader;
 use crate::rpc::Services;
 use crate::transport::{Accepted, Channels, accept};
+use crate::wires::{BulkTransport, MESSAGE_LEN_MAX, Wires};
 
 /// Heartbeats without which a follower begins to think of another leader.
 const MISSED_HEARTBEATS: u32 = 2;
@@ -46,18 +41,6 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 /// The key of the store, beside it.
 const DATA_KEY: &str = "data.key";
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
-/// The largest message that is taken.
-const MESSAGE_LEN_MAX: usize = 64 << 20;
-
-/// What the future of a [`BulkTransport`] brings.
-pub type BulkReply<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send + 'a>>;
-
-/// Streams snapshots to other managers over QUIC; the daemon brings it.
-pub trait BulkTransport: Send + Sync + 'static {
-    /// Sends to the node whose control port is `addr`.
-    fn send_snapshot<'a>(&'a self, addr: &'a str, header: Vec<u8>, parts: Vec<Bytes>) -> BulkReply<'a>;
-}
-
 /// How a manager is set up.
 pub struct ManagerConfig {
     pub node: NodeId,
@@ -73,6 +56,8 @@ pub struct ManagerConfig {
     pub heartbeat: Duration,
     pub snapshot_interval: u64,
     pub log_entries_kept: u64,
+    /// Set if the others are lost for good: this manager goes on alone, at this address.
+    pub alone: Option<String>,
 }
 
 impl std::fmt::Debug for ManagerConfig {
@@ -117,75 +102,6 @@ pub(crate) struct Shared {
     dispatcher: Mutex<Option<Dispatcher>>,
     tasks: TaskTracker,
     stop: CancellationToken,
-}
-
-/// The wires that the store uses.
-#[derive(Clone)]
-struct Wires {
-    channels: Channels,
-    bulk: Arc<dyn BulkTransport>,
-    /// Managers that did not answer when last called.
-    silent: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl Wires {
-    fn new(channels: Channels, bulk: Arc<dyn BulkTransport>) -> Self {
-        Self { channels, bulk, silent: Arc::default() }
-    }
-
-    /// Tells once when a manager falls silent and once when it answers again: calls are many.
-    fn note<T>(&self, addr: &str, called: &Result<T, PeerError>) {
-        let mut silent = self.silent.lock().expect("nobody panics while holding it");
-        match called {
-            Ok(_) if silent.remove(addr) => tracing::info!(manager = addr, "a manager answers again"),
-            Err(error) if silent.insert(addr.to_owned()) => {
-                tracing::warn!(manager = addr, reason = error.reason, "a manager does not answer");
-            }
-            Ok(_) | Err(_) => {}
-        }
-    }
-
-    async fn try_call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
-        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
-        let channel = self.channels.to(addr).map_err(|e| error(e.to_string()))?;
-        let mut client = RaftClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
-        let message = RaftMessage { body };
-        let call = async {
-            match kind {
-                RpcKind::AppendEntries => client.append_entries(message).await,
-                RpcKind::Vote => client.vote(message).await,
-                RpcKind::PreVote => client.pre_vote(message).await,
-                RpcKind::TransferLeader => client.transfer_leader(message).await,
-            }
-        };
-        match tokio::time::timeout(limit, call).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner().body),
-            Ok(Err(status)) => Err(error(status.to_string())),
-            Err(_) => Err(error(format!("no answer within {limit:?}"))),
-        }
-    }
-}
-
-impl Peers for Wires {
-    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
-        let called = self.try_call(addr, kind, body, limit).await;
-        self.note(addr, &called);
-        called
-    }
-
-    async fn send_snapshot(
-        &self,
-        addr: &str,
-        header: Vec<u8>,
-        parts: Vec<Bytes>,
-        limit: Duration,
-    ) -> Result<Vec<u8>, PeerError> {
-        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
-        match tokio::time::timeout(limit, self.bulk.send_snapshot(addr, header, parts)).await {
-            Ok(sent) => sent.map_err(error),
-            Err(_) => Err(error(format!("no answer within {limit:?}"))),
-        }
-    }
 }
 
 impl Shared {
@@ -308,7 +224,7 @@ impl Shared {
             return Err(Status::failed_precondition(leader));
         }
         let wanted = self.store.view().nodes.get(id).map(|node| node.spec.role);
-        if wanted != Some(skep_api::NodeRole::Manager) {
+        if wanted != Some(NodeRole::Manager) {
             return Err(Status::permission_denied(format!("node {id} is not to be a manager: promote it first")));
         }
         let unavailable = |error: ProposeError| Status::unavailable(error.to_string());
@@ -324,6 +240,23 @@ impl Shared {
             UpdateError::Caller(status) => status,
             UpdateError::Propose(error) => unavailable(error),
         })
+    }
+
+    /// Tells the wires which incarnation of the swarm this manager is of.
+    async fn follow_incarnation(self: Arc<Self>, incarnation: Arc<AtomicU64>) {
+        let mut commits = self.store.watch();
+        loop {
+            let known = self.store.view().cluster().map_or(0, |cluster| cluster.incarnation);
+            incarnation.store(known, Ordering::Relaxed);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                commit = commits.recv() => {
+                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = commit {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Takes snapshots as often as the swarm's settings say, where that is more often than the store
@@ -398,6 +331,25 @@ impl Shared {
     }
 }
 
+/// What the swarm's state becomes when `node` alone goes on: the other managers are workers if they come back.
+fn recover(tables: &Tables, node: NodeId, own: &RaftMember) -> Transaction {
+    let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+    if let Some(cluster) = tables.cluster() {
+        transaction.update(Cluster { incarnation: cluster.incarnation + 1, ..(**cluster).clone() });
+    }
+    for manager in tables.nodes.iter().filter(|node| node.raft.is_some()) {
+        let mut changed = (**manager).clone();
+        if manager.id == node {
+            changed.raft = Some(own.clone());
+        } else {
+            changed.raft = None;
+            changed.spec.role = NodeRole::Worker;
+        }
+        transaction.update(changed);
+    }
+    transaction
+}
+
 fn is_connect_error(status: &Status) -> bool {
     status.code() == tonic::Code::Unavailable && status.message().contains("connect")
 }
@@ -441,7 +393,14 @@ impl Manager {
             .await
             .map_err(|cause| ManagerError::Listen { addr: config.listen, cause })?;
         let wires = Wires::new(channels.clone(), config.bulk);
-        let store = Store::open(store_config, wires).await?;
+        let incarnation = wires.incarnation();
+        let store = match &config.alone {
+            None => Store::open(store_config, wires).await?,
+            Some(addr) => {
+                let own = RaftMember { raft_id: config.raft_id, addr: addr.clone() };
+                Store::open_alone(store_config, wires, addr, move |tables| recover(tables, config.node, &own)).await?
+            }
+        };
         let shared = Arc::new(Shared {
             store,
             tls: config.tls.clone(),
@@ -471,6 +430,7 @@ impl Manager {
         });
         shared.tasks.spawn(shared.clone().follow_leadership());
         shared.tasks.spawn(shared.clone().take_snapshots());
+        shared.tasks.spawn(shared.clone().follow_incarnation(incarnation));
         Ok(Self { shared, raft_id: config.raft_id })
     }
 

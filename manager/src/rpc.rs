@@ -34,8 +34,16 @@ impl Services {
 
     async fn raft(&self, kind: RpcKind, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         self.caller(&request, Needs::Manager)?;
-        let body = self.0.store.handle_rpc(kind, &request.into_inner().body).await;
-        Ok(Response::new(RaftMessage { body }))
+        let message = request.into_inner();
+        let own = self.0.store.view().cluster().map(|cluster| cluster.incarnation);
+        if own.is_some_and(|own| own != message.incarnation) {
+            // Invariant: what a swarm agrees on after its recovery is not overwritten by what was before it.
+            return Err(Status::failed_precondition(
+                "one of us is of before the swarm was recovered: let the manager that is leave, and join again",
+            ));
+        }
+        let body = self.0.store.handle_rpc(kind, &message.body).await;
+        Ok(Response::new(RaftMessage { body, incarnation: message.incarnation }))
     }
 }
 

@@ -1,18 +1,21 @@
 //! The replicated state machine: applies entries to [`Tables`] and tells watchers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use openraft::{EntryPayload, OptionalSend};
+use openraft::storage::{EntryResponder, RaftLogStorage as _, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{BasicNode, EntryPayload, Membership, OptionalSend, RaftLogReader as _};
 use skep_api::{Object, encoding};
 use tokio::sync::{broadcast, watch};
 
 use crate::log::LogStore;
-use crate::raft_types::{LogId, Outcome, Proposal, Snapshot, SnapshotMeta, SnapshotParts, StoredMembership, Types};
+use crate::raft_types::{
+    LogId, Outcome, Proposal, RaftId, Snapshot, SnapshotMeta, SnapshotParts, StoredMembership, Types,
+};
 use crate::tables::Tables;
 use crate::transaction::{Commit, Refusal, Transaction};
 
@@ -73,6 +76,37 @@ impl Machine {
         self.membership = meta.last_membership.clone();
         self.tables = tables.clone();
         self.published.publish(tables);
+        Ok(())
+    }
+
+    /// Makes this member the only one. All of its log counts, whoever agreed to it, and `change` is made after that; a
+    /// snapshot with the new membership stands for both from then on.
+    pub(crate) async fn stand_alone(
+        &mut self,
+        id: RaftId,
+        addr: &str,
+        change: impl FnOnce(&Tables) -> Transaction + Send,
+    ) -> io::Result<()> {
+        let first = self.applied.map_or(0, |id| id.index + 1);
+        for entry in self.disk.clone().try_get_log_entries(first..).await? {
+            self.tables.index = entry.log_id.index;
+            if let EntryPayload::Normal(proposal) = &entry.payload {
+                // Who was refused then is refused now.
+                drop(self.apply_entry(entry.log_id.index, proposal));
+            }
+            self.applied = Some(entry.log_id);
+        }
+        let last = self.applied.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the store is empty"))?;
+        let transaction = change(&self.tables);
+        self.tables.apply(last.index, transaction).map_err(invalid)?;
+        let nodes = BTreeMap::from([(id, BasicNode::new(addr))]);
+        let membership = Membership::new(vec![BTreeSet::from([id])], nodes).map_err(invalid)?;
+        self.membership = StoredMembership::new(Some(last), membership);
+        let meta = SnapshotMeta { last_log_id: Some(last), last_membership: self.membership.clone() };
+        let parts = encode_parts(&self.tables);
+        self.disk.save_snapshot(&meta, &parts).await?;
+        self.disk.clone().purge(last).await?;
+        self.published.publish(self.tables.clone());
         Ok(())
     }
 

@@ -121,16 +121,36 @@ const HEARTBEATS_LATELY: u32 = 10;
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 
+/// The address of a store that is to be the only one, and what changes with that.
+type Alone<'a> = (&'a str, Box<dyn FnOnce(&Tables) -> Transaction + Send>);
+
 impl Store {
     /// Opens the store in `config.dir`, verifies it, and takes part in consensus.
     pub async fn open<P: Peers>(config: StoreConfig, peers: P) -> Result<Self, OpenError> {
+        Self::open_as(config, peers, None).await
+    }
+
+    /// The same, after a majority was lost for good: this store, at `addr`, is the only one from now on. `change` is
+    /// made with that, in one.
+    ///
+    /// The others must not come back as what they were: a majority of them would go on without this one.
+    pub async fn open_alone<P: Peers>(
+        config: StoreConfig,
+        peers: P,
+        addr: &str,
+        change: impl FnOnce(&Tables) -> Transaction + Send + 'static,
+    ) -> Result<Self, OpenError> {
+        Self::open_as(config, peers, Some((addr, Box::new(change)))).await
+    }
+
+    async fn open_as<P: Peers>(config: StoreConfig, peers: P, alone: Option<Alone<'_>>) -> Result<Self, OpenError> {
         let unusable = |cause: std::io::Error| match cause.kind() {
             ErrorKind::StorageFull => OpenError::Full { dir: config.dir.clone(), cause },
             _ => OpenError::Unusable { dir: config.dir.clone(), cause },
         };
         let (dir, key, heartbeat) = (config.dir.clone(), config.key.clone(), config.heartbeat);
         let published = Arc::new(Published::new());
-        let (disk, machine) = tokio::task::spawn_blocking({
+        let (disk, mut machine) = tokio::task::spawn_blocking({
             let published = published.clone();
             move || {
                 let disk = LogStore::open(&dir, &key)?;
@@ -142,6 +162,9 @@ impl Store {
         .map_err(std::io::Error::other)
         .flatten()
         .map_err(unusable)?;
+        if let Some((addr, change)) = alone {
+            machine.stand_alone(config.raft_id, addr, change).await.map_err(unusable)?;
+        }
         let raft_config = Arc::new(raft_config(&config).map_err(|error| OpenError::Raft(error.to_string()))?);
         let (activity, disk_failure) = (disk.activity.clone(), disk.failure.clone());
         let raft = Raft::new(config.raft_id, raft_config, PeerFactory(peers), disk, machine)

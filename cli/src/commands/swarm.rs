@@ -36,7 +36,7 @@ pub(crate) enum SwarmCommand {
         /// UDP port of the tunnels between nodes [default: 4789]
         #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
         data_path_port: u16,
-        /// Not supported yet: the daemon says so
+        /// Have this manager go on alone with all it knows, after a majority of the managers was lost for good
         #[arg(long)]
         force_new_cluster: bool,
         #[command(flatten)]

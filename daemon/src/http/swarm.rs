@@ -79,9 +79,6 @@ pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, A
     }
     let mut body: InitBody = parse(&body)?;
     body.spec.encryption_config.auto_lock_managers |= body.auto_lock_managers;
-    if body.force_new_cluster {
-        return Err(ApiError::unsupported("--force-new-cluster is not supported yet"));
-    }
     check_pools(&body.default_addr_pool, body.subnet_size)?;
     let request = InitRequest {
         listen: body.listen_addr,
@@ -93,7 +90,9 @@ pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, A
         data_path_addr: body.data_path_addr,
         data_path_port: body.data_path_port,
     };
-    Ok(Json(state.swarm.init(request).await?))
+    let made =
+        if body.force_new_cluster { state.swarm.recover(request).await } else { state.swarm.init(request).await };
+    Ok(Json(made?))
 }
 
 /// What is said, or else the daemon's usual.

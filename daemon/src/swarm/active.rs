@@ -32,6 +32,9 @@ const READY_LIMIT: Duration = Duration::from_secs(5);
 const READY_PAUSE: Duration = Duration::from_millis(10);
 /// Before a manager that failed is started anew.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
+/// Until the managers have heard of the role that one of them told the node.
+const ROLE_LIMIT: Duration = Duration::from_secs(10);
+const ROLE_PAUSE: Duration = Duration::from_millis(100);
 const RENEW_RETRY: Duration = Duration::from_secs(30);
 /// Certificates of another root are fetched within so long, and tried again after so long.
 const REISSUE_SPREAD: Duration = Duration::from_millis(500);
@@ -125,6 +128,11 @@ impl ActiveNode {
         self.tls.peer().node()
     }
 
+    /// Whether its certificate says so, whatever its manager does.
+    pub(super) fn is_manager(&self) -> bool {
+        self.tls.peer().role() == NodeRole::Manager
+    }
+
     pub(crate) fn state(&self) -> NodeStateFile {
         self.state.lock().expect("nobody panics while holding it").clone()
     }
@@ -168,6 +176,11 @@ impl ActiveNode {
 
     /// Starts the manager of this node; it is in no consensus by that alone.
     pub(super) async fn start_manager(&self) -> anyhow::Result<Manager> {
+        self.start_manager_as(None).await
+    }
+
+    /// The same; alone from now on, at the advertised address, if the others are lost.
+    pub(super) async fn start_manager_as(&self, alone: Option<String>) -> anyhow::Result<Manager> {
         let state = self.state();
         let snapshot_interval = std::env::var("SKEP_SNAPSHOT_INTERVAL").ok().and_then(|n| n.parse().ok());
         let manager = Manager::start(ManagerConfig {
@@ -181,6 +194,7 @@ impl ActiveNode {
             heartbeat: self.heartbeat,
             snapshot_interval: snapshot_interval.unwrap_or(SNAPSHOT_INTERVAL),
             log_entries_kept: LOG_ENTRIES_KEPT,
+            alone,
         })
         .await?;
         self.bulk.serve_store(Some(manager.store().clone()));
@@ -306,7 +320,11 @@ impl ActiveNode {
             return Ok(());
         }
         if self.tls.peer().role() != role {
-            self.renew().await?;
+            let deadline = tokio::time::Instant::now() + ROLE_LIMIT;
+            while let Err(error) = self.renew(Some(role)).await {
+                anyhow::ensure!(tokio::time::Instant::now() < deadline && !self.stop.is_cancelled(), "{error:#}");
+                tokio::time::sleep(ROLE_PAUSE).await;
+            }
             tracing::info!(role = role.as_str(), "the node has a certificate for its new role");
         }
         match role {
@@ -363,9 +381,9 @@ impl ActiveNode {
         }
     }
 
-    async fn renew(&self) -> anyhow::Result<()> {
+    async fn renew(&self, role: Option<NodeRole>) -> anyhow::Result<()> {
         let root_pem = self.tls.identity().root_pem;
-        let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem).await?;
+        let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem, role).await?;
         self.take_identity(|_| identity).await?;
         // What is connected from now on shows the new certificate.
         self.channels.forget_all();
@@ -416,7 +434,7 @@ impl ActiveNode {
             }
             retry = Duration::ZERO;
             let is_urgent = self.has_old_issuer();
-            if let Err(error) = self.renew().await {
+            if let Err(error) = self.renew(None).await {
                 tracing::warn!(error = format!("{error:#}"), "the certificate could not be renewed yet");
                 retry = RENEW_RETRY;
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
+use skep_api::NodeRole;
 use skep_api::grpc::node_ca_client::NodeCaClient;
 use skep_api::grpc::{CertificateRequest, RootCertificateRequest};
 use skep_manager::transport::{Channels, channel};
@@ -98,8 +99,14 @@ async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::
     }
 }
 
-/// Has the node's certificate renewed, in the role that the swarm gives it now.
-pub(super) async fn renew(channels: &Channels, managers: &[String], root_pem: &str) -> anyhow::Result<NodeIdentity> {
+/// Has the node's certificate renewed, in the role that the swarm gives it now; in `role` alone, if that is known: a manager
+/// may be behind, and sign for another one.
+pub(super) async fn renew(
+    channels: &Channels,
+    managers: &[String],
+    root_pem: &str,
+    role: Option<NodeRole>,
+) -> anyhow::Result<NodeIdentity> {
     let mut last = anyhow::anyhow!("no manager is known");
     for addr in managers {
         let pending = PendingIdentity::generate()?;
@@ -109,7 +116,12 @@ pub(super) async fn renew(channels: &Channels, managers: &[String], root_pem: &s
         match tokio::time::timeout(CALL_LIMIT, client.issue_certificate(request)).await {
             Ok(Ok(issued)) => {
                 let certificate = String::from_utf8_lossy(&issued.get_ref().certificate_pem).into_owned();
-                return Ok(pending.certified(&certificate, root_pem)?);
+                let identity = pending.certified(&certificate, root_pem)?;
+                if role.is_none_or(|role| role == identity.peer.role()) {
+                    return Ok(identity);
+                }
+                last = anyhow::anyhow!("manager {addr} has not heard of the node's new role yet");
+                continue;
             }
             Ok(Err(status)) => last = anyhow::anyhow!("manager {addr}: {}", status.message()),
             Err(_) => last = anyhow::anyhow!("manager {addr} gave no answer within {CALL_LIMIT:?}"),

@@ -360,6 +360,7 @@ fn history_is_kept_as_long_as_the_swarm_says() {
         data_path_port: 4789,
         default_addr_pool: vec![],
         subnet_size: 24,
+        incarnation: 0,
         next_root: None,
     };
     world.write(vec![Action::Create(cluster.into())]);
