@@ -110,9 +110,11 @@ pub struct PortStatus {
 pub struct TaskSpec {
     #[serde(rename = "ContainerSpec")]
     pub container: ContainerSpec,
+    #[serde(skip_serializing_if = "is_zero")]
     pub resources: ResourceRequirements,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<RestartPolicy>,
+    #[serde(skip_serializing_if = "is_zero")]
     pub placement: Placement,
     /// A counter; a change of it renews every task.
     pub force_update: u64,

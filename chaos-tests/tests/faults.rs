@@ -220,6 +220,11 @@ fn one_manager_goes_on_alone_after_the_others_are_lost_for_good() {
     first.start_daemon();
     first.ok(&["service", "update", "-d", "--label", "a=new", "web"]);
 
+    what_comes_back_turns_to_the_recovered_swarm(&rig);
+}
+
+fn what_comes_back_turns_to_the_recovered_swarm(rig: &Rig) {
+    let [first, second, third] = [1, 2, 3].map(|number| rig.host(number));
     // A majority of what was before comes back, out of its sight: two swarms, but none overwrites the other.
     first.cut(true);
     [second, third].into_iter().for_each(Host::start_daemon);

@@ -69,6 +69,28 @@ fn networks_are_shared_from_container_to_container() {
     assert!(host.docker_fails(&["start", "-a", "third"]).contains("cannot join network of a non running container"));
 }
 
+/// Also where the kernel has bridges filter, as those do that other container engines have been on.
+#[test]
+fn a_container_reaches_its_own_port_by_the_host() {
+    take_turn!();
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
+    let host = rig.host(1);
+    for filters in ["0", "1"] {
+        let set = host.exec("sysctl", &["-w", &format!("net.bridge.bridge-nf-call-iptables={filters}")]);
+        if !set.success {
+            eprintln!("SKIPPED: the kernel has no br_netfilter");
+            continue;
+        }
+        let serve = "while true; do echo it works | nc -lp 80; done";
+        host.docker(&["run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sh", "-c", serve]);
+        let ask = ["sh", "-c", &format!("nc -w 5 {} 8080 < /dev/null", host.addr())].map(str::to_owned);
+        let ask: Vec<&str> = ask.iter().map(String::as_str).collect();
+        assert_eq!(host.docker(&[&["run", "--rm", "busybox"], &ask[..]].concat()), "it works\n", "filters: {filters}");
+        assert_eq!(host.docker(&[&["exec", "web"], &ask[..]].concat()), "it works\n", "filters: {filters}");
+        host.docker(&["rm", "-f", "web"]);
+    }
+}
+
 #[test]
 fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
     take_turn!();
@@ -96,12 +118,38 @@ fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
     assert!(old.body["message"].as_str().unwrap().contains("network endpoints: front, back"), "{}", old.body);
     let new = api.post("/v1.44/containers/create", &several).unwrap();
     assert_eq!(new.status, 201, "{}", new.body);
+    // They know a container by its short id, too, and expect others to share its memory.
+    let at = |version: &str, name: &str| host.api().get(&format!("/v1.{version}/containers/{name}/json")).unwrap().body;
+    let made = |version: &str, name: &str| {
+        let body = json!({"Image": "busybox", "Cmd": ["true"], "WorkingDir": "/tmp//x/", "HostConfig": {"NetworkMode": "front"}});
+        assert_eq!(
+            host.api().post(&format!("/v1.{version}/containers/create?name={name}"), &body).unwrap().status,
+            201
+        );
+        at("44", name)
+    };
+    let (old, new) = (made("39", "old"), made("44", "new"));
+    assert_eq!([&old, &new].map(|made| made["HostConfig"]["IpcMode"].as_str().unwrap()), ["shareable", "private"]);
+    assert_eq!(new["Config"]["WorkingDir"], "/tmp/x");
+    let short = &new["Id"].as_str().unwrap()[..12];
+    let aliases = |version: &str| at(version, "new")["NetworkSettings"]["Networks"]["front"]["Aliases"].clone();
+    assert_eq!([aliases("43"), aliases("44")], [json!([short]), json!(null)]);
     // A place that a container does not hold yet can be asked for anew.
     host.docker(&["create", "--name", "joining", "--net", "front", "busybox", "sleep", "600"]);
     host.docker(&["network", "connect", "--alias", "late", "front", "joining"]);
     host.docker(&["start", "joining"]);
     assert!(host.docker(&["inspect", "joining"]).contains("\"late\""));
-    assert!(host.docker_fails(&["network", "connect", "front", "joining"]).contains("already exists in network front"));
+    let twice = host.docker_fails(&["network", "connect", "front", "joining"]);
+    assert!(
+        twice.contains("already exists in network front") && twice.contains("already attached to network"),
+        "{twice}"
+    );
+    // What takes room on the disk is told by its kind, if that is asked for.
+    let usage = api.get("/system/df?type=volume&type=container").unwrap().body;
+    assert!(usage["Volumes"].is_array() && usage["Containers"].is_array(), "{usage}");
+    assert!(usage["Images"].is_null() && usage["BuildCache"].is_null() && usage["LayersSize"] == 0, "{usage}");
+    assert!(api.get("/system/df").unwrap().body["Images"].is_array());
+    assert_eq!(api.get("/system/df?type=everything").unwrap().status, 400);
 }
 
 /// An image in use is kept, in the words that clients look for; the one that the program carries comes when it is named.

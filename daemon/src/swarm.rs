@@ -95,9 +95,7 @@ pub(crate) enum SwarmError {
     Invalid(String),
     #[error("{0}")]
     Refused(String),
-    #[error(
-        "this node's manager is away: {0}. Once that is mended it comes back by itself."
-    )]
+    #[error("this node's manager is away: {0}. Once that is mended it comes back by itself.")]
     ManagerAway(String),
     #[error("{doing} failed: {reason}")]
     Failed { doing: &'static str, reason: String },

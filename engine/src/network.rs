@@ -378,7 +378,7 @@ impl Networks {
         let made = async {
             match &network.parent {
                 Some(parent) => parent.make_link(below, netns, held.link, mac).await?,
-                None => make_veth(member.id, &network, below, netns, (held.link, mac)).await?,
+                None => make_veth(member, &network, below, netns, (held.link, mac)).await?,
             }
             let index =
                 link_index(inside, &eth(held.link)).await.ok_or_else(|| io::Error::other("its link is gone"))?;

@@ -13,9 +13,9 @@ mod security;
 pub(super) mod watch;
 pub(super) mod websocket;
 
-use axum::Json;
 use axum::extract::{Path, Query};
 use axum::response::Response;
+use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_engine::{ContainerState, Engine, Inspection, MountSource, NetworkMode, familiar};
@@ -23,7 +23,7 @@ use skep_engine::{ContainerState, Engine, Inspection, MountSource, NetworkMode, 
 pub(super) use describe::{endpoint_id, summary};
 
 use super::swarm::is_on;
-use super::{ApiError, State};
+use super::{ApiError, AskedVersion, State};
 use crate::filters::Filters;
 use crate::logs::{self, LogParams};
 
@@ -191,6 +191,9 @@ fn in_network(engine: &Engine, c: &Inspection, wanted: &str) -> bool {
     }
 }
 
+/// Clients of an older version find a container's short id among what its networks call it.
+const SHORT_IDS_NO_ALIASES_SINCE: u32 = 44;
+
 #[derive(Deserialize)]
 pub(super) struct InspectQuery {
     #[serde(default)]
@@ -201,9 +204,13 @@ pub(super) async fn inspect(
     state: State,
     Path(id): Path<String>,
     Query(query): Query<InspectQuery>,
+    version: Option<Extension<AskedVersion>>,
 ) -> Result<Json<Value>, ApiError> {
     let container = state.engine.inspect(&id)?;
     let mut value = describe::whole(&state.engine, &container);
+    if version.is_some_and(|Extension(AskedVersion(minor))| minor < SHORT_IDS_NO_ALIASES_SINCE) {
+        describe::tell_short_id_among_aliases(&mut value);
+    }
     if is_on(&query.size) {
         let own = state.engine.container_size(&container.id);
         value["SizeRw"] = json!(own);

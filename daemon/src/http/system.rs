@@ -1,12 +1,12 @@
 //! The daemon itself: ping, version, info.
 
 use axum::Json;
-use axum::extract::Path;
+use axum::extract::{Path, Query};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::{ContainerState, LogDriver, RegistryConfig, has_apparmor, host_name};
+use skep_engine::{ContainerState, Image, LogDriver, RegistryConfig, has_apparmor, host_name};
 
 use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
@@ -80,7 +80,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
     let paused =
         containers.iter().filter(|c| matches!(&c.state, ContainerState::Running(running) if running.paused)).count();
     let Reloadable { registries, log_level } = state.in_force();
-    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let v2 = has_cgroups_v2();
     let labels: Vec<_> = state.config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut info = json!({
         "ID": state.id, "Name": host_name(), "ServerVersion": VERSION,
@@ -154,56 +154,84 @@ fn registries_json(registries: &RegistryConfig) -> Value {
     })
 }
 
+/// Whether the host's cgroups are those of version 2.
+pub(super) fn has_cgroups_v2() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// There are none, as managed plugins are not supported.
 pub(super) async fn plugins() -> Json<Value> {
     Json(json!([]))
 }
 
-/// What images, containers and volumes take on disk.
-pub(super) async fn disk_usage(state: State) -> Json<Value> {
+/// The kinds of things that take room on a disk.
+const DISK_KINDS: [&str; 4] = ["container", "image", "volume", "build-cache"];
+
+/// What images, containers, volumes and builds' caches take on disk, or those of them that are asked for (`type`).
+pub(super) async fn disk_usage(
+    state: State,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, ApiError> {
+    let kinds: Vec<String> = query.into_iter().filter(|(name, _)| name == "type").map(|(_, kind)| kind).collect();
+    if let Some(unknown) = kinds.iter().find(|kind| !DISK_KINDS.contains(&kind.as_str())) {
+        return Err(ApiError::bad_request(format!(
+            "unknown object type {unknown}: there are {}",
+            DISK_KINDS.join(", ")
+        )));
+    }
     let measured = tokio::task::spawn_blocking(move || {
-        let engine = &state.engine;
-        let images: Vec<_> = engine
-            .images()
-            .iter()
-            .map(|image| {
-                let tags: Vec<_> = image.tags.iter().map(|tag| skep_engine::familiar(tag)).collect();
-                json!({
-                    "Id": image.id, "ParentId": "", "RepoTags": tags, "RepoDigests": image.digests,
-                    "Created": image.created.as_nanos() / 1_000_000_000, "Size": image.size_bytes, "SharedSize": 0,
-                    "Labels": image.config.labels, "Containers": engine.image_users(&image.id).len(),
-                })
-            })
-            .collect();
-        let linked = engine.link_names();
-        let containers: Vec<_> = engine
-            .list()
-            .iter()
-            .map(|container| {
-                let mut row = super::containers::summary(engine, container, &linked);
-                row["SizeRw"] = json!(engine.container_size(&container.id));
-                row
-            })
-            .collect();
-        let volumes: Vec<_> = engine
-            .volumes()
-            .iter()
-            .map(|volume| {
-                let mut row = super::volumes::volume_json(&state, volume);
-                let users = engine.volume_users(&volume.name).len();
-                row["UsageData"] = json!({"Size": engine.volume_size(&volume.name), "RefCount": users});
-                row
-            })
-            .collect();
-        let mounts = engine.build_caches().into_iter();
-        let mounts = mounts.map(|cache| cache_json("exec.cachemount", "kept for RUN --mount=type=cache", cache));
-        let contexts = state.build_kit.usage().into_iter();
-        let contexts = contexts.map(|cache| cache_json("source.local", "a context, for the next build", cache));
-        let caches: Vec<Value> = mounts.chain(contexts).collect();
-        json!({"LayersSize": engine.layers_size(), "Images": images, "Containers": containers, "Volumes": volumes,
-            "BuildCache": caches})
+        let asked = |kind: &str| kinds.is_empty() || kinds.iter().any(|asked| asked == kind);
+        json!({
+            "LayersSize": if asked("image") { state.engine.layers_size() } else { 0 },
+            "Images": asked("image").then(|| images_usage(&state)),
+            "Containers": asked("container").then(|| containers_usage(&state)),
+            "Volumes": asked("volume").then(|| volumes_usage(&state)),
+            "BuildCache": asked("build-cache").then(|| caches_usage(&state)),
+        })
     });
-    Json(measured.await.unwrap_or_default())
+    Ok(Json(measured.await.map_err(ApiError::internal)?))
+}
+
+fn images_usage(state: &Daemon) -> Vec<Value> {
+    let row = |image: &Image| {
+        let tags: Vec<_> = image.tags.iter().map(|tag| skep_engine::familiar(tag)).collect();
+        json!({
+            "Id": image.id, "ParentId": "", "RepoTags": tags, "RepoDigests": image.digests,
+            "Created": image.created.as_nanos() / 1_000_000_000, "Size": image.size_bytes, "SharedSize": 0,
+            "Labels": image.config.labels, "Containers": state.engine.image_users(&image.id).len(),
+        })
+    };
+    state.engine.images().iter().map(row).collect()
+}
+
+fn containers_usage(state: &Daemon) -> Vec<Value> {
+    let linked = state.engine.link_names();
+    let all = state.engine.list();
+    let rows = all.iter().map(|container| {
+        let mut row = super::containers::summary(&state.engine, container, &linked);
+        row["SizeRw"] = json!(state.engine.container_size(&container.id));
+        row
+    });
+    rows.collect()
+}
+
+fn volumes_usage(state: &State) -> Vec<Value> {
+    let all = state.engine.volumes();
+    let rows = all.iter().map(|volume| {
+        let mut row = super::volumes::volume_json(state, volume);
+        let users = state.engine.volume_users(&volume.name).len();
+        row["UsageData"] = json!({"Size": state.engine.volume_size(&volume.name), "RefCount": users});
+        row
+    });
+    rows.collect()
+}
+
+fn caches_usage(state: &Daemon) -> Vec<Value> {
+    let mounts = state.engine.build_caches().into_iter();
+    let mounts = mounts.map(|cache| cache_json("exec.cachemount", "kept for RUN --mount=type=cache", cache));
+    let contexts = state.build_kit.usage().into_iter();
+    let contexts = contexts.map(|cache| cache_json("source.local", "a context, for the next build", cache));
+    mounts.chain(contexts).collect()
 }
 
 /// What builds keep for the next ones: an id, and its bytes.

@@ -201,7 +201,7 @@ impl Engine {
             }
             let ContainerState::Running(running) = peer.state.borrow().clone() else {
                 return Err(io::Error::other(format!(
-                    "cannot join {what} of a non running container: {id}; start that one first"
+                    "cannot join {what} of a non running container: failed to join {what} namespace: container {id} is not running; start that one first"
                 )));
             };
             peers.insert(id.clone(), running.pid);

@@ -182,8 +182,8 @@ impl Engine {
         let at = places.iter().position(|other| network.is(&other.network));
         if at.is_some() && container.require_running().is_ok() {
             return Err(EngineError::Forbidden(format!(
-                "endpoint with name {} already exists in network {}",
-                config.name, network.name
+                "endpoint with name {} already exists in network {}: the container is already attached to network {}",
+                config.name, network.name, network.name
             )));
         }
         if container.require_running().is_ok() {

@@ -9,7 +9,7 @@ use skep_host_net::{
     Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6, link_address, link_index,
 };
 
-use super::{GATEWAY_MODE, GATEWAY_MODE_V6, GatewayMode, LocalNetwork, MacAddress};
+use super::{GATEWAY_MODE, GATEWAY_MODE_V6, GatewayMode, LocalNetwork, MacAddress, Member};
 
 pub(super) async fn make_bridge(handle: &Handle, network: &LocalNetwork) -> Result<u32, rtnetlink::Error> {
     let name = &network.device;
@@ -47,10 +47,11 @@ fn without_ipv6(link: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
 }
 
-/// Has a bridge hand on nothing between this link and others that are kept apart.
-async fn keep_apart(handle: &Handle, link: &str) -> Result<(), rtnetlink::Error> {
+/// Says how a bridge treats this link: `apart`, it hands on nothing between it and others that are apart; `back`, it
+/// hands on to the link what has come from it.
+async fn set_port(handle: &Handle, link: &str, apart: bool, back: bool) -> Result<(), rtnetlink::Error> {
     let index = link_index(handle, link).await.ok_or(rtnetlink::Error::RequestFailed)?;
-    handle.link().set_port(LinkBridgePort::new(index).isolated(true).build()).execute().await
+    handle.link().set_port(LinkBridgePort::new(index).isolated(apart).hairpin(back).build()).execute().await
 }
 
 /// What a container's link is called inside.
@@ -65,13 +66,13 @@ fn link_suffix(link: u32) -> String {
 
 /// Makes the pair of links that leads from a bridge into a container.
 pub(super) async fn make_veth(
-    container: &str,
+    member: &Member<'_>,
     network: &LocalNetwork,
     bridge: u32,
     namespace: &Netns,
     (link, mac): (u32, MacAddress),
 ) -> io::Result<()> {
-    let host = format!("veth{}{}", &container[..container.len().min(8)], link_suffix(link));
+    let host = format!("veth{}{}", &member.id[..member.id.len().min(8)], link_suffix(link));
     let pair = veth_pair(&host, bridge, namespace, link, (mac, network.mtu()));
     let outside = Netlink::open()?;
     if let Some(index) = link_index(outside.handle(), &host).await {
@@ -81,8 +82,11 @@ pub(super) async fn make_veth(
     }
     outside.handle().link().add(pair).execute().await.map_err(io::Error::other)?;
     without_ipv6(&host);
-    if network.apart {
-        keep_apart(outside.handle(), &host).await.map_err(io::Error::other)?;
+    // Where the kernel has bridges filter (br_netfilter), what a container sends to a port of the host's that is its own is
+    // turned round within the bridge.
+    let publishes = !member.ports.is_empty();
+    if network.apart || publishes {
+        set_port(outside.handle(), &host, network.apart, publishes).await.map_err(io::Error::other)?;
     }
     Ok(())
 }

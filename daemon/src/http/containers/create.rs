@@ -19,7 +19,7 @@ use skep_worker::health_check;
 
 use super::modes::{Modes, cgroup_mode};
 use super::mounts::{
-    add_inherited, keep_data_root_below, keep_writable_below, mounts, require_known_kinds, volumes_from,
+    add_inherited, clean_target, keep_data_root_below, keep_writable_below, mounts, require_known_kinds, volumes_from,
 };
 use super::ports::{PortBinding, exposed, published};
 use super::security;
@@ -27,7 +27,8 @@ use crate::config::ContainerSettings;
 use crate::http::images::platform;
 use crate::http::json::{JsonBody, read};
 use crate::http::networks::joining::EndpointBody;
-use crate::http::{ApiError, AskedVersion, State};
+use crate::http::system::has_cgroups_v2;
+use crate::http::{ApiError, AskedVersion, MINOR_MAX, State};
 
 /// The Engine API's `ContainerConfig` with the host's part beside it.
 #[derive(Debug, Default, Deserialize)]
@@ -218,6 +219,29 @@ pub(in crate::http) struct CreateQuery {
 
 /// Clients of an older version do not expect a container in several networks from the start.
 const SEVERAL_NETWORKS_SINCE: u32 = 44;
+/// Those before these versions expect memory that others may join, and the host's view of cgroups where there are those of
+/// version 1.
+const PRIVATE_IPC_SINCE: u32 = 40;
+const PRIVATE_CGROUPS_SINCE: u32 = 41;
+
+/// Fills in what a client of API version 1.`minor` takes for granted, and writes paths in one form.
+fn complete(request: &mut Value, minor: u32) {
+    if let Some(dir) = request["WorkingDir"].as_str().filter(|dir| dir.starts_with('/')) {
+        request["WorkingDir"] = json!(clean_target(dir));
+    }
+    let Some(host) = request["HostConfig"].as_object_mut() else { return };
+    let mut usual = |key: &str, value: &str| {
+        if host.get(key).is_none_or(|said| said.is_null() || said == "") {
+            host.insert(key.into(), json!(value));
+        }
+    };
+    if minor < PRIVATE_IPC_SINCE {
+        usual("IpcMode", "shareable");
+    }
+    if minor < PRIVATE_CGROUPS_SINCE && !has_cgroups_v2() {
+        usual("CgroupnsMode", "host");
+    }
+}
 
 pub(in crate::http) async fn create(
     state: State,
@@ -225,13 +249,17 @@ pub(in crate::http) async fn create(
     version: Option<Extension<AskedVersion>>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let request = read(&body)?;
+    let mut request = read(&body)?;
+    let minor = version.map_or(MINOR_MAX, |Extension(AskedVersion(minor))| minor);
+    complete(&mut request, minor);
     let endpoints = request.pointer("/NetworkingConfig/EndpointsConfig").and_then(Value::as_object);
     if let Some(several) = endpoints.filter(|endpoints| endpoints.len() > 1)
-        && version.is_some_and(|Extension(AskedVersion(minor))| minor < SEVERAL_NETWORKS_SINCE)
+        && minor < SEVERAL_NETWORKS_SINCE
     {
         let names = several.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        return Err(ApiError::bad_request(format!("Container cannot be connected to network endpoints: {names}")));
+        return Err(ApiError::bad_request(format!(
+            "Container cannot be created with multiple network endpoints: {names}; connect it to the others afterwards"
+        )));
     }
     let config = container_config(&state, &query.name, request).await?;
     let platform = platform(&query.platform)?;

@@ -539,6 +539,20 @@ fn mounts(engine: &Engine, container: &Inspection) -> Vec<Value> {
     container.config.mounts.iter().filter(|mount| !by_member(mount)).map(mount).collect()
 }
 
+/// As clients expect it that are older than the API's version 1.44.
+pub(super) fn tell_short_id_among_aliases(value: &mut Value) {
+    let id: String = value["Id"].as_str().unwrap_or_default().chars().take(12).collect();
+    let Some(networks) = value["NetworkSettings"]["Networks"].as_object_mut() else { return };
+    // The default one has no names.
+    for (_, endpoint) in networks.iter_mut().filter(|(name, _)| !matches!(name.as_str(), "bridge" | "host" | "none")) {
+        match &mut endpoint["Aliases"] {
+            Value::Array(aliases) if !aliases.contains(&json!(id)) => aliases.push(json!(id)),
+            Value::Array(_) => {}
+            none => *none = json!([id]),
+        }
+    }
+}
+
 fn state_json(container: &Inspection) -> Value {
     let state = &container.state;
     let never = Timestamp::NEVER;
