@@ -69,6 +69,25 @@ fn networks_are_shared_from_container_to_container() {
     assert!(host.docker_fails(&["start", "-a", "third"]).contains("cannot join network of a non running container"));
 }
 
+/// Whoever sees the end of a container's process may remove its network at once.
+#[test]
+fn a_network_is_free_as_soon_as_its_containers_have_ended() {
+    take_turn!();
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
+    let host = rig.host(1);
+    let mut api = host.api();
+    for _ in 0..10 {
+        host.docker(&["network", "create", "front"]);
+        host.docker(&["run", "-d", "--name", "box", "--net", "front", "busybox", "sleep", "0.2"]);
+        let pid = host.docker(&["inspect", "-f", "{{.State.Pid}}", "box"]);
+        let process = format!("/proc/{}/exe", pid.trim());
+        wait_until("its process is gone", LIMIT, || (std::fs::read_link(&process).is_err(), String::new()));
+        let removed = api.delete("/networks/front").unwrap();
+        assert_eq!(removed.status, 204, "{}", removed.body);
+        host.docker(&["rm", "-f", "box"]);
+    }
+}
+
 /// Also where the kernel has bridges filter, as those do that other container engines have been on.
 #[test]
 fn a_container_reaches_its_own_port_by_the_host() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use skep_api::{Subnet, with_causes};
 
@@ -50,6 +51,8 @@ const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 
 /// As Docker has it.
 const V6_LEN_MAX: u8 = 120;
+/// How long a container that has ended may take to be taken down.
+const TAKEN_DOWN_LIMIT: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// The host's networks, by id; the default one is `bridge`.
@@ -140,12 +143,28 @@ impl Engine {
         members
     }
 
+    /// Waits for members of a network that have ended but are still being taken down: who saw the end of one's output may
+    /// go on to remove its network.
+    async fn await_ended(&self, network: &str) {
+        for (id, ..) in self.network_members(network) {
+            let Ok(container) = self.find(&id) else { continue };
+            if container.is_alive() {
+                continue;
+            }
+            let mut state = container.state.subscribe();
+            let down = state.wait_for(|state| !matches!(state, ContainerState::Running(_)));
+            // What then still holds it is told.
+            drop(tokio::time::timeout(TAKEN_DOWN_LIMIT, down).await);
+        }
+    }
+
     /// Removes a network that nobody is in.
     pub async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
         let network = self.network(name)?;
         if network.id == DEFAULT_NETWORK {
             return Err(EngineError::Forbidden(format!("{name} is a pre-defined network and cannot be removed")));
         }
+        self.await_ended(&network.id).await;
         if let Some((_, container, _)) = self.network_members(&network.id).first() {
             return Err(EngineError::Forbidden(format!(
                 "error while removing network: network {} has active endpoints: disconnect {container} first",
