@@ -154,3 +154,57 @@ fn the_host_s_devices_are_mounted_as_they_are_and_none_of_them_is_changed() {
     assert!(nowhere.contains("/tmp cannot be mounted at /dev/no/place: No such file"), "{nowhere}");
     assert_eq!(listed(), before);
 }
+
+#[test]
+fn devices_come_by_the_names_that_vendors_give_them() {
+    const VENDOR: &str = "cdiVersion: 0.7.0
+kind: vendor.com/device
+containerEdits:
+  env: [ALL=of them]
+devices:
+- name: one
+  containerEdits:
+    env: [ONE=injected]
+    deviceNodes:
+    - {path: /dev/vendor1, hostPath: /dev/zero, permissions: r, fileMode: 292}
+    mounts:
+    - {hostPath: NOTE, containerPath: /lib/vendor/note, options: [ro, nosuid, nodev]}
+    additionalGids: [44]
+    hooks:
+    - {hookName: createContainer, path: /bin/sh, args: [sh, -c, 'cat > STATE']}
+";
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let [dir, note, state] = ["cdi", "note", "state"].map(|name| host.dir().join(name));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(&note, "noted\n").unwrap();
+    let text = VENDOR.replace("NOTE", note.to_str().unwrap()).replace("STATE", state.to_str().unwrap());
+    std::fs::write(dir.join("vendor.yaml"), text).unwrap();
+    let runc = format!("runc={}", path("runc"));
+    host.start_daemon_with(&["--cdi-spec-dir", dir.to_str().unwrap(), "--add-runtime", &runc]);
+    host.import_busybox();
+    let script = "echo $ALL, $ONE; stat -c '%t:%T %a' /dev/vendor1; cat /lib/vendor/note; id -G; echo > /dev/vendor1";
+    for runtime in ["skep", "runc"] {
+        let by = ["run", "--rm", "--runtime", runtime, "--device", "vendor.com/device=one", "-u", "web"];
+        let ran = host.run(&[&by[..], &["busybox", "sh", "-c", script]].concat());
+        assert_eq!(ran.stdout, "of them, injected\n1:5 444\nnoted\n1000 44\n", "{runtime}: {ran:?}");
+        assert!(ran.stderr.contains("ermission denied"), "{runtime}: {ran:?}");
+        let told = std::fs::read_to_string(&state).unwrap();
+        assert!(told.contains("\"bundle\""), "{runtime}: the hook was told {told}");
+        std::fs::remove_file(&state).unwrap();
+    }
+    let missing = host.fails(&["run", "--rm", "--device", "vendor.com/device=two", "busybox", "true"]);
+    assert!(missing.contains("unresolvable CDI devices vendor.com/device=two"), "{missing}");
+    assert!(missing.contains("name vendor.com/device=one"), "{missing}");
+    assert!(host.fails(&["run", "--rm", "--device", "a=b", "busybox", "true"]).contains("no name of a device"));
+    let info = host.api().get("/info").unwrap().body;
+    assert_eq!(info["CDISpecDirs"][0], dir.to_str().unwrap());
+    assert_eq!(info["DiscoveredDevices"][0]["ID"], "vendor.com/device=one");
+    if host.exec("docker", &["--version"]).success {
+        host.docker(&["run", "-d", "--name", "box", "--device", "vendor.com/device=one", "busybox", "sleep", "1000"]);
+        let asked = host.docker(&["inspect", "-f", "{{json .HostConfig.DeviceRequests}}", "box"]);
+        assert!(asked.contains("\"cdi\"") && asked.contains("vendor.com/device=one"), "{asked}");
+        assert_eq!(host.docker(&["exec", "box", "sh", "-c", "echo $ONE"]), "injected\n");
+    }
+}

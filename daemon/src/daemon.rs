@@ -94,6 +94,7 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.host_gateways.clone_from(&config.networks.host_gateways);
     engine.defaults = config.containers.defaults.clone();
     engine.init_path.clone_from(&config.containers.init_path);
+    engine.cdi_dirs.clone_from(&config.containers.cdi_dirs);
     engine.registries = config.registries.clone();
     Ok(engine)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod apparmor;
 pub(crate) mod archive;
+pub(crate) mod cdi;
 pub(crate) mod config;
 pub(crate) mod devices;
 pub(crate) mod health;

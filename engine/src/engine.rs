@@ -89,6 +89,8 @@ pub struct EngineConfig {
     pub host_gateways: Vec<IpAddr>,
     /// The program that `--init` runs, by tini's arguments; none: our own.
     pub init_path: Option<PathBuf>,
+    /// Where files name devices (CDI); the later ones count more.
+    pub cdi_dirs: Vec<PathBuf>,
     pub defaults: ContainerDefaults,
     pub registries: RegistryConfig,
 }
@@ -151,6 +153,7 @@ impl EngineConfig {
             pools: AddressPool::usual(),
             host_gateways: Vec::new(),
             init_path: None,
+            cdi_dirs: Vec::new(),
             defaults: ContainerDefaults::default(),
             registries: RegistryConfig::default(),
         }

@@ -23,6 +23,7 @@ pub use build::{
 };
 pub use container::apparmor::{check_apparmor, has_apparmor};
 pub use container::archive::{archive_in_main, archive_out_main};
+pub use container::cdi::{CdiError, cdi_devices, is_cdi_name};
 pub use container::config::{
     BlockLimit, BlockLimitKind, ContainerConfig, ContainerMount, Device, HealthCheck, JoinedNetwork, Link, MountSource,
     NamespaceMode, NetworkMode, Payload, PublishedPort, ResourceLimits, RestartPolicy, SharedMemory, log_attributes,

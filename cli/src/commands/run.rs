@@ -132,7 +132,7 @@ pub(crate) struct CreateArgs {
     /// no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, systempaths=unconfined
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
-    /// HOST[:CONTAINER[:rwm]] (repeatable)
+    /// HOST[:CONTAINER[:rwm]], or a name that a vendor gave, such as nvidia.com/gpu=all (repeatable)
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
     /// A rule of the devices cgroup, such as c 1:3 r (repeatable)
@@ -384,6 +384,9 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         .map(|(target, options)| (target.to_owned(), json!(options)))
         .collect();
     let (network, places) = args.networks()?;
+    // Names that vendors gave to devices are no paths.
+    let (names, paths): (Vec<_>, Vec<_>) =
+        args.devices.iter().partition(|text| !text.starts_with('/') && text.contains('='));
     let mut host_config = json!({
         "Binds": binds, "Tmpfs": tmpfs, "PortBindings": bindings, "PublishAllPorts": args.publish_all,
         "Mounts": all(&args.mounts, mount)?, "VolumesFrom": args.volumes_from,
@@ -398,11 +401,16 @@ pub(crate) fn create_body(args: &CreateArgs) -> anyhow::Result<(String, Value)> 
         "StorageOpt": members(&args.storage_opts), "OomScoreAdj": args.oom_score_adj,
         "Annotations": members(&args.annotations), "DeviceCgroupRules": args.device_rules,
         "LogConfig": {"Type": args.log_driver, "Config": members(&args.log_opts)},
-        "Devices": args.devices.iter().map(|text| device(text)).collect::<Vec<_>>(),
+        "Devices": paths.into_iter().map(|text| device(text)).collect::<Vec<_>>(),
     });
-    if let Some(gpus) = &args.gpus {
-        host_config["DeviceRequests"] = json!([{"Driver": "", "Options": {"gpus": gpus}, "Capabilities": [["gpu"]]}]);
+    let mut requests = Vec::new();
+    if !names.is_empty() {
+        requests.push(json!({"Driver": "cdi", "DeviceIDs": names}));
     }
+    if let Some(gpus) = &args.gpus {
+        requests.push(json!({"Driver": "", "Options": {"gpus": gpus}, "Capabilities": [["gpu"]]}));
+    }
+    host_config["DeviceRequests"] = json!(requests);
     if let Some(window) = crate::streams::window(args.tty) {
         host_config["ConsoleSize"] = json!(window);
     }

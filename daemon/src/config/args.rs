@@ -110,6 +110,10 @@ pub struct DaemonArgs {
     /// That init, which takes tini's arguments [default: our own]
     #[arg(long, value_name = "FILE")]
     pub init_path: Option<PathBuf>,
+    /// Directory with files that name devices, by the Container Device Interface (repeatable); an empty one: there are none
+    /// [default: /etc/cdi, /var/run/cdi]
+    #[arg(long = "cdi-spec-dir", value_name = "DIR")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// System-call filter of containers that do not say [default: our own]
     #[arg(long, value_name = "FILE")]
     pub seccomp_profile: Option<PathBuf>,
@@ -252,9 +256,6 @@ pub struct FixedArgs {
     #[arg(long = "authorization-plugin", hide = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub authorization_plugins: Vec<String>,
-    #[arg(long = "cdi-spec-dir", hide = true)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub cdi_spec_dirs: Vec<String>,
     #[arg(long = "exec-opt", hide = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exec_opts: Vec<String>,
@@ -301,6 +302,7 @@ pub(super) struct ConfigFile {
     pub(super) default_cgroupns_mode: Option<String>,
     pub(super) init: Option<bool>,
     pub(super) init_path: Option<PathBuf>,
+    pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
     pub(super) seccomp_profile: Option<PathBuf>,
     pub(super) swarm_default_advertise_addr: Option<String>,
     pub(super) labels: Vec<String>,

@@ -8,6 +8,9 @@ use skep_engine::{ContainerDefaults, parse_size};
 
 use super::args::{ConfigFile, DaemonArgs, SizeJson};
 
+/// As CDI has them: what hosts are set up with, and what is found out at their start.
+const CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ContainerSettings {
     pub(crate) defaults: ContainerDefaults,
@@ -16,6 +19,8 @@ pub(crate) struct ContainerSettings {
     /// Whether they see the host's cgroups.
     pub(crate) sees_cgroups: bool,
     pub(crate) init_path: Option<PathBuf>,
+    /// Where files name devices.
+    pub(crate) cdi_dirs: Vec<PathBuf>,
 }
 
 impl ContainerSettings {
@@ -54,7 +59,19 @@ impl ContainerSettings {
                 .map_or(Value::Null, |path| seccomp(path, problems)),
             init: args.init.or(file.init).unwrap_or(false),
         };
-        Self { defaults, shares_memory, sees_cgroups, init_path }
+        Self { defaults, shares_memory, sees_cgroups, init_path, cdi_dirs: cdi_dirs(args, file) }
+    }
+}
+
+/// None if `features` say that there is no CDI, or if an empty name is all that is said.
+fn cdi_dirs(args: &DaemonArgs, file: &ConfigFile) -> Vec<PathBuf> {
+    if file.others.get("features").is_some_and(|features| features["cdi"] == false) {
+        return Vec::new();
+    }
+    let said = if args.cdi_spec_dirs.is_empty() { file.cdi_spec_dirs.as_ref() } else { Some(&args.cdi_spec_dirs) };
+    match said.filter(|dirs| !dirs.is_empty()) {
+        None => CDI_DIRS.map(PathBuf::from).to_vec(),
+        Some(dirs) => dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).cloned().collect(),
     }
 }
 

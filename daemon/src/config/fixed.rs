@@ -17,11 +17,10 @@ enum Fits {
 }
 
 /// Each with what it may be, and why.
-const FIXED: [(&str, Fits, &str); 29] = [
+const FIXED: [(&str, Fits, &str); 28] = [
     ("allow-nondistributable-artifacts", Fits::Anything, ""),
     ("authorization-plugins", Fits::Empty, "plugins are not supported"),
     ("bridge", Fits::Only(&["", "skep0"]), "the default bridge is skep0; bip says which addresses it has"),
-    ("cdi-spec-dirs", Fits::Empty, "devices are given one by one (--device)"),
     ("containerd", Fits::Empty, "there is none: containers are run by the daemon's own shims"),
     ("cpu-rt-period", Fits::Only(&["0"]), "real-time scheduling is not supported"),
     ("cpu-rt-runtime", Fits::Only(&["0"]), "real-time scheduling is not supported"),
@@ -92,7 +91,9 @@ impl Fits {
                 Value::String(text) => text.is_empty(),
                 Value::Array(all) => all.is_empty(),
                 // Of features, clients choose their builder by what the daemon answers, whatever stands here.
-                Value::Object(all) => all.iter().all(|(name, on)| name == "buildkit" || *on == Value::Bool(false)),
+                Value::Object(all) => all
+                    .iter()
+                    .all(|(name, on)| matches!(name.as_str(), "buildkit" | "cdi") || *on == Value::Bool(false)),
                 Value::Bool(_) | Value::Number(_) => false,
             },
         }
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     fn the_files_of_dockerd_are_taken_where_they_ask_for_what_is_the_case() {
         let usual = r#"{"userland-proxy": false, "experimental": true, "raw-logs": true, "iptables": true, "tls": true,
-            "tlsverify": true, "features": {"buildkit": true}, "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "tlsverify": true, "features": {"buildkit": true, "cdi": true}, "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "shutdown-timeout": 15, "max-download-attempts": 5, "storage-opts": [], "selinux-enabled": false,
             "firewall-backend": "nftables", "bridge": "", "cpu-rt-period": 0}"#;
         assert_eq!(told(usual), "");

@@ -5,6 +5,7 @@ pub(super) mod change;
 mod checks;
 pub(super) mod create;
 mod describe;
+mod devices;
 pub(super) mod files;
 mod modes;
 mod mounts;

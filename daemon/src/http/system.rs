@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Value, json};
 use skep_api::NodeRole;
-use skep_engine::{ContainerState, Image, LogDriver, RegistryConfig, has_apparmor, host_name};
+use skep_engine::{ContainerState, Image, LogDriver, RegistryConfig, cdi_devices, has_apparmor, host_name};
 
 use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
@@ -88,6 +88,9 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "ContainersStopped": containers.len() - running, "Images": state.engine.images().len(),
         "Driver": state.engine.storage_driver().as_str(), "DriverStatus": [["Backing Filesystem", "the data root's"]],
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null", "overlay"], "Authorization": null, "Log": LogDriver::NAMES},
+        "CDISpecDirs": state.config.containers.cdi_dirs,
+        "DiscoveredDevices": cdi_devices(&state.config.containers.cdi_dirs)
+            .iter().map(|name| json!({"Source": "cdi", "ID": name})).collect::<Vec<_>>(),
         "LoggingDriver": state.config.log.driver.as_str(), "CgroupDriver": "cgroupfs", "CgroupVersion": if v2 { "2" } else { "1" },
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": registries_json(&registries),

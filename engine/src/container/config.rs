@@ -82,6 +82,9 @@ pub struct ContainerConfig {
     /// All capabilities and devices, and nothing masked or filtered.
     pub privileged: bool,
     pub devices: Vec<Device>,
+    /// By the names that vendors gave them (CDI).
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     /// Rules such as `c 10:200 rwm`.
     pub device_rules: Vec<String>,
     /// Of /dev/shm; zero: 64 MB.

@@ -42,11 +42,23 @@ pub(crate) fn nodes(config: &ContainerConfig) -> Value {
     } else {
         config.devices.iter().flat_map(|device| found(&device.host_path, &device.path)).collect::<Vec<_>>()
     };
-    let node = |node: &Node| {
-        json!({"path": node.path, "type": node.kind, "major": node.major, "minor": node.minor,
-            "fileMode": node.mode & 0o777, "uid": node.uid, "gid": node.gid})
-    };
-    Value::Array(nodes.iter().map(node).collect())
+    Value::Array(nodes.iter().map(Node::to_spec).collect())
+}
+
+/// The host's device at `host_path`, to be made at `path`, as the runtime-spec has it.
+pub(crate) fn node_at(host_path: &str, path: &str) -> io::Result<Value> {
+    match found(host_path, path).as_slice() {
+        [node] if fs::metadata(host_path)?.file_type().is_dir() || node.path != path => Err(not_one()),
+        [node] => Ok(node.to_spec()),
+        _ => {
+            fs::metadata(host_path)?;
+            Err(not_one())
+        }
+    }
+}
+
+fn not_one() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is no device")
 }
 
 /// Whether the text is a rule: `c 10:200 rwm`, `b *:* r`.
@@ -92,6 +104,13 @@ struct Node {
     mode: u32,
     uid: u32,
     gid: u32,
+}
+
+impl Node {
+    fn to_spec(&self) -> Value {
+        json!({"path": self.path, "type": self.kind, "major": self.major, "minor": self.minor,
+            "fileMode": self.mode & 0o777, "uid": self.uid, "gid": self.gid})
+    }
 }
 
 /// The device at `host_path`, or those below it, as they are to be seen at `path`.

@@ -72,7 +72,9 @@ impl Engine {
                 NetworkMode::Container(id) => Some(self.owner_of_network(id).map_err(io::Error::other)?),
                 _ => None,
             };
-            let outside = Outside { netns, cgroup, init, volumes, shim, first, peers, host, shared_memory, etc_of };
+            let cdi_dirs = self.config.cdi_dirs.clone();
+            let outside =
+                Outside { netns, cgroup, init, volumes, shim, first, peers, host, shared_memory, etc_of, cdi_dirs };
             let config = config.clone();
             let addresses = endpoints.first().map_or_else(|| vec![address.into()], Endpoint::addresses);
             move || prepare(&container, &config, &layers, &addresses, outside)
@@ -357,6 +359,7 @@ struct Outside {
     shared_memory: Option<PathBuf>,
     /// Whose network it is in, and so whose /etc/hosts and the like it sees.
     etc_of: Option<Arc<Container>>,
+    cdi_dirs: Vec<PathBuf>,
 }
 
 /// A part of a volume that is there, held open; all of it if none is named.
@@ -489,6 +492,7 @@ fn prepare(
     }
     // Names are looked up here, where nobody else waits for it.
     let mut spec = spec::build(config, &place);
+    cdi::apply(&config.cdi_devices, &outside.cdi_dirs, &mut spec).map_err(io::Error::other)?;
     let descent = config.has_descent().then(|| Descent::take_from(&mut spec));
     let shim = ShimConfig { log: forward::reachable(&config.log)?, descent, ..outside.shim };
     disk::write_passing(&dirs.data.join("config.json"), spec.to_string().as_bytes())?;

@@ -12,11 +12,12 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
-    BlockLimit, BlockLimitKind, ContainerConfig, Device, HOST_GATEWAY, LogConfig, MountSource, NetworkMode, Platform,
+    BlockLimit, BlockLimitKind, ContainerConfig, HOST_GATEWAY, LogConfig, MountSource, NetworkMode, Platform,
     ResourceLimits, RestartPolicy, block_device,
 };
 use skep_worker::health_check;
 
+use super::devices::{self, DeviceBody, DeviceRequest};
 use super::modes::{Modes, cgroup_mode};
 use super::mounts::{
     add_inherited, clean_target, keep_data_root_below, keep_writable_below, mounts, require_known_kinds, volumes_from,
@@ -95,6 +96,7 @@ pub(super) struct HostConfig {
     masked_paths: Option<Vec<String>>,
     readonly_paths: Option<Vec<String>>,
     devices: Vec<DeviceBody>,
+    device_requests: Vec<DeviceRequest>,
     device_cgroup_rules: Vec<String>,
     pub(super) shm_size: i64,
     pub(super) pid_mode: String,
@@ -143,14 +145,6 @@ pub(super) struct RestartPolicyBody {
     maximum_retry_count: i64,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct DeviceBody {
-    path_on_host: String,
-    path_in_container: String,
-    cgroup_permissions: String,
-}
-
 /// How much is to be had of a block device of the host's.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -183,8 +177,7 @@ fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
 }
 
 /// Members that are known and not supported yet, with the values that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str], &str); 6] = [
-    ("/HostConfig/DeviceRequests", &[], "--gpus: give the devices by --device, since asking drivers for them"),
+const UNSUPPORTED: [(&str, &[&str], &str); 5] = [
     ("/HostConfig/UsernsMode", &["host"], "--userns other than host"),
     ("/HostConfig/StorageOpt", &[], "--storage-opt"),
     ("/HostConfig/CpuRealtimePeriod", &[], "--cpu-rt-period"),
@@ -225,9 +218,12 @@ const PRIVATE_IPC_SINCE: u32 = 40;
 const PRIVATE_CGROUPS_SINCE: u32 = 41;
 
 /// Fills in what a client of API version 1.`minor` takes for granted, and writes paths in one form.
-fn complete(request: &mut Value, minor: u32) {
+fn complete(request: &mut Value, minor: u32, settings: &ContainerSettings) {
     if let Some(dir) = request["WorkingDir"].as_str().filter(|dir| dir.starts_with('/')) {
         request["WorkingDir"] = json!(clean_target(dir));
+    }
+    if request.get("HostConfig").is_none() {
+        request["HostConfig"] = json!({});
     }
     let Some(host) = request["HostConfig"].as_object_mut() else { return };
     let mut usual = |key: &str, value: &str| {
@@ -235,7 +231,7 @@ fn complete(request: &mut Value, minor: u32) {
             host.insert(key.into(), json!(value));
         }
     };
-    if minor < PRIVATE_IPC_SINCE {
+    if minor < PRIVATE_IPC_SINCE || settings.shares_memory {
         usual("IpcMode", "shareable");
     }
     if minor < PRIVATE_CGROUPS_SINCE && !has_cgroups_v2() {
@@ -251,7 +247,7 @@ pub(in crate::http) async fn create(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let mut request = read(&body)?;
     let minor = version.map_or(MINOR_MAX, |Extension(AskedVersion(minor))| minor);
-    complete(&mut request, minor);
+    complete(&mut request, minor, &state.config.containers);
     let endpoints = request.pointer("/NetworkingConfig/EndpointsConfig").and_then(Value::as_object);
     if let Some(several) = endpoints.filter(|endpoints| endpoints.len() > 1)
         && minor < SEVERAL_NETWORKS_SINCE
@@ -393,8 +389,9 @@ impl CreateBody {
             annotations: host.annotations,
             masked_paths: host.masked_paths,
             read_only_paths: host.readonly_paths,
-            devices: host.devices.into_iter().map(device).collect::<Result<_, _>>()?,
-            device_rules: device_rules(host.device_cgroup_rules)?,
+            devices: host.devices.into_iter().map(DeviceBody::read).collect::<Result<_, _>>()?,
+            cdi_devices: devices::named(host.device_requests)?,
+            device_rules: devices::rules(host.device_cgroup_rules)?,
             shm_size_bytes: host.shm_size,
             cgroup_mode: cgroup_mode(&host.cgroupns_mode, host.privileged, usual.sees_cgroups)?,
             cgroup_parent: host.cgroup_parent,
@@ -504,31 +501,6 @@ pub(super) fn restart_policy(body: &RestartPolicyBody) -> Result<RestartPolicy, 
         ));
     }
     Ok(policy)
-}
-
-fn device(body: DeviceBody) -> Result<Device, ApiError> {
-    let host_path = body.path_on_host;
-    if !Path::new(&host_path).exists() {
-        return Err(ApiError::bad_request(format!("error gathering device information: {host_path:?} is not there")));
-    }
-    if !skep_engine::holds_device(&host_path) {
-        return Err(ApiError::bad_request(format!(
-            "error gathering device information: {host_path:?}: not a device node"
-        )));
-    }
-    let access = if body.cgroup_permissions.is_empty() { "rwm".to_owned() } else { body.cgroup_permissions };
-    if !access.chars().all(|letter| "rwm".contains(letter)) {
-        return Err(ApiError::bad_request(format!("invalid device mode {access:?}: it is made of r, w and m")));
-    }
-    let path = if body.path_in_container.is_empty() { host_path.clone() } else { body.path_in_container };
-    Ok(Device { host_path, path, access })
-}
-
-fn device_rules(rules: Vec<String>) -> Result<Vec<String>, ApiError> {
-    match rules.iter().find(|rule| !skep_engine::is_device_rule(rule)) {
-        Some(rule) => Err(ApiError::bad_request(format!("invalid device cgroup rule {rule:?}: write 'c 10:200 rwm'"))),
-        None => Ok(rules),
-    }
 }
 
 /// `NAME:IP` becomes a line of /etc/hosts.
