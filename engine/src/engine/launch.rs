@@ -19,6 +19,7 @@ use super::kept::planned;
 use super::lifecycle::start_ticks;
 use super::networks::{member, places};
 use super::{Container, Engine, EngineConfig, now};
+use crate::container::cdi;
 use crate::container::config::{
     ContainerConfig, ContainerMount, FileMount, MountSource, NamespaceMode, NetworkMode, PublishedPort, SharedMemory,
 };
