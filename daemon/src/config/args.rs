@@ -113,7 +113,7 @@ pub struct DaemonArgs {
     /// Directory with files that name devices, by the Container Device Interface (repeatable); an empty one: there are none
     /// [default: /etc/cdi, /var/run/cdi]
     #[arg(long = "cdi-spec-dir", value_name = "DIR")]
-    pub cdi_spec_dirs: Vec<PathBuf>,
+    pub cdi_spec_dirs: Vec<String>,
     /// System-call filter of containers that do not say [default: our own]
     #[arg(long, value_name = "FILE")]
     pub seccomp_profile: Option<PathBuf>,
@@ -302,7 +302,7 @@ pub(super) struct ConfigFile {
     pub(super) default_cgroupns_mode: Option<String>,
     pub(super) init: Option<bool>,
     pub(super) init_path: Option<PathBuf>,
-    pub(super) cdi_spec_dirs: Option<Vec<PathBuf>>,
+    pub(super) cdi_spec_dirs: Option<Vec<String>>,
     pub(super) seccomp_profile: Option<PathBuf>,
     pub(super) swarm_default_advertise_addr: Option<String>,
     pub(super) labels: Vec<String>,

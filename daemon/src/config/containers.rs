@@ -63,15 +63,15 @@ impl ContainerSettings {
     }
 }
 
-/// None if `features` say that there is no CDI, or if an empty name is all that is said.
+/// None if `features` say that there is no CDI, or if nothing or an empty name is all that is said.
 fn cdi_dirs(args: &DaemonArgs, file: &ConfigFile) -> Vec<PathBuf> {
     if file.others.get("features").is_some_and(|features| features["cdi"] == false) {
         return Vec::new();
     }
     let said = if args.cdi_spec_dirs.is_empty() { file.cdi_spec_dirs.as_ref() } else { Some(&args.cdi_spec_dirs) };
-    match said.filter(|dirs| !dirs.is_empty()) {
+    match said {
         None => CDI_DIRS.map(PathBuf::from).to_vec(),
-        Some(dirs) => dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).cloned().collect(),
+        Some(dirs) => dirs.iter().filter(|dir| !dir.is_empty()).map(PathBuf::from).collect(),
     }
 }
 
@@ -147,6 +147,23 @@ mod tests {
         assert_eq!(limits, [("nofile", 100, 64000), ("nproc", 5, 9)]);
         assert_eq!(settings.defaults.shm_size_bytes, 128 << 20);
         assert!(settings.defaults.init && settings.shares_memory && settings.sees_cgroups);
+    }
+
+    #[test]
+    fn files_that_name_devices_are_looked_for_where_it_is_said_or_nowhere() {
+        let dirs = |flags: &[&str], file: &str| {
+            let args =
+                DaemonArgs { cdi_spec_dirs: flags.iter().map(|&dir| dir.into()).collect(), ..DaemonArgs::default() };
+            cdi_dirs(&args, &serde_json::from_str(file).unwrap())
+        };
+        assert_eq!(dirs(&[], "{}"), CDI_DIRS.map(PathBuf::from));
+        assert_eq!(dirs(&["/a"], r#"{"cdi-spec-dirs": ["/b"]}"#), [PathBuf::from("/a")]);
+        assert_eq!(dirs(&[], r#"{"cdi-spec-dirs": ["/b"], "features": {"cdi": true}}"#), [PathBuf::from("/b")]);
+        for none in
+            [dirs(&[""], "{}"), dirs(&[], r#"{"cdi-spec-dirs": []}"#), dirs(&["/a"], r#"{"features": {"cdi": false}}"#)]
+        {
+            assert_eq!(none, Vec::<PathBuf>::new());
+        }
     }
 
     #[test]

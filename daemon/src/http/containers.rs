@@ -108,7 +108,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
     Ok(Json(rows))
 }
 
-fn image_size(state: &State, container: &Inspection) -> u64 {
+pub(super) fn image_size(state: &State, container: &Inspection) -> u64 {
     state.engine.image(&container.config.image_id).map_or(0, |image| image.size_bytes)
 }
 

@@ -207,12 +207,14 @@ fn images_usage(state: &Daemon) -> Vec<Value> {
     state.engine.images().iter().map(row).collect()
 }
 
-fn containers_usage(state: &Daemon) -> Vec<Value> {
+fn containers_usage(state: &State) -> Vec<Value> {
     let linked = state.engine.link_names();
     let all = state.engine.list();
     let rows = all.iter().map(|container| {
         let mut row = super::containers::summary(&state.engine, container, &linked);
-        row["SizeRw"] = json!(state.engine.container_size(&container.id));
+        let own = state.engine.container_size(&container.id);
+        row["SizeRw"] = json!(own);
+        row["SizeRootFs"] = json!(own + super::containers::image_size(state, container));
         row
     });
     rows.collect()
