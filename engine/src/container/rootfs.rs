@@ -20,6 +20,7 @@ use crate::mounts::{is_mounted, unmount};
 /// The files of /etc that say what a container knows of its network.
 /// Where images that are mounted have their layers.
 const MOUNTS: &str = "mounts";
+const REMOVE_TRIES: u32 = 5;
 const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// Stands for the host in lines for /etc/hosts.
@@ -252,13 +253,20 @@ impl ContainerDirs {
     /// Unmounts and removes all there is.
     pub(crate) fn remove(&self) -> io::Result<()> {
         self.unmount()?;
-        for dir in [&self.run, &self.data] {
-            match fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        [&self.run, &self.data].into_iter().try_for_each(|dir| remove_all(dir))
+    }
+}
+
+/// Removes a directory that somebody may write into once more, such as the last words of whoever watched.
+fn remove_all(dir: &Path) -> io::Result<()> {
+    let mut tries_left = REMOVE_TRIES;
+    loop {
+        tries_left -= 1;
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries_left > 0 => {}
+            removed => return removed,
         }
-        Ok(())
     }
 }
 
