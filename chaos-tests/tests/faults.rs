@@ -279,7 +279,11 @@ fn a_copy_of_a_manager_s_directory_is_a_backup() {
     let copied = std::process::Command::new("cp").arg("-a").args([&from, &to]).status().unwrap();
     assert!(copied.success());
     new.start_daemon();
-    new.ok(&["swarm", "init", "--force-new-cluster", "--advertise-addr", new.addr()]);
+    // What fails on the way gives nothing up.
+    let init = ["swarm", "init", "--force-new-cluster", "--advertise-addr", new.addr()];
+    let nowhere = new.fails(&[&init[..], &["--listen-addr", "10.123.0.1:2377"]].concat());
+    assert!(nowhere.contains("10.123.0.1") && nowhere.contains("cannot be listened on"), "{nowhere}");
+    new.ok(&init);
     new.await_replicas("web", "1/1");
     let addr = new.ok(&["info", "--format", "{{.Swarm.NodeAddr}}"]);
     assert_eq!(addr.trim(), new.addr());

@@ -5,6 +5,7 @@ mod address;
 mod admission;
 pub(crate) mod events;
 mod locking;
+mod recovery;
 mod state;
 
 use std::net::SocketAddr;
@@ -41,9 +42,6 @@ const DATA_PATH_PORT: u16 = 4789;
 
 /// How long a join waits before it says that it did not work.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
-/// How long what a place of this node did may take to end.
-const END_LIMIT: Duration = Duration::from_secs(5);
-const END_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a user asks of `init`.
 #[derive(Clone, Debug, Default)]
@@ -270,49 +268,6 @@ impl Swarm {
         active.manager().ok_or_else(|| active.manager_failure().map_or(SwarmError::NotManager, SwarmError::ManagerAway))
     }
 
-    /// Has this manager go on alone with all that it knows, after a majority of the managers was lost for good; returns
-    /// its id. A node that is in no swarm makes a new one.
-    pub(crate) async fn recover(&self, request: InitRequest) -> Result<String, SwarmError> {
-        let one = self.change.lock().await;
-        let Some(node) = self.active.read().await.clone() else {
-            drop(one);
-            return self.init(request).await;
-        };
-        if !node.is_manager() {
-            return Err(SwarmError::Invalid(
-                "this node is a worker, which knows nothing of the swarm's state: recover the swarm on a manager"
-                    .into(),
-            ));
-        }
-        let doing = failed("recovering the swarm");
-        let mut state = node.state();
-        if !request.listen.is_empty() {
-            state.listen = listen_addr(&request.listen)?;
-        }
-        if !request.advertise.is_empty() {
-            state.advertise = advertise_addr(&request.advertise, state.listen)?;
-        }
-        if !request.data_path_addr.is_empty() {
-            state.data_path_addr = data_path(&request.data_path_addr, state.data_path_port)?.0;
-        }
-        if state.advertise.parse::<SocketAddr>().is_err() {
-            state.advertise = advertise_addr("", state.listen)?;
-        }
-        state.managers = vec![state.advertise.clone()];
-        let addr = state.advertise.clone();
-        *self.active.write().await = None;
-        node.stop().await;
-        let locked = node.locked.lock().await.take();
-        ended(node).await;
-        state.save(&self.config.dir).map_err(|error| doing(&error))?;
-        self.take_up(state, locked, Some(addr)).await.map_err(|error| doing(&format!("{error:#}")))?;
-        let node = self.node().await?;
-        let manager = self.manager().await?;
-        node.await_ready(&manager).await;
-        tracing::warn!(node = %node.id(), "the swarm was recovered by this manager alone");
-        Ok(node.id().to_string())
-    }
-
     /// Makes this node the first manager of a new swarm; returns its id.
     pub(crate) async fn init(&self, request: InitRequest) -> Result<String, SwarmError> {
         let _one = self.change.lock().await;
@@ -526,20 +481,6 @@ impl Swarm {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
-    }
-}
-
-/// Waits until what a node's place did has come to its end, and given back the port of bulk traffic, which it does last.
-async fn ended(node: Arc<ActiveNode>) {
-    let addr = SocketAddr::new(node.state().listen.ip(), BULK_PORT);
-    drop(node);
-    let port_is_back = async {
-        while std::net::UdpSocket::bind(addr).is_err() {
-            tokio::time::sleep(END_PAUSE).await;
-        }
-    };
-    if tokio::time::timeout(END_LIMIT, port_is_back).await.is_err() {
-        tracing::warn!(%addr, "something of this node's place in the swarm goes on");
     }
 }
 
