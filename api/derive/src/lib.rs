@@ -171,3 +171,25 @@ impl<'a> Layout<'a> {
 fn is_added(field: &Field) -> bool {
     field.attrs.iter().map(Attribute::path).any(|path| path.is_ident("added"))
 }
+
+#[cfg(test)]
+mod tests {
+    use syn::parse_quote;
+
+    use super::*;
+
+    #[track_caller]
+    fn refused(input: &DeriveInput) -> String {
+        expand(input).expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn what_could_not_be_read_by_others_does_not_compile() {
+        let between = parse_quote! { struct A { a: u8, #[added] b: u8, c: u8 } };
+        assert!(refused(&between).contains("come after all others"));
+        assert!(refused(&parse_quote! { struct A(#[added] u8); }).contains("only fields with names"));
+        assert!(refused(&parse_quote! { enum A { B { #[added] a: u8, b: u8 } } }).contains("come after all others"));
+        assert!(refused(&parse_quote! { struct A<T> { a: T } }).contains("parameters"));
+        assert!(expand(&parse_quote! { struct A { a: u8, #[added] b: u8, #[added] c: u8 } }).is_ok());
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::active::ActiveNode;
@@ -48,7 +49,11 @@ impl Swarm {
                 locked
             }
         };
-        self.take_up(state, locked, Some(addr)).await.map_err(|error| doing(&format!("{error:#}")))?;
+        if let Err(error) = self.take_up(state, locked, Some(addr)).await {
+            // Its keys are closed again.
+            self.is_locked.store(self.lock_file().exists(), Ordering::Relaxed);
+            return Err(doing(&format!("{error:#}")));
+        }
         let node = self.node().await?;
         let manager = self.manager().await?;
         node.await_ready(&manager).await;

@@ -23,6 +23,8 @@ pub enum CdiError {
     Unknown { names: String, known: String },
     #[error("CDI device injection failed: {name} is said by {first} and {second}: remove one of them", first = .files.0.display(), second = .files.1.display())]
     Twice { name: String, files: (PathBuf, PathBuf) },
+    #[error("CDI device injection failed: {name} asks for {what}, which are not supported")]
+    Unsupported { name: String, what: &'static str },
     #[error("CDI device injection failed: the device {path} of {name} is not there")]
     NoNode {
         name: String,
@@ -58,6 +60,8 @@ struct Edits {
     hooks: Vec<Hook>,
     #[serde(rename = "additionalGids")]
     additional_groups: Vec<u32>,
+    net_devices: Vec<Value>,
+    intel_rdt: Value,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -224,6 +228,13 @@ fn read_file(path: &Path) -> Option<Result<File, String>> {
 
 impl Edits {
     fn apply(&self, name: &str, spec: &mut Value) -> Result<(), CdiError> {
+        let unsupported = [
+            (!self.net_devices.is_empty(), "network devices (netDevices)"),
+            (!self.intel_rdt.is_null(), "shares of caches and memory bandwidth (intelRdt)"),
+        ];
+        if let Some((_, what)) = unsupported.into_iter().find(|(asked, _)| *asked) {
+            return Err(CdiError::Unsupported { name: name.to_owned(), what });
+        }
         let env = list(&mut spec["process"]["env"]);
         for variable in &self.env {
             let own = variable.split('=').next();
@@ -324,6 +335,10 @@ devices:
   containerEdits:
     deviceNodes:
     - path: /dev/not/there
+- name: link
+  containerEdits:
+    netDevices:
+    - {hostInterfaceName: eth9, name: eth0}
 ";
 
     fn dirs() -> (tempfile::TempDir, Vec<PathBuf>) {
@@ -361,11 +376,14 @@ devices:
         let told = applied(&["vendor.com/device=three"], &dirs).unwrap_err();
         assert!(told.contains("unresolvable CDI devices vendor.com/device=three"), "{told}");
         assert!(
-            told.contains("vendor.com/device=one, vendor.com/device=two") && told.contains("broken.json"),
+            told.contains("vendor.com/device=link, vendor.com/device=one, ") && told.contains("broken.json"),
             "{told}"
         );
         assert!(
             applied(&["vendor.com/device=two"], &dirs).unwrap_err().contains("/dev/not/there of vendor.com/device=two")
+        );
+        assert!(
+            applied(&["vendor.com/device=link"], &dirs).unwrap_err().contains("netDevices), which are not supported")
         );
         assert!(applied(&["vendor.com/device=one"], &[]).unwrap_err().contains("looks nowhere"));
     }
