@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use skep_api_derive::Extensible;
 
+use crate::container::Driver;
 use crate::id::{ClusterId, NodeId};
 use crate::object::Meta;
 use crate::secret_bytes::SecretBytes;
@@ -22,6 +23,8 @@ pub struct ClusterSpec {
     #[serde(rename = "CAConfig")]
     pub ca: CaConfig,
     pub encryption_config: EncryptionConfig,
+    #[added]
+    pub task_defaults: TaskDefaults,
 }
 
 #[derive(Clone, Debug, PartialEq, Extensible, Serialize, Deserialize)]
@@ -97,6 +100,15 @@ pub struct EncryptionConfig {
     pub auto_lock_managers: bool,
 }
 
+/// What tasks have whose services do not say.
+#[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TaskDefaults {
+    /// None: that of the task's node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_driver: Option<Driver>,
+}
+
 /// Why the swarm's settings are refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ClusterSpecError {
@@ -105,7 +117,7 @@ pub enum ClusterSpecError {
     #[error("a snapshot interval of 0 is not possible: set at least 1 entry")]
     SnapshotInterval,
     #[error("a heartbeat period of {0:?} is not possible: set 100 ms to 1 minute, or 0 to let it adapt")]
-    HeartbeatPeriod(Nanos),
+    HeartbeatPeriod(std::time::Duration),
 }
 
 impl ClusterSpec {
@@ -118,7 +130,7 @@ impl ClusterSpec {
         }
         let period = self.dispatcher.heartbeat_period;
         if !period.is_zero() && !(100_000_000..=60_000_000_000).contains(&period.0) {
-            return Err(ClusterSpecError::HeartbeatPeriod(period));
+            return Err(ClusterSpecError::HeartbeatPeriod(period.duration()));
         }
         Ok(())
     }

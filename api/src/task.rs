@@ -305,6 +305,18 @@ pub struct Task {
     /// When the task was first seen running.
     #[serde(skip)]
     pub running_since: Option<Timestamp>,
+    /// The swarm's for tasks that do not say, as it was when the task was made.
+    #[added]
+    #[serde(skip)]
+    pub usual_log_driver: Option<Driver>,
+}
+
+impl Task {
+    /// Where its output goes; none: where its node's usually does.
+    #[must_use]
+    pub fn log_driver(&self) -> Option<&Driver> {
+        self.spec.log_driver.as_ref().or(self.usual_log_driver.as_ref())
+    }
 }
 
 /// What a task stands in for: a numbered replica, or a node (which the API shows as slot 0).

@@ -143,6 +143,7 @@ fn task() -> Task {
         desired_state: TaskState::Shutdown,
         job_iteration: Some(2),
         running_since: Some(Timestamp::from_nanos(7)),
+        usual_log_driver: None,
     }
 }
 

@@ -226,6 +226,30 @@ fn copies_are_of_what_the_container_sees() {
     assert_eq!(std::fs::read_to_string(copied.join("l/f")).unwrap(), "1\n");
     host.docker(&["cp", "source:/d/.", &into("new")]);
     assert_eq!(std::fs::read_to_string(copied.join("new/f")).unwrap(), "1\n");
+    // What links lead to is told as a path of the container, and what is there is replaced if that is asked for.
+    let socket = host.dir().join("skep.sock").display().to_string();
+    let script = format!(
+        "curl -sI --unix-socket {socket} 'http://d/containers/source/archive?path=/l' | tr -d '\\r' |
+         sed -n 's/^x-docker-container-path-stat: //p' | base64 -d"
+    );
+    let told = host.exec("sh", &["-c", &script]).stdout;
+    assert!(told.contains("\"linkTarget\":\"/d\""), "{told}");
+    let archive = copied.join("d.tar");
+    std::fs::write(copied.join("d"), "a file").unwrap();
+    assert!(host.exec("tar", &["-cf", archive.to_str().unwrap(), "-C", copied.to_str().unwrap(), "d"]).success);
+    let put = |query: &str| {
+        let url = format!("http://d/containers/source/archive?path=/{query}");
+        let body = format!("@{}", archive.display());
+        host.exec("curl", &["-s", "-X", "PUT", "--data-binary", &body, "--unix-socket", &socket, &url]).stdout
+    };
+    assert!(put("&noOverwriteDirNonDir=true").contains("could not be copied"));
+    assert_eq!(host.docker(&["exec", "source", "cat", "/d/f"]), "1\n");
+    assert_eq!(put(""), "");
+    assert_eq!(host.docker(&["exec", "source", "cat", "/d"]), "a file");
+    // With -a, what comes is the container's user's.
+    host.docker(&["create", "--name", "owned", "-u", "33:44", "busybox", "ls", "-ln", "/tmp/hostname"]);
+    host.docker(&["cp", "-a", &into("hostname"), "owned:/tmp/hostname"]);
+    assert!(host.docker(&["start", "-a", "owned"]).contains(" 33 "));
     host.docker(&["run", "-d", "--name", "guarded", "-v", "data:/data:ro", "busybox", "sleep", "600"]);
     assert!(host.docker_fails(&["cp", &into("hostname"), "guarded:/data"]).contains("marked read-only"));
 }

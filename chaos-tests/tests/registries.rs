@@ -69,6 +69,50 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     assert_eq!(rig.host(2).docker(&["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
 }
 
+/// A registry that may be spoken to without TLS may have it, with a certificate that nobody vouches for.
+#[test]
+fn an_insecure_registry_is_asked_by_tls_first() {
+    take_turn!();
+    if !has(&["docker-registry", "openssl"]) {
+        return;
+    }
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    host.import_busybox();
+    let file = |name: &str| host.dir().join(name).display().to_string();
+    let (cert, key, config) = (file("registry.crt"), file("registry.key"), file("registry.yml"));
+    let make =
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere", "-keyout", &key, "-out", &cert];
+    assert!(host.exec("openssl", &make).success);
+    let text = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:5443\n  tls:\n    \
+         certificate: {cert}\n    key: {key}\n",
+        file("registry-data")
+    );
+    std::fs::write(&config, text).unwrap();
+    host.spawn("docker-registry", &["serve", &config]);
+    wait_until("the registry answers", LIMIT, || {
+        let ran = host.exec("curl", &["-sk", "-m", "2", "https://127.0.0.1:5443/v2/"]);
+        (ran.success, format!("{ran:?}"))
+    });
+    for name in ["127.0.0.1:5443/box", "localhost:5443/box"] {
+        host.ok(&["tag", "busybox", name]);
+        host.ok(&["push", name]);
+        host.ok(&["rmi", name]);
+        host.ok(&["pull", name]);
+        // By its digest among those of its repository.
+        let id = host.ok(&["images", "-q", name]);
+        let listed = host.ok(&["images", "--digests", "--format", "{{.Digest}}", name]);
+        assert!(!id.trim().is_empty() && listed.contains("sha256:"), "{id} {listed}");
+    }
+    // Others have to show that they are who they are.
+    let other = format!("{}:5443/box", host.addr());
+    host.ok(&["tag", "busybox", &other]);
+    let refused = host.fails(&["push", &other]);
+    assert!(refused.contains("certificate"), "{refused}");
+}
+
 /// Lets clients through to `to`, each connection for so many bytes of its answers; returns what it let through in all.
 fn let_through(at: &str, to: &'static str, bytes: u64) -> Arc<AtomicU64> {
     let passed = Arc::new(AtomicU64::new(0));

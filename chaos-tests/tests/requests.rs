@@ -173,6 +173,26 @@ fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
 
 /// An image in use is kept, in the words that clients look for; the one that the program carries comes when it is named.
 #[test]
+fn networks_are_told_as_they_were_asked_for() {
+    take_turn!();
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
+    let host = rig.host(1);
+    let create =
+        ["network", "create", "--attachable", "--ipam-opt", "a=b", "--ipv6", "--subnet", "fd71:0:0a::/64", "net"];
+    host.docker(&create);
+    let told =
+        host.docker(&["network", "inspect", "-f", "{{.Attachable}} {{.IPAM.Options}} {{json .IPAM.Config}}", "net"]);
+    assert!(told.starts_with("true map[a:b] ") && told.contains("fd71:0:0a::/64"), "{told}");
+    // The address itself has the usual form.
+    host.docker(&["run", "-d", "--name", "in", "--network", "net", "busybox", "sleep", "600"]);
+    let address = host.docker(&["inspect", "-f", "{{.NetworkSettings.Networks.net.GlobalIPv6Address}}", "in"]);
+    assert_eq!(address.trim(), "fd71:0:a::2");
+    // Labels are taken where nothing could have them.
+    host.docker(&["run", "--rm", "--security-opt", "label=level:s0:c100", "busybox", "true"]);
+    assert!(host.docker_fails(&["run", "--security-opt", "label=colour:red", "busybox", "true"]).contains("colour"));
+}
+
+#[test]
 fn images_go_when_nobody_needs_them() {
     take_turn!();
     let Some(rig) = Rig::with_docker_and_busybox() else { return };
@@ -189,6 +209,10 @@ fn images_go_when_nobody_needs_them() {
     assert!(
         host.docker_fails(&["rmi", "-f", id]).contains("(cannot be forced) - image is being used by running container")
     );
+    // By its name it only loses that.
+    assert_eq!(host.docker(&["rmi", "-f", "busybox"]), "Untagged: busybox:latest\n");
+    host.docker(&["exec", "user", "true"]);
+    host.docker(&["tag", id, "busybox"]);
     host.docker(&["stop", "-t", "0", "user"]);
     assert!(host.docker_fails(&["rmi", id]).contains("(must be forced) - image is being used by stopped container"));
     assert!(

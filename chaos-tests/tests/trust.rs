@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
 
 fn swarm_of(host: &Host) -> Value {
@@ -175,4 +175,49 @@ fn a_root_of_one_s_own_is_taken_if_it_is_one() {
         swarm_of(first)["TLSInfo"]["TrustRoot"].as_str().unwrap().trim(),
         std::fs::read_to_string(&good).unwrap().trim()
     );
+}
+
+#[test]
+fn a_swarm_is_made_or_recovered_as_its_settings_say() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.start_daemon();
+    let file = |name: &str| host.dir().join(name).display().to_string();
+    let usual = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"];
+    let (cert, key) = (file("own.crt"), file("own.key"));
+    assert!(openssl(&[&usual[..], &["-keyout", &key, "-out", &cert, "-subj", "/CN=own"]].concat()));
+    let [cert, key] = [cert, key].map(|path| std::fs::read_to_string(path).unwrap());
+    let init = |force: bool, spec: Value| {
+        let body =
+            json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": host.addr(), "ForceNewCluster": force, "Spec": spec});
+        host.api().post("/swarm/init", &body).unwrap()
+    };
+    // A root that is none leaves no swarm behind.
+    let refused = init(false, json!({"CAConfig": {"SigningCACert": "junk", "SigningCAKey": key}}));
+    assert!(refused.status == 400 && refused.body.to_string().contains("certificate"), "{refused:?}");
+    assert!(host.fails(&["node", "ls"]).contains("not a swarm manager"));
+
+    let spec = json!({"CAConfig": {"SigningCACert": cert, "SigningCAKey": key},
+        "TaskDefaults": {"LogDriver": {"Name": "none"}}, "Labels": {"a": "b"}});
+    assert_eq!(init(false, spec).status, 200);
+    let swarm = swarm_of(host);
+    assert_eq!(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap().trim(), cert.trim());
+    await_root(&rig);
+    // Tasks whose services do not say have the swarm's log driver.
+    host.ok(&["service", "create", "-d", "--name", "quiet", "skep/whoami"]);
+    host.ok(&["service", "create", "-d", "--name", "loud", "--log-driver", "local", "skep/whoami"]);
+    for (service, driver) in [("quiet", "none"), ("loud", "local")] {
+        host.await_replicas(service, "1/1");
+        let id = host.ok(&["ps", "-q", "--filter", &format!("name={service}.")]);
+        assert_eq!(host.ok(&["inspect", "-f", "{{.HostConfig.LogConfig.Type}}", id.trim()]).trim(), driver);
+    }
+
+    // A recovery takes in what is said, and leaves the rest.
+    assert_eq!(init(true, json!({"EncryptionConfig": {"AutoLockManagers": true}})).status, 200);
+    assert!(host.ok(&["swarm", "unlock-key", "-q"]).starts_with("SWMKEY-1-"));
+    let spec = &swarm_of(host)["Spec"];
+    assert_eq!(spec["TaskDefaults"]["LogDriver"]["Name"], "none");
+    assert_eq!(spec["Labels"], json!({"a": "b"}));
+    host.await_replicas("quiet", "1/1");
 }

@@ -41,6 +41,46 @@ fn a_directory_that_a_volume_shows_outlives_it() {
     }
 }
 
+/// Containers that are only made for their volumes, and never run.
+#[test]
+fn volumes_are_filled_when_their_container_is_made() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    host.own_etc();
+    for flags in [&[][..], &["--userns-remap", "default"], &["--storage-driver", "vfs"]] {
+        host.start_daemon_with(flags);
+        host.import_busybox();
+        let context = host.dir().join("context");
+        std::fs::create_dir_all(&context).unwrap();
+        let lines = "FROM busybox\nRUN mkdir /data /other && echo kept | tee /data/kept > /other/kept && ln -s other /led\nVOLUME /data\n";
+        std::fs::write(context.join("Dockerfile"), lines).unwrap();
+        host.ok(&["build", "-t", "data", context.to_str().unwrap()]);
+        host.ok(&["create", "--name", "holds", "-v", "named:/data", "data", "true"]);
+        assert_eq!(host.ok(&["run", "--rm", "--volumes-from", "holds", "busybox", "cat", "/data/kept"]), "kept\n");
+        // What is copied in before the first start comes beside what the image has.
+        let file = context.join("mine");
+        std::fs::write(&file, "mine").unwrap();
+        host.ok(&["create", "--name", "copied", "-v", "more:/led", "data", "cat", "/led/kept", "/led/mine"]);
+        host.ok(&["cp", file.to_str().unwrap(), "copied:/led/mine"]);
+        assert_eq!(host.ok(&["start", "-a", "copied"]), "kept\nmine", "{flags:?}");
+        host.ok(&[
+            "create",
+            "--name",
+            "bare",
+            "--mount",
+            "type=volume,src=bare,dst=/data,volume-nocopy",
+            "data",
+            "true",
+        ]);
+        assert_eq!(host.ok(&["run", "--rm", "-v", "bare:/bare", "busybox", "ls", "/bare"]), "");
+        assert!(host.exec("sh", &["-c", "grep -c /rootfs /proc/self/mountinfo"]).stdout.starts_with('0'));
+        host.ok(&["rm", "-v", "holds", "copied", "bare"]);
+        host.ok(&["volume", "rm", "named", "more", "bare"]);
+        host.stop_daemon();
+    }
+}
+
 /// An image beside the container's own: all of it or a part, with what the container writes there its own until it is removed.
 #[test]
 fn the_files_of_an_image_are_mounted_beside_the_container_s_own() {
@@ -72,7 +112,8 @@ fn the_files_of_an_image_are_mounted_beside_the_container_s_own() {
         host.ok(&["run", "-d", "--name", "keeps", "--mount", &kept, "busybox", "sleep", "1000"]);
         host.ok(&["exec", "keeps", "sh", "-c", "echo mine > /tools/mine; rm /tools/opt/deep/tool"]);
         assert!(host.fails(&["rmi", "tools"]).contains("using"), "{flags:?}");
-        assert!(host.fails(&["rmi", "-f", "tools"]).contains("running container"), "{flags:?}");
+        let id = host.ok(&["image", "inspect", "-f", "{{.Id}}", "tools"]);
+        assert!(host.fails(&["rmi", "-f", id.trim()]).contains("running container"), "{flags:?}");
         host.kill_daemon();
         host.start_daemon_with(flags);
         host.ok(&["restart", "-t", "0", "keeps"]);

@@ -165,7 +165,7 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
     let path = |index: usize| args.get(index).map(Path::new);
     let number = |index: usize| text(index).and_then(|text| text.parse::<i32>().ok());
     // Containers, and what carries their packets, are not the daemon.
-    let is_helper = |name: &str| name.starts_with("shim") || name == "datapath";
+    let is_helper = |name: &str| name.starts_with("shim") || name == "datapath" || name == "forward";
     if text(1).is_some_and(is_helper) {
         drop(skep_engine::take_usual_turns());
     }
@@ -174,8 +174,9 @@ fn run_shim(args: &[OsString]) -> Option<ExitCode> {
         "shim-exec" => skep_engine::exec_main(path(2)?),
         "shim-mounts" => skep_engine::late_mounts_main(path(2)?, path(3)?, text(4)?),
         "shim-watch" => skep_engine::watch_main(path(2)?, number(3)?, [number(4)?, number(5)?, number(6)?]),
-        "archive-in" => skep_engine::archive_in_main(path(2)?, path(3)?, path(4)?),
+        "archive-in" => skep_engine::archive_in_main(path(2)?, path(3)?, path(4)?, text(5)?, text(6)?),
         "archive-out" => skep_engine::archive_out_main(path(2)?, path(3)?, path(4)?, text(5)?),
+        "forward" => skep_engine::forward_main(path(2)?),
         "hold-namespace" => skep_engine::hold_namespace_main(path(2)),
         "datapath" => skep_overlay_net::path_main(path(2)?),
         _ => return None,

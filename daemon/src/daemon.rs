@@ -90,6 +90,7 @@ fn engine_config(config: &DaemonConfig) -> anyhow::Result<EngineConfig> {
     engine.log = config.log.clone();
     engine.runtime = config.runtimes.get(&config.default_runtime).cloned();
     engine.bridge = config.networks.bridge.clone();
+    engine.userland_proxy = config.networks.userland_proxy;
     engine.pools.clone_from(&config.networks.pools);
     engine.host_gateways.clone_from(&config.networks.host_gateways);
     engine.defaults = config.containers.defaults.clone();

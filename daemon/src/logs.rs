@@ -168,7 +168,7 @@ struct Relay {
 impl Relay {
     async fn one(self, tables: Tables, task: Arc<Task>, frames: mpsc::Sender<Bytes>) {
         let Some(node_id) = task.node_id.filter(|_| task.status.state >= TaskState::Preparing) else { return };
-        let options = task.spec.log_driver.as_ref().map(|driver| &driver.options).cloned().unwrap_or_default();
+        let options = task.log_driver().map(|driver| &driver.options).cloned().unwrap_or_default();
         let mut details = log_attributes(&options, &task.spec.container.labels, &task.spec.container.env);
         details.insert("com.docker.swarm.node.id".into(), node_id.to_string());
         details.insert("com.docker.swarm.service.id".into(), task.service_id.to_string());

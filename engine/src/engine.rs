@@ -23,7 +23,7 @@ pub use container::Probe;
 use container::Record;
 pub(crate) use exec::EXIT;
 pub use exec::{Exec, ExecSpec, ExecState};
-pub use files::{Archiving, Change, CommitOptions, PathStat};
+pub use files::{Archiving, Change, CommitOptions, PathStat, Writing};
 pub(crate) use helper::HelperProgram;
 pub use images::HistoryLine;
 pub use lifecycle::RemoveOptions;
@@ -83,6 +83,8 @@ pub struct EngineConfig {
     /// For containers that do not say.
     pub log: LogConfig,
     pub bridge: BridgeConfig,
+    /// Whether a process listens at published ports, for clients whom no rule leads to their containers.
+    pub userland_proxy: bool,
     /// Where networks that name no subnet get theirs.
     pub pools: Vec<AddressPool>,
     /// What `host-gateway` stands for; none: what the container reaches its host by.
@@ -150,6 +152,7 @@ impl EngineConfig {
             runtime: None,
             log: LogConfig::default(),
             bridge: BridgeConfig::default(),
+            userland_proxy: true,
             pools: AddressPool::usual(),
             host_gateways: Vec::new(),
             init_path: None,
@@ -305,8 +308,14 @@ impl Engine {
         let engine = Arc::new(Self {
             puller: Puller::new(config.registries.clone(), images.clone()),
             volumes: VolumeStore::open(&config.data_dir.join("volumes")).map_err(disk_error("opening the volumes"))?,
-            networks: Networks::open(&config.bridge, config.data_dir.join("networks"), &config.run_dir, helper.clone())
-                .map_err(disk_error("preparing the networks"))?,
+            networks: Networks::open(
+                &config.bridge,
+                config.data_dir.join("networks"),
+                &config.run_dir,
+                helper.clone(),
+                config.userland_proxy,
+            )
+            .map_err(disk_error("preparing the networks"))?,
             containers: Mutex::default(),
             images,
             execs: ExecStore::default(),
@@ -324,7 +333,10 @@ impl Engine {
         });
         engine.adopt_all()?;
         let serving = engine.clone();
-        engine.tasks.spawn(async move { serving.networks.serve_names().await });
+        engine.tasks.spawn(async move {
+            serving.networks.serve_names().await;
+            serving.networks.listen_at_ports().await;
+        });
         tokio::spawn(network::guard(Arc::downgrade(&engine), Self::networks_of));
         // What a build left that failed, or was cut off.
         engine.prune_layers()?;

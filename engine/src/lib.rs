@@ -47,7 +47,7 @@ pub use disk::usage as bytes_below;
 pub use engine::{
     AddressPool, Archiving, Attachment, BlockCount, Change, CommitOptions, ContainerDefaults, Engine, EngineConfig,
     EngineError, EngineEvent, Exec, ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec,
-    NetworkRef, OutputReader, PathStat, Probe, RemoveOptions, Usage, link_parts,
+    NetworkRef, OutputReader, PathStat, Probe, RemoveOptions, Usage, Writing, link_parts,
 };
 pub use image::builtin::is_builtin;
 pub use image::pull::{
@@ -59,7 +59,7 @@ pub use image::unpack::UnpackError;
 pub use image::{Platform, architecture, familiar, normalize, repository_path};
 pub use network::{
     BridgeConfig, DEFAULT_NETWORK, Endpoint, Grant, HOST_BINDING, Ipv4Side, Ipv6Side, Joining, KeeperReply,
-    KeptNetwork, LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace,
+    KeptNetwork, LocalNetwork, MTU, MacAddress, NetworkKeeper, Parent, WantedPlace, forward_main,
 };
 pub use sys::{FreedMemory, host_name, let_go_of_code, take_short_turns, take_usual_turns};
 pub use volume::{Volume, VolumeError};

@@ -2,6 +2,7 @@
 //! masquerading to the outside, and published ports, all rules in one nftables table that is replaced
 //! as a whole.
 
+mod forwarder;
 mod guard;
 mod keeper;
 pub(crate) mod lease;
@@ -24,10 +25,11 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use skep_api::Subnet;
 use skep_host_net::{
     LOOPBACK_INDEX, Netlink, Netns, Reach, add_existing_is_fine, add_ipv6_address, allow_ipv6_in, forward_ipv6,
-    link_index,
+    has_ipv6, link_index,
 };
 use skep_name_server::NameServers;
 
+pub use forwarder::forward_main;
 pub(crate) use guard::guard;
 pub use keeper::{Grant, Joining, KeeperReply, KeptNetwork, NetworkKeeper};
 pub use local::{BridgeConfig, DEFAULT_NETWORK, HOST_BINDING, Ipv4Side, LocalNetwork, MTU};
@@ -40,6 +42,7 @@ use crate::container::config::PublishedPort;
 use crate::container::id_map;
 use crate::disk;
 use crate::engine::HelperProgram;
+use crate::network::forwarder::{Forwarder, why_not_free};
 use crate::network::lease::{Held, Lease, pick_address, pick_address_v6, pick_ports, taken_addresses};
 use crate::network::links::{eth, make_bridge, make_veth};
 use crate::network::names::Links;
@@ -79,6 +82,8 @@ pub(crate) struct Networks {
     links: Mutex<BTreeMap<String, Links>>,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     helper: Arc<HelperProgram>,
+    /// None: nobody listens at published ports.
+    forwarder: Option<Forwarder>,
 }
 
 impl Networks {
@@ -87,6 +92,7 @@ impl Networks {
         dir: PathBuf,
         run_dir: &Path,
         helper: Arc<HelperProgram>,
+        forwards: bool,
     ) -> io::Result<Self> {
         let netns_dir = run_dir.join("netns");
         fs::create_dir_all(&netns_dir)?;
@@ -122,6 +128,7 @@ impl Networks {
             resolvers: Mutex::default(),
             links: Mutex::default(),
             keeper: Mutex::default(),
+            forwarder: forwards.then(|| Forwarder::new(helper.clone(), run_dir.to_owned())),
             helper,
         })
     }
@@ -207,7 +214,7 @@ impl Networks {
     pub(crate) async fn prepare(&self, member: &Member<'_>) -> io::Result<Vec<PublishedPort>> {
         let leased = {
             let mut leases = self.leases();
-            let leased = pick_ports(&leases, member.ports)?;
+            let leased = pick_ports(&leases, member.ports, |port| why_not_free(port, has_ipv6()))?;
             leases.insert(member.id.to_owned(), Lease { ports: leased.clone(), ..Lease::default() });
             leased
         };
@@ -273,7 +280,7 @@ impl Networks {
             };
             let mut leases = self.leases();
             let ports = match places.is_empty() || places.iter().any(leads) {
-                true => pick_ports(&leases, member.ports)?,
+                true => pick_ports(&leases, member.ports, |port| why_not_free(port, has_ipv6()))?,
                 // They are opened at its own addresses, and none of the host's.
                 false => member.ports.iter().map(|port| PublishedPort { host_port: 0, ..port.clone() }).collect(),
             };
@@ -524,6 +531,19 @@ impl Networks {
         self.write_rules_after(String::new()).await
     }
 
+    /// Has published ports listened at, as they are now.
+    pub(crate) async fn listen_at_ports(&self) {
+        let _one_at_a_time = self.rules.lock().await;
+        let (networks, leases) = (self.all().clone(), self.leases().clone());
+        self.listen_at(&networks, &leases).await;
+    }
+
+    async fn listen_at(&self, networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.set(forwarder::forwards(networks, leases, has_ipv6())).await;
+        }
+    }
+
     /// Writes all rules, in one step with what comes first.
     async fn write_rules_after(&self, first: String) -> io::Result<()> {
         let _one_at_a_time = self.rules.lock().await;
@@ -532,6 +552,8 @@ impl Networks {
         networks.retain(|_, network| network.parent.is_none());
         let rules = first + &ruleset(&networks, &leases) + &v6::ruleset(&networks, &leases);
         let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&rules));
-        applied.await.map_err(io::Error::other)?.map(drop)
+        applied.await.map_err(io::Error::other)??;
+        self.listen_at(&networks, &leases).await;
+        Ok(())
     }
 }

@@ -12,6 +12,10 @@ use crate::{orchestrator, roles, trust};
 
 /// How long to wait before trying again what the store refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The same for nodes' roles and their trust.
+const ROLE_PAUSE: Duration = Duration::from_millis(500);
+/// How long changes of nodes are gathered for one look.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// More actions than this are written in several entries.
 const ACTIONS_AT_ONCE: usize = 2000;
 
@@ -21,8 +25,27 @@ pub(crate) async fn lead(store: Store, dispatcher: Dispatcher, stop: Cancellatio
         () = stop.cancelled() => {}
         () = orchestrate(&store) => {}
         () = dispatcher.watch_deadlines() => {}
-        () = roles::reconcile(&store) => {}
-        () = trust::reconcile(&store) => {}
+        () = follow_nodes(&store) => {}
+    }
+}
+
+/// Keeps consensus and trust in step with what is written of the nodes. That changes seldom while other things may change
+/// thousands of times a second: there is one look for all of a [`LOOK_PAUSE`].
+async fn follow_nodes(store: &Store) {
+    let mut applied = store.applied();
+    loop {
+        applied.mark_unchanged();
+        let pause = match (roles::release_next(store).await, trust::complete_change(store).await) {
+            (Ok(true), Ok(())) => continue,
+            (Ok(false), Ok(())) => {
+                if applied.changed().await.is_err() {
+                    return;
+                }
+                LOOK_PAUSE
+            }
+            (Err(_), _) | (_, Err(_)) => ROLE_PAUSE,
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -35,6 +35,8 @@ const MISSED_HEARTBEATS: u32 = 2;
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(20);
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// Looks at whether a snapshot is due are at least this far apart.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 const FORWARD_LIMIT: Duration = Duration::from_secs(15);
 /// How long an answer of a leader that was just replaced may still be on its way.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -242,19 +244,18 @@ impl Shared {
         })
     }
 
-    /// Tells the wires which incarnation of the swarm this manager is of.
-    async fn follow_incarnation(self: Arc<Self>, incarnation: Arc<AtomicU64>) {
-        let mut commits = self.store.watch();
+    /// Tells the wires which incarnation of the swarm this manager is of, as soon as it knows: a recovery alone changes
+    /// it, and that begins with a store that is opened anew.
+    async fn learn_incarnation(self: Arc<Self>, incarnation: Arc<AtomicU64>) {
+        let mut applied = self.store.applied();
         loop {
-            let known = self.store.view().cluster().map_or(0, |cluster| cluster.incarnation);
-            incarnation.store(known, Ordering::Relaxed);
+            if let Some(cluster) = self.store.view().cluster() {
+                incarnation.store(cluster.incarnation, Ordering::Relaxed);
+                return;
+            }
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                commit = commits.recv() => {
-                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = commit {
-                        return;
-                    }
-                }
+                changed = applied.changed() => if changed.is_err() { return },
             }
         }
     }
@@ -262,16 +263,12 @@ impl Shared {
     /// Takes snapshots as often as the swarm's settings say, where that is more often than the store
     /// does by itself.
     async fn take_snapshots(self: Arc<Self>) {
-        let mut commits = self.store.watch();
+        let mut applied = self.store.applied();
         let mut last = self.store.view().index;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                commit = commits.recv() => {
-                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = commit {
-                        return;
-                    }
-                }
+                changed = applied.changed() => if changed.is_err() { return },
             }
             let view = self.store.view();
             let interval = view.cluster().map_or(u64::MAX, |cluster| cluster.spec.raft.snapshot_interval);
@@ -280,6 +277,7 @@ impl Shared {
                 self.store.take_snapshot().await;
                 tracing::info!(index = last, "a snapshot is taken");
             }
+            tokio::time::sleep(SNAPSHOT_PAUSE).await;
         }
     }
 
@@ -430,7 +428,7 @@ impl Manager {
         });
         shared.tasks.spawn(shared.clone().follow_leadership());
         shared.tasks.spawn(shared.clone().take_snapshots());
-        shared.tasks.spawn(shared.clone().follow_incarnation(incarnation));
+        shared.tasks.spawn(shared.clone().learn_incarnation(incarnation));
         Ok(Self { shared, raft_id: config.raft_id })
     }
 

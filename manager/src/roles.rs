@@ -5,30 +5,20 @@ use std::time::{Duration, SystemTime};
 
 use skep_api::{NodeId, NodeRole, Timestamp};
 use skep_raft_store::{ProposeError, Store, Transaction, UpdateError};
-use tokio::sync::broadcast;
 
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const HANDOVER_LIMIT: Duration = Duration::from_secs(3);
 
-/// Runs while this manager leads.
-pub(crate) async fn reconcile(store: &Store) {
-    let mut commits = store.watch();
-    loop {
-        let tables = store.view();
-        let leaving = tables.nodes.iter().find(|n| n.spec.role == NodeRole::Worker && n.raft.is_some());
-        if let Some(node) = leaving {
-            let (id, raft) = (node.id, node.raft.clone().expect("just looked at"));
-            if let Err(error) = release(store, id, raft.raft_id).await {
-                tracing::warn!(node = %id, %error, "a demoted manager could not leave consensus yet");
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            continue;
-        }
-        if let Err(broadcast::error::RecvError::Closed) = commits.recv().await {
-            return;
-        }
-        while commits.try_recv().is_ok() {}
-    }
+/// Lets one demoted manager go. Returns whether there was one.
+pub(crate) async fn release_next(store: &Store) -> Result<bool, ProposeError> {
+    let tables = store.view();
+    let leaving = tables.nodes.iter().find(|n| n.spec.role == NodeRole::Worker && n.raft.is_some());
+    let Some(node) = leaving else { return Ok(false) };
+    let raft_id = node.raft.as_ref().expect("just looked at").raft_id;
+    let released = release(store, node.id, raft_id).await;
+    released.inspect_err(
+        |error| tracing::warn!(node = %node.id, %error, "a demoted manager could not leave consensus yet"),
+    )?;
+    Ok(true)
 }
 
 async fn release(store: &Store, id: NodeId, raft_id: u64) -> Result<(), ProposeError> {

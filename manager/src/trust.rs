@@ -1,39 +1,27 @@
 //! Brings a change of the root certificate to its end: once every node has a certificate of the next root, that one is what
 //! they trust.
 
-use std::time::{Duration, SystemTime};
+use std::convert::Infallible;
+use std::time::SystemTime;
 
 use skep_api::{Cluster, SecretBytes, Timestamp};
 use skep_pki::{CaDigest, IssuerInfo, JoinToken};
-use skep_raft_store::{Store, Tables, Transaction};
-use tokio::sync::broadcast;
+use skep_raft_store::{Store, Tables, Transaction, UpdateError};
 
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
-
-/// Runs while this manager leads.
-pub(crate) async fn reconcile(store: &Store) {
-    let mut commits = store.watch();
-    loop {
-        if completed(&store.view()).is_some() {
-            let done = store.update(|tables| {
-                let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
-                if let Some(cluster) = completed(tables) {
-                    tracing::info!(root = %CaDigest::of_pem(&cluster.root_ca.certificate_pem), "the swarm has another root certificate");
-                    transaction.update(cluster);
-                }
-                Ok::<_, std::convert::Infallible>((transaction, ()))
-            });
-            if let Err(error) = done.await {
-                tracing::warn!(%error, "the next root certificate could not be put in force yet");
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            continue;
-        }
-        if let Err(broadcast::error::RecvError::Closed) = commits.recv().await {
-            return;
-        }
-        while commits.try_recv().is_ok() {}
+/// Puts the next root certificate in force if it is time for it.
+pub(crate) async fn complete_change(store: &Store) -> Result<(), UpdateError<Infallible>> {
+    if completed(&store.view()).is_none() {
+        return Ok(());
     }
+    let done = store.update(|tables| {
+        let mut transaction = Transaction::new(Timestamp::from_system(SystemTime::now()));
+        if let Some(cluster) = completed(tables) {
+            tracing::info!(root = %CaDigest::of_pem(&cluster.root_ca.certificate_pem), "the swarm has another root certificate");
+            transaction.update(cluster);
+        }
+        Ok((transaction, ()))
+    });
+    done.await.inspect_err(|error| tracing::warn!(%error, "the next root certificate could not be put in force yet"))
 }
 
 /// The swarm with its next root in force, if it is time for it. Join tokens name the root, so there are new ones.

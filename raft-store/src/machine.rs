@@ -13,9 +13,7 @@ use skep_api::{Object, encoding};
 use tokio::sync::{broadcast, watch};
 
 use crate::log::LogStore;
-use crate::raft_types::{
-    LogId, Outcome, Proposal, RaftId, Snapshot, SnapshotMeta, SnapshotParts, StoredMembership, Types,
-};
+use crate::raft_types::{LogId, Proposal, RaftId, Snapshot, SnapshotMeta, SnapshotParts, StoredMembership, Types};
 use crate::tables::Tables;
 use crate::transaction::{Commit, Refusal, Transaction};
 
@@ -36,10 +34,15 @@ impl Published {
         Self { tables: ArcSwap::default(), commits: broadcast::channel(COMMITS_KEPT).0, index: watch::channel(0).0 }
     }
 
-    fn publish(&self, tables: Tables) {
+    /// Shows `tables`, and then tells of what led to them.
+    fn publish(&self, tables: Tables, commit: Option<Commit>) {
         let index = tables.index;
         self.tables.store(Arc::new(tables));
         self.index.send_replace(index);
+        if let Some(commit) = commit {
+            // Nobody watching is no error.
+            drop(self.commits.send(Arc::new(commit)));
+        }
     }
 }
 
@@ -75,7 +78,7 @@ impl Machine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.tables = tables.clone();
-        self.published.publish(tables);
+        self.published.publish(tables, None);
         Ok(())
     }
 
@@ -106,20 +109,16 @@ impl Machine {
         let parts = encode_parts(&self.tables);
         self.disk.save_snapshot(&meta, &parts).await?;
         self.disk.clone().purge(last).await?;
-        self.published.publish(self.tables.clone());
+        self.published.publish(self.tables.clone(), None);
         Ok(())
     }
 
-    fn apply_entry(&mut self, index: u64, proposal: &Proposal) -> Outcome {
+    fn apply_entry(&mut self, index: u64, proposal: &Proposal) -> Result<Commit, Refusal> {
         let transaction: Transaction =
             encoding::decode(&proposal.0).map_err(|error| Refusal::Unreadable(error.to_string()))?;
         let at = transaction.at;
         let changes = self.tables.apply(index, transaction)?;
-        let commit = Commit { index, at, changes };
-        self.published.tables.store(Arc::new(self.tables.clone()));
-        // Nobody watching is no error.
-        drop(self.published.commits.send(Arc::new(commit)));
-        Ok(index)
+        Ok(Commit { index, at, changes })
     }
 }
 
@@ -141,17 +140,20 @@ impl RaftStateMachine<Types> for Machine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let index = entry.log_id.index;
-            let outcome = match entry.payload {
-                EntryPayload::Blank => Ok(index),
-                EntryPayload::Normal(proposal) => self.apply_entry(index, &proposal),
+            let (commit, outcome) = match entry.payload {
+                EntryPayload::Blank => (None, Ok(index)),
+                EntryPayload::Normal(proposal) => match self.apply_entry(index, &proposal) {
+                    Ok(commit) => (Some(commit), Ok(index)),
+                    Err(refusal) => (None, Err(refusal)),
+                },
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    Ok(index)
+                    (None, Ok(index))
                 }
             };
             self.applied = Some(entry.log_id);
             self.tables.index = index;
-            self.published.publish(self.tables.clone());
+            self.published.publish(self.tables.clone(), commit);
             if let Some(responder) = responder {
                 responder.send(outcome);
             }

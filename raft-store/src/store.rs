@@ -199,6 +199,12 @@ impl Store {
         self.published.commits.subscribe()
     }
 
+    /// The index that the view has: for those who look at the view itself and may miss what was there in between.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.published.index.subscribe()
+    }
+
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
@@ -254,7 +260,7 @@ impl Store {
 
     /// Waits until this manager has applied `index`; false if it takes longer than `limit`.
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
-        let mut applied = self.published.index.subscribe();
+        let mut applied = self.applied();
         let reached = tokio::time::timeout(limit, applied.wait_for(|&applied| applied >= index)).await;
         matches!(reached, Ok(Ok(_)))
     }

@@ -1,7 +1,6 @@
 //! From a task's spec to a container's configuration.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use skep_api::container::{AppArmorMode, HealthConfig, Mount, MountKind, SeccompMode};
@@ -94,7 +93,7 @@ fn port(port: &skep_api::service::PortConfig) -> PublishedPort {
     PublishedPort {
         protocol: port.protocol,
         container_port: port.target_port,
-        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_ip: None,
         host_port: port.published_port,
         host_port_last: 0,
     }

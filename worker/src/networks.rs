@@ -129,7 +129,7 @@ fn convert(joining: Joining) -> skep_overlay_net::Joining {
         protocol: port.protocol,
         host_port: port.host_port,
         container_port: port.container_port,
-        everywhere: port.host_ip.is_unspecified(),
+        everywhere: port.host_ip.is_none_or(|address| address.is_unspecified()),
     };
     skep_overlay_net::Joining {
         netns: joining.netns,

@@ -156,7 +156,7 @@ impl Runner {
         let payloads = self.payloads.for_task(&self.task, &self.template_node())?;
         let none = BTreeMap::new();
         let (driver, options) =
-            self.task.spec.log_driver.as_ref().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
+            self.task.log_driver().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
         let log = self.engine.log_config(driver, options).map_err(|error| error.to_string())?;
         let mut config = container_config(&self.task, &self.template_node(), payloads, &image, log)?;
         config.runtime = self.engine.default_runtime();

@@ -146,7 +146,7 @@ async fn copy_in(client: &Client, args: &CopyArgs, source: &str, name: &str, pat
         }
     };
     let request = hyper::Request::builder().method(Method::PUT).header("content-type", "application/x-tar");
-    let query = format!("{}&copyUIDGID={}", archive_path(name, &dir), args.archive);
+    let query = format!("{}&noOverwriteDirNonDir=true&copyUIDGID={}", archive_path(name, &dir), args.archive);
     client.send_request(request, &query, archive).await?;
     if !args.quiet {
         eprintln!("copied {source} to {name}:{path}");

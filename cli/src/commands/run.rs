@@ -500,9 +500,15 @@ fn absolute(volume: &str) -> anyhow::Result<String> {
 }
 
 /// Reads `[[IP:]HOST:]CONTAINER[/PROTOCOL]`, with ranges on both sides.
-fn ports(publish: &[String]) -> anyhow::Result<(Map<String, Value>, Map<String, Value>)> {
+fn ports(texts: &[String]) -> anyhow::Result<(Map<String, Value>, Map<String, Value>)> {
     let (mut bindings, mut exposed) = (Map::new(), Map::new());
-    for text in publish {
+    let mut publish = |key: &str, ip: &str, port: &str| {
+        exposed.insert(key.to_owned(), json!({}));
+        if let Value::Array(list) = bindings.entry(key).or_insert_with(|| json!([])) {
+            list.push(json!({"HostIp": ip, "HostPort": port}));
+        }
+    };
+    for text in texts {
         let wrong = || format!("port {text:?} cannot be read: write [[IP:]HOST:]CONTAINER[/PROTOCOL]");
         let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
         let parts: Vec<&str> = numbers.rsplitn(3, ':').collect();
@@ -514,15 +520,16 @@ fn ports(publish: &[String]) -> anyhow::Result<(Map<String, Value>, Map<String, 
         };
         let containers = range(container).with_context(wrong)?;
         let hosts = if host.is_empty() { None } else { Some(range(host).with_context(wrong)?) };
+        if hosts.as_ref().is_some_and(|hosts| containers.len() == 1 && hosts.len() > 1) {
+            // Any of them will do.
+            publish(&format!("{container}/{protocol}"), ip, host);
+            continue;
+        }
         anyhow::ensure!(hosts.as_ref().is_none_or(|hosts| hosts.len() == containers.len()), wrong());
         for (at, port) in containers.enumerate() {
             let key = format!("{port}/{protocol}");
             let number = hosts.as_ref().and_then(|hosts| hosts.clone().nth(at)).map(|port| port.to_string());
-            let binding = json!({"HostIp": ip, "HostPort": number.unwrap_or_default()});
-            exposed.insert(key.clone(), json!({}));
-            if let Value::Array(list) = bindings.entry(key).or_insert_with(|| json!([])) {
-                list.push(binding);
-            }
+            publish(&key, ip, &number.unwrap_or_default());
         }
     }
     Ok((bindings, exposed))
@@ -553,6 +560,8 @@ mod tests {
         check("127.0.0.1:8080:80", r#""HostIp":"127.0.0.1","HostPort":"8080""#);
         check("9000-9001:80-81", r#""81/tcp":[{"HostIp":"","HostPort":"9001"}]"#);
         check("9000-9002:80-81", "cannot be read");
+        check("9000-9002:80", r#"{"80/tcp":[{"HostIp":"","HostPort":"9000-9002"}]}"#);
+        check("[::1]:8080:80", r#"{"HostIp":"::1","HostPort":"8080"}"#);
         check("web:80", "cannot be read");
     }
 

@@ -79,6 +79,9 @@ pub struct DaemonArgs {
     /// The host's address that ports are published on unless another is named [default: all]
     #[arg(long, value_name = "ADDRESS")]
     pub ip: Option<String>,
+    /// Listen at published ports for clients whom no rule leads to their containers [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub userland_proxy: Option<bool>,
     /// Option of networks that do not say: DRIVER=NAME=VALUE (repeatable)
     #[arg(long = "default-network-opt", value_name = "OPTION")]
     pub default_network_opts: Vec<String>,
@@ -189,9 +192,6 @@ pub struct FixedArgs {
     pub tls: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub userland_proxy: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub iptables: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -290,6 +290,7 @@ pub(super) struct ConfigFile {
     pub(super) fixed_cidr_v6: Option<String>,
     pub(super) mtu: Option<u32>,
     pub(super) ip: Option<String>,
+    pub(super) userland_proxy: Option<bool>,
     pub(super) default_network_opts: BTreeMap<String, BTreeMap<String, String>>,
     pub(super) host_gateway_ip: Option<String>,
     pub(super) host_gateway_ips: Vec<String>,

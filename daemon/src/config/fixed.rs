@@ -17,7 +17,7 @@ enum Fits {
 }
 
 /// Each with what it may be, and why.
-const FIXED: [(&str, Fits, &str); 28] = [
+const FIXED: [(&str, Fits, &str); 27] = [
     ("allow-nondistributable-artifacts", Fits::Anything, ""),
     ("authorization-plugins", Fits::Empty, "plugins are not supported"),
     ("bridge", Fits::Only(&["", "skep0"]), "the default bridge is skep0; bip says which addresses it has"),
@@ -49,7 +49,6 @@ const FIXED: [(&str, Fits, &str); 28] = [
         Fits::NotTrue,
         "without tlsverify anyone who reaches the port has this machine: set that, and leave tls out",
     ),
-    ("userland-proxy", Fits::Anything, ""),
     ("userland-proxy-path", Fits::Anything, ""),
 ];
 
@@ -112,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_files_of_dockerd_are_taken_where_they_ask_for_what_is_the_case() {
-        let usual = r#"{"userland-proxy": false, "experimental": true, "raw-logs": true, "iptables": true, "tls": true,
+        let usual = r#"{"experimental": true, "raw-logs": true, "iptables": true, "tls": true,
             "tlsverify": true, "features": {"buildkit": true, "cdi": true}, "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "shutdown-timeout": 15, "max-download-attempts": 5, "storage-opts": [], "selinux-enabled": false,
             "firewall-backend": "nftables", "bridge": "", "cpu-rt-period": 0}"#;

@@ -17,6 +17,7 @@ pub(crate) struct NetworkSettings {
     /// By driver.
     pub(crate) options: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) host_gateways: Vec<IpAddr>,
+    pub(crate) userland_proxy: bool,
 }
 
 impl NetworkSettings {
@@ -38,7 +39,8 @@ impl NetworkSettings {
                 Err(_) => problems.push(format!("host-gateway-ip {text:?} is no address")),
             }
         }
-        Self { bridge, pools, options, host_gateways }
+        let userland_proxy = args.userland_proxy.or(file.userland_proxy).unwrap_or(true);
+        Self { bridge, pools, options, host_gateways, userland_proxy }
     }
 
     /// Adds what networks of a driver have that do not say.

@@ -80,7 +80,7 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
 
 /// Whether a name is meant by `repo`, `repo:tag`, or a pattern with `*`.
 fn matches_reference(name: &str, pattern: &str) -> bool {
-    let (repository, _) = name.rsplit_once([':', '@']).unwrap_or((name, ""));
+    let (repository, _) = name.split_once('@').or_else(|| name.rsplit_once(':')).unwrap_or((name, ""));
     let wanted = |text: &str| wildcard(pattern.as_bytes(), text.as_bytes());
     wanted(name) || wanted(repository)
 }

@@ -50,7 +50,7 @@ pub(super) fn predefined_id(id: &str) -> &str {
 enum Known {
     Predefined(usize),
     /// One of this host's own, that a user made.
-    Local(LocalNetwork),
+    Local(Box<LocalNetwork>),
     /// From the managers' own tables.
     Stored(Arc<Network>),
     /// From what the managers told this worker.
@@ -145,10 +145,18 @@ fn local_details(network: &LocalNetwork) -> Value {
     let v4 = network.v4.as_ref();
     let v4 = v4.map(|v4| config(json!(v4.subnet), json!(v4.gateway), json!(v4.range), json!(v4.reserved)));
     let v6 = network.v6.as_ref();
-    let v6 = v6.map(|v6| config(json!(v6.subnet), json!(v6.gateway), json!(v6.range), json!(v6.reserved)));
+    let v6 = v6.map(|v6| {
+        config(
+            v6.subnet_as_written.as_ref().map_or_else(|| json!(v6.subnet), |text| json!(text)),
+            json!(v6.gateway),
+            json!(v6.range),
+            json!(v6.reserved),
+        )
+    });
     let configs: Vec<Value> = v4.into_iter().chain(v6).collect();
-    json!({"Created": network.created, "Internal": network.internal, "Options": network.options,
-        "EnableIPv4": network.v4.is_some(), "EnableIPv6": network.v6.is_some(), "IPAM": {"Driver": "default", "Options": null, "Config": configs}})
+    json!({"Created": network.created, "Internal": network.internal, "Attachable": network.attachable,
+        "Options": network.options, "EnableIPv4": network.v4.is_some(), "EnableIPv6": network.v6.is_some(),
+        "IPAM": {"Driver": "default", "Options": ipam_options(&network.ipam_options), "Config": configs}})
 }
 
 fn ipam_json(network: &Network) -> Value {
@@ -159,9 +167,12 @@ fn ipam_json(network: &Network) -> Value {
     if !network.spec.ipam.reserved.is_empty() {
         config["AuxiliaryAddresses"] = json!(network.spec.ipam.reserved);
     }
-    let options = &network.spec.ipam.options;
-    let options = if options.is_empty() { Value::Null } else { json!(options) };
+    let options = ipam_options(&network.spec.ipam.options);
     json!({"Driver": "default", "Options": options, "Config": with_ipv6(config, network.v6)})
+}
+
+fn ipam_options(options: &BTreeMap<String, String>) -> Value {
+    if options.is_empty() { Value::Null } else { json!(options) }
 }
 
 pub(super) fn with_ipv6(v4: Value, side: Option<skep_api::Ipv6Side>) -> Vec<Value> {
@@ -173,7 +184,7 @@ pub(super) fn with_ipv6(v4: Value, side: Option<skep_api::Ipv6Side>) -> Vec<Valu
 async fn known(state: &State) -> Result<Vec<Known>, ApiError> {
     let mut known: Vec<Known> = (0..PREDEFINED.len()).map(Known::Predefined).collect();
     let made = state.engine.networks().into_iter().filter(|network| network.id != DEFAULT_NETWORK);
-    known.extend(made.map(Known::Local));
+    known.extend(made.map(|network| Known::Local(Box::new(network))));
     match state.swarm.manager().await {
         Ok(manager) => known.extend(manager.read().await?.networks.iter().cloned().map(Known::Stored)),
         Err(_) => {

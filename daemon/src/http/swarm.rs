@@ -1,6 +1,7 @@
 //! The swarm: inspect, init, join, leave, update.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::Query;
@@ -70,15 +71,15 @@ fn refuse_external_ca(spec: &Value) -> Result<(), ApiError> {
 }
 
 pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, ApiError> {
-    let said = &parse::<Value>(&body)?["Spec"];
-    refuse_external_ca(said)?;
-    if said.pointer("/CAConfig/SigningCACert").and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
-        return Err(ApiError::bad_request(
-            "a new swarm makes its own root certificate: bring yours afterwards ('swarm ca --rotate --ca-cert --ca-key')",
-        ));
-    }
+    let mut said = parse::<Value>(&body)?["Spec"].take();
+    refuse_external_ca(&said)?;
     let mut body: InitBody = parse(&body)?;
     body.spec.encryption_config.auto_lock_managers |= body.auto_lock_managers;
+    if body.spec.encryption_config.auto_lock_managers {
+        merge(&mut said, &json!({"EncryptionConfig": {"AutoLockManagers": true}}));
+    }
+    // A swarm begins with a root of its own, from which the one that is brought takes over.
+    let brings_root = !std::mem::take(&mut body.spec.ca.signing_ca_cert).is_empty();
     check_pools(&body.default_addr_pool, body.subnet_size)?;
     let request = InitRequest {
         listen: body.listen_addr,
@@ -90,9 +91,79 @@ pub(super) async fn init(state: State, body: JsonBody) -> Result<Json<String>, A
         data_path_addr: body.data_path_addr,
         data_path_port: body.data_path_port,
     };
-    let made =
-        if body.force_new_cluster { state.swarm.recover(request).await } else { state.swarm.init(request).await };
-    Ok(Json(made?))
+    let is_new = !body.force_new_cluster;
+    let made = if is_new { state.swarm.init(request).await? } else { state.swarm.recover(request).await? };
+    if brings_root || !is_new {
+        let settled = settle(&state, &said).await;
+        if settled.is_err() && is_new {
+            // The first error is the one to tell.
+            let _ = state.swarm.leave(true).await;
+        }
+        settled?;
+    }
+    Ok(Json(made))
+}
+
+/// Sets what is said of a swarm that is there; what is not said stays.
+async fn settle(state: &State, said: &Value) -> Result<(), ApiError> {
+    let manager = state.swarm.manager().await?;
+    let tables = manager.read().await?;
+    let cluster = tables.cluster().ok_or_else(|| ApiError::internal("the swarm has no settings"))?;
+    let before = serde_json::to_value(&cluster.spec).map_err(ApiError::internal)?;
+    let mut spec = before.clone();
+    merge(&mut spec, said);
+    if spec == before {
+        return Ok(());
+    }
+    let command = Command::UpdateCluster {
+        version: cluster.meta.version,
+        root_key: root_key(&spec),
+        spec: serde_json::from_value(spec).map_err(ApiError::bad_request)?,
+        rotate_worker_token: false,
+        rotate_manager_token: false,
+        rotate_unlock_key: false,
+    };
+    manager.execute(command).await?;
+    // With one node another root is in force at once, and so are the tokens that name it.
+    let in_force = async {
+        let mut applied = manager.store().applied();
+        while manager.view().cluster().is_some_and(|cluster| cluster.next_root.is_some()) {
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // A node that is away holds it up, which 'swarm ca' shows.
+    let _ = tokio::time::timeout(ROOT_LIMIT, in_force).await;
+    Ok(())
+}
+
+/// How long a new swarm may take to trust the root that it is made with.
+const ROOT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Puts in what is said: what is zero, empty or off is not.
+fn merge(into: &mut Value, said: &Value) {
+    match said {
+        Value::Object(members) => {
+            if !into.is_object() {
+                *into = json!({});
+            }
+            for (name, value) in members {
+                merge(&mut into[name], value);
+            }
+        }
+        Value::Null | Value::Bool(false) => {}
+        Value::String(text) if text.is_empty() => {}
+        Value::Array(items) if items.is_empty() => {}
+        Value::Number(number) if number.as_f64() == Some(0.0) => {}
+        value => into.clone_from(value),
+    }
+}
+
+/// The key of a root certificate that a spec brings.
+fn root_key(spec: &Value) -> SecretBytes {
+    let key = spec.pointer("/CAConfig/SigningCAKey").and_then(Value::as_str).unwrap_or_default();
+    SecretBytes::new(key.as_bytes().to_vec())
 }
 
 /// What is said, or else the daemon's usual.
@@ -177,8 +248,7 @@ pub(super) struct UpdateQuery {
 pub(super) async fn update(state: State, Query(query): Query<UpdateQuery>, body: JsonBody) -> Result<(), ApiError> {
     let said: Value = parse(&body)?;
     refuse_external_ca(&said)?;
-    let root_key = said.pointer("/CAConfig/SigningCAKey").and_then(Value::as_str).unwrap_or_default();
-    let root_key = SecretBytes::new(root_key.as_bytes().to_vec());
+    let root_key = root_key(&said);
     let spec: ClusterSpec = parse(&body)?;
     let command = Command::UpdateCluster {
         version: query.version,

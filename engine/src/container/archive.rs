@@ -9,11 +9,15 @@ use std::io;
 use std::path::Path;
 
 use crate::container::id_map;
-use crate::image::{layer, unpack};
+use crate::image::layer;
+use crate::image::unpack::{self, Placing};
 
 /// What an exit code of the helper means.
 pub(crate) const NOT_FOUND: i32 = 44;
 pub(crate) const NOT_A_DIRECTORY: i32 = 45;
+
+/// Has the helper leave a directory a directory.
+pub(crate) const KEEP_KINDS: &str = "keep";
 
 /// `skep archive-out USERS ROOT PATH NAME`: writes what is at PATH to standard output, as NAME; an empty name: all
 /// below it. USERS is a user namespace; none: the host's.
@@ -24,14 +28,17 @@ pub fn archive_out_main(users: &Path, root: &Path, path: &Path, name: &str) -> i
     }))
 }
 
-/// `skep archive-in USERS ROOT PATH`: unpacks standard input into the directory PATH.
-pub fn archive_in_main(users: &Path, root: &Path, path: &Path) -> i32 {
+/// `skep archive-in USERS ROOT PATH KINDS OWNER`: unpacks standard input into the directory PATH. KINDS is `keep` if a
+/// directory stays one; OWNER is `UID:GID`, or empty.
+pub fn archive_in_main(users: &Path, root: &Path, path: &Path, kinds: &str, owner: &str) -> i32 {
+    let owner = owner.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    let placing = Placing { keeps_kinds: kinds == KEEP_KINDS, owner };
     finish(enter(users, root).and_then(|()| {
         let meta = fs::metadata(path)?;
         if !meta.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
-        unpack::unpack_files(io::stdin().lock(), path).map_err(io::Error::other)
+        unpack::place_files(io::stdin().lock(), path, placing).map_err(io::Error::other)
     }))
 }
 

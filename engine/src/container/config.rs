@@ -1,7 +1,7 @@
 //! What a container is made from, checked and complete.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -489,9 +489,9 @@ pub struct HealthCheck {
 pub struct PublishedPort {
     pub protocol: Protocol,
     pub container_port: u16,
-    /// The host's address it is served at; unspecified: all of them.
-    #[serde(default = "any_address")]
-    pub host_ip: Ipv4Addr,
+    /// The host's address it is served at, an unspecified one for all of its family; none: all of them.
+    #[serde(default)]
+    pub host_ip: Option<IpAddr>,
     /// Zero: one that is free is taken at start.
     pub host_port: u16,
     /// The last of several from `host_port` on, any of which will do; zero: that one is meant.
@@ -504,8 +504,14 @@ impl PublishedPort {
     pub(crate) fn is_open(&self) -> bool {
         self.host_port == 0 || self.host_port_last > self.host_port
     }
-}
 
-fn any_address() -> Ipv4Addr {
-    Ipv4Addr::UNSPECIFIED
+    /// Whether it is served at addresses of a family.
+    pub(crate) fn has_family(&self, v6: bool) -> bool {
+        self.host_ip.is_none_or(|address| address.is_ipv6() == v6)
+    }
+
+    /// The one address that it is served at, if it is one.
+    pub(crate) fn one_address(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|address| !address.is_unspecified())
+    }
 }

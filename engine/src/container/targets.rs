@@ -88,7 +88,10 @@ pub(crate) fn resolved(rootfs: &Path, path: &Path) -> PathBuf {
         let Ok(found) = sys::open_in_root(rootfs, inside) else { continue };
         let Ok(found) = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())) else { continue };
         let found = found.strip_prefix(&real).unwrap_or(&found).to_owned();
-        return Path::new("/").join(found).join(wanted.strip_prefix(there).unwrap_or_else(|_| Path::new("")));
+        // Not joined with nothing, which would add a slash.
+        let mut led = Path::new("/").join(found);
+        led.extend(wanted.strip_prefix(there).into_iter().flatten());
+        return led;
     }
     wanted
 }

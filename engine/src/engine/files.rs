@@ -17,11 +17,11 @@ use tokio::process::{Child, Command};
 use super::launch::make_working_dir;
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::build::instruction;
-use crate::container::archive::{NOT_A_DIRECTORY, NOT_FOUND};
+use crate::container::archive::{KEEP_KINDS, NOT_A_DIRECTORY, NOT_FOUND};
 use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::id_map::Shift;
 use crate::container::state::ContainerState;
-use crate::container::targets;
+use crate::container::{targets, user};
 use crate::image::store::{ConfigBlob, HistoryEntry, Image, ImageConfig};
 use crate::image::{Platform, layer, normalize};
 use crate::sys;
@@ -52,6 +52,15 @@ pub enum Change {
     Deleted,
 }
 
+/// How an archive is unpacked in a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writing {
+    /// Whether a directory is never replaced by what is none, nor the other way round.
+    pub keeps_kinds: bool,
+    /// Whether files are the container's user's, if it has another than root; otherwise whose the archive says.
+    pub as_user: bool,
+}
+
 /// What a container is kept as.
 #[derive(Clone, Debug, Default)]
 pub struct CommitOptions {
@@ -68,7 +77,7 @@ pub struct CommitOptions {
 const ERROR_LEN_MAX: u64 = 4096;
 
 /// A container's file system, mounted as long as this is there.
-struct Mounted {
+pub(super) struct Mounted {
     container: Arc<Container>,
     /// Whether it is only mounted for this.
     ours: bool,
@@ -108,6 +117,8 @@ impl Files {
 struct Place {
     root: PathBuf,
     inside: PathBuf,
+    /// As the container has it.
+    whole: PathBuf,
     read_only: bool,
     is_rootfs: bool,
 }
@@ -153,7 +164,7 @@ fn covers_working_dir(config: &ContainerConfig) -> bool {
 
 impl Engine {
     /// Mounts a container's file system unless it is; only while nobody starts or removes it.
-    fn mounted(&self, container: &Arc<Container>) -> Result<Mounted, EngineError> {
+    pub(super) fn mounted(&self, container: &Arc<Container>) -> Result<Mounted, EngineError> {
         let ours = container.require_running().is_err();
         if ours {
             self.put_shift_in_force(container).map_err(disk_error("mapping owners of files"))?;
@@ -177,21 +188,24 @@ impl Engine {
     /// Where `path` lies: what is mounted is a root of its own.
     fn place(&self, files: &Files, path: &str) -> Place {
         let container = &files.container;
-        let mut whole = Path::new("/").join(crate::build::clean(path));
-        if path.ends_with('/') || path.ends_with("/.") {
-            // What is in a directory is meant, also of one that a link leads to.
-            whole = targets::resolved(&files.root(), &whole);
-        }
+        let led = |path: &Path| targets::resolved(&files.root(), path);
+        let named = Path::new("/").join(crate::build::clean(path));
+        let whole = match (named.parent(), named.file_name()) {
+            // A link at the end is meant itself, unless what is in the directory that it leads to is.
+            (Some(parent), Some(name)) if !path.ends_with('/') && !path.ends_with("/.") => led(parent).join(name),
+            _ => led(&named),
+        };
         let config = container.config();
         let etc = container.dirs.shown_etc(false).into_iter().find(|file| Path::new(&file.target) == whole);
         let is_covered = config.mounts.iter().any(|mount| Path::new(&mount.target) == whole);
         if let Some(file) = etc.filter(|file| file.source.is_file() && !is_covered) {
             let inside = Path::new("/").join(file.source.file_name().unwrap_or_default());
             let root = container.dirs.view(&container.dirs.data);
-            return Place { root, inside, read_only: config.read_only, is_rootfs: false };
+            return Place { root, inside, whole, read_only: config.read_only, is_rootfs: false };
         }
         let (rootfs, inside) = (files.root(), whole.clone());
-        let mut best = (0, Place { root: rootfs, inside, read_only: config.read_only, is_rootfs: true });
+        let mut best =
+            (0, Place { root: rootfs, inside, whole: whole.clone(), read_only: config.read_only, is_rootfs: true });
         for (number, mount) in config.mounts.iter().enumerate() {
             let (source, below) = match &mount.source {
                 MountSource::Volume { name, subpath, .. } => (
@@ -205,13 +219,19 @@ impl Engine {
                 }
                 MountSource::Tmpfs { .. } => continue,
             };
-            let depth = Path::new(&mount.target).components().count();
-            if let Ok(rest) = whole.strip_prefix(&mount.target)
+            let target = led(Path::new(&mount.target));
+            let depth = target.components().count();
+            if let Ok(rest) = whole.strip_prefix(&target)
                 && depth > best.0
                 && source.is_dir()
             {
-                let place =
-                    Place { root: source, inside: below.join(rest), read_only: mount.read_only, is_rootfs: false };
+                let place = Place {
+                    root: source,
+                    inside: below.join(rest),
+                    whole: whole.clone(),
+                    read_only: mount.read_only,
+                    is_rootfs: false,
+                };
                 best = (depth, place);
             }
         }
@@ -249,8 +269,15 @@ impl Engine {
     /// What is at a path of a container.
     pub async fn stat_path(&self, name: &str, path: &str) -> Result<PathStat, EngineError> {
         let files = self.archiving(name, path).await?;
-        let Place { root, inside, .. } = self.place(&files, path);
-        stat(&root, &inside).map_err(|_| files.lacks(path))
+        let Place { root, inside, is_rootfs, whole, .. } = self.place(&files, path);
+        let mut found = stat(&root, &inside).map_err(|_| files.lacks(path))?;
+        if !found.link_target.is_empty() {
+            let beside = whole.parent().unwrap_or_else(|| Path::new("/")).join(&found.link_target);
+            let led = Path::new("/").join(crate::build::clean(&beside.to_string_lossy()));
+            let led = if is_rootfs { targets::resolved(&root, &led) } else { led };
+            found.link_target = led.display().to_string();
+        }
+        Ok(found)
     }
 
     /// Reads what is at a path of a container as an archive: the helper's output.
@@ -276,9 +303,9 @@ impl Engine {
     }
 
     /// Unpacks an archive into a directory of a container: the helper's input.
-    pub async fn write_archive(&self, name: &str, path: &str) -> Result<Archiving, EngineError> {
+    pub async fn write_archive(&self, name: &str, path: &str, how: Writing) -> Result<Archiving, EngineError> {
         let files = self.archiving(name, path).await?;
-        let Place { root, inside, read_only, is_rootfs } = self.place(&files, path);
+        let Place { root, inside, read_only, is_rootfs, .. } = self.place(&files, &format!("{path}/"));
         if read_only {
             return Err(EngineError::Forbidden(if is_rootfs {
                 "container rootfs is marked read-only: copy to a volume".into()
@@ -286,8 +313,18 @@ impl Engine {
                 format!("mounted volume is marked read-only: copy to another place than {path}")
             }));
         }
+        let config = files.container.config();
+        let owner = if how.as_user && !config.user.is_empty() {
+            let user = user::resolve(&files.root(), &config.user, &[]);
+            let user = user.map_err(|error| EngineError::Invalid(error.to_string()))?;
+            format!("{}:{}", user.uid, user.gid)
+        } else {
+            String::new()
+        };
         let child = self
             .archiver("archive-in", &files.container, &root, &inside)
+            .arg(if how.keeps_kinds { KEEP_KINDS } else { "" })
+            .arg(owner)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn();

@@ -27,9 +27,21 @@ pub struct HistoryLine {
     pub tags: Vec<String>,
 }
 
+/// What goes when somebody removes an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goes {
+    All,
+    NameAlone,
+}
+
 /// Refuses to remove an image that is in use, or that has several names of which none was given; force makes nothing
-/// of names and of containers at rest.
-fn require_removable(image: &Image, named: Option<&str>, users: &[&Container], force: bool) -> Result<(), EngineError> {
+/// of names and of containers at rest, and takes a name off what runs.
+fn require_removable(
+    image: &Image,
+    named: Option<&str>,
+    users: &[&Container],
+    force: bool,
+) -> Result<Goes, EngineError> {
     let id = short(&image.id);
     let refuse = |why: String| Err(EngineError::Conflict(format!("conflict: unable to {why}")));
     if let (Some(name), Some(user), false) = (named, users.first(), force) {
@@ -40,6 +52,9 @@ fn require_removable(image: &Image, named: Option<&str>, users: &[&Container], f
         ));
     }
     let running = users.iter().find(|container| container.require_running().is_ok());
+    if running.is_some() && named.is_some() {
+        return Ok(Goes::NameAlone);
+    }
     if let Some(user) = running {
         let user = short(&user.id);
         return refuse(format!("delete {id} (cannot be forced) - image is being used by running container {user}"));
@@ -52,7 +67,7 @@ fn require_removable(image: &Image, named: Option<&str>, users: &[&Container], f
             let user = short(&user.id);
             refuse(format!("delete {id} (must be forced) - image is being used by stopped container {user}"))
         }
-        _ => Ok(()),
+        _ => Ok(Goes::All),
     }
 }
 
@@ -183,14 +198,16 @@ impl Engine {
         let image = self.image(name)?;
         let by_tag = normalize(name).is_some_and(|tag| image.tags.contains(&tag));
         let containers = self.lock();
+        let mut goes = Goes::All;
         if image.tags.len() <= 1 || !by_tag {
             let users = containers.values().filter(|container| container.config().uses_image(&image.id));
             let named = by_tag.then_some(name);
-            require_removable(&image, named, &users.map(AsRef::as_ref).collect::<Vec<_>>(), force)?;
+            goes = require_removable(&image, named, &users.map(AsRef::as_ref).collect::<Vec<_>>(), force)?;
         }
         let in_use: BTreeSet<String> = containers.values().flat_map(|container| container.held_layers()).collect();
+        let keep = goes == Goes::NameAlone;
         let removal =
-            self.images.remove(name, &image, &in_use, false).map_err(disk_error(format!("removing image {name}")))?;
+            self.images.remove(name, &image, &in_use, keep).map_err(disk_error(format!("removing image {name}")))?;
         drop(containers);
         self.prune_storage()?;
         for tag in &removal.untagged {

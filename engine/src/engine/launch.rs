@@ -371,7 +371,11 @@ fn part_of(volume: &Path, subpath: &str) -> io::Result<(fs::File, PathBuf)> {
 }
 
 /// Gives empty volumes what the image has in their place.
-fn populate_volumes(config: &ContainerConfig, root: &Path, volumes: &BTreeMap<String, PathBuf>) -> io::Result<()> {
+pub(super) fn populate_volumes(
+    config: &ContainerConfig,
+    root: &Path,
+    volumes: &BTreeMap<String, PathBuf>,
+) -> io::Result<()> {
     for mount in &config.mounts {
         if let MountSource::Volume { name, no_copy: false, subpath, .. } = &mount.source
             && let Ok(volume) = part_of(&volumes[name], subpath)

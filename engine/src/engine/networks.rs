@@ -24,6 +24,8 @@ pub struct LocalNetworkSpec {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
+    pub ipam_options: BTreeMap<String, String>,
+    pub attachable: bool,
     /// Whether it has no IPv4 addresses, whatever is said of them.
     pub ipv6_alone: bool,
     /// One that is free if absent.
@@ -350,15 +352,19 @@ impl Engine {
     /// Whether ports of containers in a network are the host's by IPv4, or by IPv6; those that are not this host's are.
     #[must_use]
     pub fn leads_ports(&self, id: &str, v6: bool) -> bool {
-        self.networks.get(id).is_none_or(|network| network.leads_ports(v6))
+        let Some(network) = self.networks.get(id) else { return true };
+        // Who listens for IPv6 passes on to IPv4.
+        network.leads_ports(v6)
+            || (v6 && self.config.userland_proxy && skep_host_net::has_ipv6() && network.leads_ports(false))
     }
 
     /// The host's address that a container's ports are published on unless another is named.
     #[must_use]
-    pub fn host_binding(&self, mode: &NetworkMode) -> Ipv4Addr {
+    pub fn host_binding(&self, mode: &NetworkMode) -> Option<IpAddr> {
         let places = places(mode).unwrap_or_default();
         let network = places.first().and_then(|place| self.networks.get(&place.network));
-        network.and_then(|network| network.host_binding()).unwrap_or(Ipv4Addr::UNSPECIFIED)
+        let address = network.and_then(|network| network.host_binding());
+        address.filter(|address| !address.is_unspecified()).map(IpAddr::from)
     }
 
     fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
@@ -533,6 +539,8 @@ fn network_of(spec: LocalNetworkSpec, subnet: Option<Subnet>) -> Result<LocalNet
         masquerade: spec.options.get(MASQUERADE).is_none_or(|value| value != "false"),
         apart: spec.options.get(NEIGHBOURS).is_some_and(|value| value == "false"),
         options: spec.options,
+        ipam_options: spec.ipam_options,
+        attachable: spec.attachable,
         internal: spec.internal,
         v6: spec.v6,
         ..network

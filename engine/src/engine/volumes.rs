@@ -1,13 +1,17 @@
 //! Volumes and who uses them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::launch::populate_volumes;
 use super::{Container, Engine, EngineError, disk_error, now};
 use crate::container::config::{ContainerConfig, MountSource};
 use crate::container::state::ContainerState;
 use crate::disk;
-use crate::volume::Volume;
+use crate::volume::{self, Volume};
 
 impl Engine {
     /// Makes a volume, or finds the one of that name; no name: a new one.
@@ -21,6 +25,44 @@ impl Engine {
             self.tell_volume("create", &volume.name);
         }
         self.volume(&volume.name)
+    }
+
+    /// Gives the empty volumes of a container that is new what its image has in their place. One that is only made for its
+    /// volumes may never start.
+    pub async fn fill_volumes(self: &Arc<Self>, id: &str) -> Result<(), EngineError> {
+        let container = self.find(id)?;
+        let config = container.config();
+        let layers = self.layer_dirs(&container.layers).map_err(disk_error("finding an image's layers"))?;
+        let wants = config.mounts.iter().any(|mount| match &mount.source {
+            MountSource::Volume { name, no_copy: false, .. } => {
+                // What has options is not mounted before it is used, and filled then.
+                let plain = self.volumes.get(name).is_some_and(|volume| volume.options.is_empty());
+                plain && volume::is_empty(&self.volumes.data_dir(name)) && may_have(&layers, &mount.target)
+            }
+            MountSource::Volume { .. }
+            | MountSource::Bind { .. }
+            | MountSource::Tmpfs { .. }
+            | MountSource::Image { .. } => false,
+        });
+        if !wants {
+            return Ok(());
+        }
+        let _one = container.operation.clone().lock_owned().await;
+        if container.require_running().is_ok() {
+            // Its name was heard of, and it was filled when it started.
+            return Ok(());
+        }
+        let engine = self.clone();
+        let filled = tokio::task::spawn_blocking(move || {
+            let _mounted = engine.mounted(&container)?;
+            let names = volume_names(&config);
+            let dirs = names.map(|name| (name.to_owned(), container.dirs.view(&engine.volumes.data_dir(name))));
+            let dirs = dirs.collect();
+            let root = container.dirs.rootfs();
+            let filled = container.dirs.as_root(|| populate_volumes(&config, &root, &dirs));
+            filled.map_err(disk_error(format!("filling the volumes of container {}", container.id)))
+        });
+        filled.await.map_err(io::Error::other).map_err(disk_error("filling volumes"))?
     }
 
     fn tell_volume(&self, action: &str, name: &str) {
@@ -128,6 +170,15 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether layers may have something in a directory; where links lead is not looked at.
+fn may_have(layers: &[PathBuf], target: &str) -> bool {
+    let inside = Path::new(target.trim_start_matches('/'));
+    layers.iter().any(|layer| {
+        let led = inside.ancestors().any(|part| layer.join(part).is_symlink());
+        led || fs::read_dir(layer.join(inside)).is_ok_and(|mut entries| entries.next().is_some())
+    })
 }
 
 pub(super) fn volume_names(config: &ContainerConfig) -> impl Iterator<Item = &str> {

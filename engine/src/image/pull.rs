@@ -65,6 +65,15 @@ impl Default for RegistryConfig {
     }
 }
 
+/// How a registry is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Tls,
+    /// With whatever certificate it shows.
+    UnverifiedTls,
+    Plain,
+}
+
 /// What stands between this host and registries: URLs, and whom it does not stand before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxies {
@@ -148,8 +157,8 @@ pub enum PullError {
     Absent { image: String, why: String, reason: String },
     #[error("image {image} cannot be pushed: {reason}")]
     Push { image: String, reason: String },
-    #[error("login attempt to {registry} failed: {reason}")]
-    Login { registry: String, reason: String },
+    #[error("login attempt to {url} failed: {reason}")]
+    Login { url: String, reason: String },
     #[error("image {image} has no variant for {platform}; it has {variants}")]
     Platform { image: String, platform: String, variants: String },
     #[error("image {image} is damaged: {reason}")]
@@ -219,8 +228,23 @@ impl Puller {
         self.config.store(Arc::new(config));
     }
 
-    pub(crate) fn is_insecure(&self, reference: &Reference) -> bool {
-        self.config.load().is_insecure(reference.registry())
+    /// How a registry is spoken to. One that may be spoken to without TLS is asked whether it has it all the same.
+    pub(crate) async fn wire(&self, reference: &Reference) -> Wire {
+        if !self.config.load().is_insecure(reference.registry()) {
+            return Wire::Tls;
+        }
+        let Ok(client) = self.http_client(Wire::UnverifiedTls) else { return Wire::Plain };
+        let url = format!("https://{}/v2/", reference.resolve_registry());
+        match client.get(url).timeout(CONNECT_LIMIT).send().await {
+            Ok(_) => Wire::UnverifiedTls,
+            Err(_) => Wire::Plain,
+        }
+    }
+
+    /// Asks registries for what has nothing to do with images.
+    pub(crate) fn http_client(&self, wire: Wire) -> reqwest::Result<reqwest::Client> {
+        let unverified = wire == Wire::UnverifiedTls;
+        reqwest::Client::builder().danger_accept_invalid_certs(unverified).connect_timeout(CONNECT_LIMIT).build()
     }
 
     pub(crate) fn uploads_at_once(&self) -> usize {
@@ -228,22 +252,22 @@ impl Puller {
     }
 
     /// The places to ask for `image`: mirrors first for Docker Hub, then its own registry.
-    fn endpoints(&self, reference: &Reference) -> Vec<(Reference, bool)> {
-        let insecure = self.is_insecure(reference);
+    async fn endpoints(&self, reference: &Reference) -> Vec<(Reference, Wire)> {
+        let wire = self.wire(reference).await;
         let mut places = Vec::new();
         if reference.registry() == "docker.io" {
             for mirror in &self.config.load().mirrors {
-                let plain = mirror.starts_with("http://");
+                let wire = if mirror.starts_with("http://") { Wire::Plain } else { Wire::Tls };
                 let host = mirror.split("://").last().unwrap_or(mirror).trim_end_matches('/');
-                places.push((with_registry(reference, host), plain));
+                places.push((with_registry(reference, host), wire));
             }
         }
-        places.push((reference.clone(), insecure));
+        places.push((reference.clone(), wire));
         places
     }
 
-    pub(crate) fn client(&self, reference: &Reference, plain: bool) -> Client {
-        let protocol = if plain {
+    pub(crate) fn client(&self, reference: &Reference, wire: Wire) -> Client {
+        let protocol = if wire == Wire::Plain {
             ClientProtocol::HttpsExcept(vec![reference.resolve_registry().to_owned()])
         } else {
             ClientProtocol::Https
@@ -257,6 +281,7 @@ impl Puller {
             connect_timeout: Some(CONNECT_LIMIT),
             read_timeout: Some(READ_LIMIT),
             tls_certs_only: ROOTS.clone(),
+            accept_invalid_certificates: wire == Wire::UnverifiedTls,
             ..ClientConfig::default()
         })
     }
@@ -287,8 +312,8 @@ impl Puller {
     ) -> Result<(OciManifest, String, Client, Reference), PullError> {
         let auth = credentials.to_auth();
         let mut last = None;
-        for (place, plain) in self.endpoints(reference) {
-            let client = self.client(&place, plain);
+        for (place, wire) in self.endpoints(reference).await {
+            let client = self.client(&place, wire);
             match client.pull_manifest(&place, &auth).await {
                 Ok((manifest, digest)) => return Ok((manifest, digest, client, place)),
                 Err(error) => last = Some(error),

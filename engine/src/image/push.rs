@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use crate::image::layer::{self, Hashed, LayerBlob};
-use crate::image::pull::{Credentials, PullError, PullProgress, Puller, told};
+use crate::image::pull::{Credentials, PullError, PullProgress, Puller, Wire, told};
 use crate::image::store::{Image, ImageStore};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -49,7 +49,7 @@ impl Puller {
             reason: told(&error),
         };
         let disk = |cause| PullError::Disk { image: name.to_owned(), cause };
-        let client = self.client(&reference, self.is_insecure(&reference));
+        let client = self.client(&reference, self.wire(&reference).await);
         client.auth(&reference, &credentials.to_auth(), RegistryOperation::Push).await.map_err(failed)?;
         let config = store.config_blob(&image.id).map_err(|_| PullError::Damaged {
             image: name.to_owned(),
@@ -95,16 +95,20 @@ impl Puller {
         let host = if matches!(host, "" | "docker.io") { "index.docker.io" } else { host };
         // No repository is meant: a registry that is asked for its version answers without one.
         let reference = Reference::with_tag(host.to_owned(), "none".to_owned(), "latest".to_owned());
-        let scheme = if self.is_insecure(&reference) { "http" } else { "https" };
-        let asked = ask_version(&format!("{scheme}://{host}/v2/"), credentials).await;
-        asked.map_err(|reason| PullError::Login { registry: host.to_owned(), reason })
+        let wire = self.wire(&reference).await;
+        let scheme = if wire == Wire::Plain { "http" } else { "https" };
+        let url = format!("{scheme}://{host}/v2/");
+        let asked = match self.http_client(wire) {
+            Ok(client) => ask_version(&client, &url, credentials).await,
+            Err(error) => Err(told(&error)),
+        };
+        asked.map_err(|reason| PullError::Login { url, reason })
     }
 }
 
 /// Goes through what a registry asks of a client before it answers.
-async fn ask_version(url: &str, credentials: &Credentials) -> Result<(), String> {
+async fn ask_version(client: &reqwest::Client, url: &str, credentials: &Credentials) -> Result<(), String> {
     let failed = |error: reqwest::Error| told(&error);
-    let client = reqwest::Client::builder().build().map_err(failed)?;
     let first = client.get(url).send().await.map_err(failed)?;
     if first.status().is_success() {
         return Ok(());

@@ -37,23 +37,55 @@ pub(crate) fn unpack_unchecked(archive: impl Read, dir: &Path) -> Result<u64, Un
     unpack_plain(archive, dir, "of the archive").map(|(len, _)| len)
 }
 
+/// How files are put among those that are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Placing {
+    /// Whether a directory stays one, and what is none stays none; otherwise what comes replaces what is there.
+    pub(crate) keeps_kinds: bool,
+    /// Whose the files are; none: as the archive says.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
 /// Unpacks an archive that holds files as they are: no name says that another is hidden.
 pub(crate) fn unpack_files(archive: impl Read, dir: &Path) -> io::Result<()> {
+    place_files(archive, dir, Placing { keeps_kinds: true, owner: None })
+}
+
+/// The same, among files that may be in the way. The directory has to be in a root of the process's own, as links are
+/// followed.
+pub(crate) fn place_files(archive: impl Read, dir: &Path, placing: Placing) -> io::Result<()> {
     let len = Cell::new(0);
     let (mut tar, mut times) = open(decompress(archive)?, &len)?;
     for entry in tar.entries()? {
         let mut entry = entry?;
         times.note(&entry)?;
+        let path = entry.path()?.into_owned();
+        let target = dir.join(&path);
+        let is_inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if !placing.keeps_kinds && is_inside {
+            make_way(&target, entry.header().entry_type().is_dir())?;
+        }
         if !entry.unpack_in(dir)? {
-            let path = entry.path()?.display().to_string();
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{path} would land outside of the directory"),
+                format!("{} would land outside of the directory", path.display()),
             ));
+        }
+        if let Some((uid, gid)) = placing.owner {
+            std::os::unix::fs::lchown(&target, Some(uid), Some(gid))?;
         }
         is_whole(&entry, &len)?;
     }
     times.set(dir)
+}
+
+/// Removes what is there of another kind than what comes.
+fn make_way(target: &Path, is_dir: bool) -> io::Result<()> {
+    match std::fs::symlink_metadata(target) {
+        Ok(there) if there.is_dir() && !is_dir => std::fs::remove_dir_all(target),
+        Ok(there) if !there.is_dir() && is_dir => std::fs::remove_file(target),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn unpack_plain(archive: impl Read, dir: &Path, diff_id: &str) -> Result<(u64, String), UnpackError> {

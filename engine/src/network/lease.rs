@@ -138,8 +138,13 @@ fn check_wanted(
     Err(io::Error::new(kind, why))
 }
 
-/// The host's ports that are asked for, and free ones where any will do.
-pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPort]) -> io::Result<Vec<PublishedPort>> {
+/// The host's ports that are asked for, and free ones where any will do. `why_not` says why others than containers keep
+/// one from being had.
+pub(crate) fn pick_ports(
+    leases: &BTreeMap<String, Lease>,
+    ports: &[PublishedPort],
+    why_not: impl Fn(&PublishedPort) -> Option<String>,
+) -> io::Result<Vec<PublishedPort>> {
     let mut taken: Vec<_> = leases.values().flat_map(|lease| lease.ports.clone()).collect();
     for port in ports.iter().filter(|port| !port.is_open()) {
         if taken.iter().any(|other| collides(other, port)) {
@@ -152,6 +157,9 @@ pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPor
                 ),
             ));
         }
+        if let Some(why) = why_not(port) {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+        }
         taken.push(port.clone());
     }
     let mut pick = |port: &PublishedPort| {
@@ -159,7 +167,8 @@ pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPor
         let why = || format!("no port is left to publish from {} to {}", range.start(), range.end());
         let mut candidates =
             range.clone().map(|number| PublishedPort { host_port: number, host_port_last: 0, ..port.clone() });
-        let free = candidates.find(|candidate| !taken.iter().any(|other| collides(other, candidate)));
+        let is_taken = |candidate: &PublishedPort| taken.iter().any(|other| collides(other, candidate));
+        let free = candidates.find(|candidate| !is_taken(candidate) && why_not(candidate).is_none());
         let free = free.ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, why()))?;
         taken.push(free.clone());
         Ok(free)
@@ -169,8 +178,11 @@ pub(crate) fn pick_ports(leases: &BTreeMap<String, Lease>, ports: &[PublishedPor
 
 /// Whether two want the same port of the same address.
 fn collides(a: &PublishedPort, b: &PublishedPort) -> bool {
-    let everywhere = a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
-    a.protocol == b.protocol && a.host_port == b.host_port && (everywhere || a.host_ip == b.host_ip)
+    let meet = match (a.host_ip, b.host_ip) {
+        (None, _) | (_, None) => true,
+        (Some(a), Some(b)) => a == b || (a.is_ipv6() == b.is_ipv6() && (a.is_unspecified() || b.is_unspecified())),
+    };
+    a.protocol == b.protocol && a.host_port == b.host_port && meet
 }
 
 #[cfg(test)]
@@ -182,7 +194,7 @@ mod tests {
     use crate::network::Ipv6Side;
 
     fn port(host_port: u16) -> PublishedPort {
-        let host_ip = Ipv4Addr::UNSPECIFIED;
+        let host_ip = None;
         PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip, host_port, host_port_last: 0 }
     }
 
@@ -235,22 +247,42 @@ mod tests {
         }
     }
 
+    fn any(_: &PublishedPort) -> Option<String> {
+        None
+    }
+
+    #[test]
+    fn ports_of_other_programs_are_not_taken() {
+        let others = |port: &PublishedPort| (port.host_port < 9092).then(|| "somebody else's".to_owned());
+        let none = BTreeMap::new();
+        assert!(pick_ports(&none, &[port(9090)], others).unwrap_err().to_string().contains("somebody"));
+        let range = PublishedPort { host_port_last: 9095, ..port(9090) };
+        assert_eq!(pick_ports(&none, &[range], others).unwrap()[0].host_port, 9092);
+    }
+
     #[test]
     fn ports_are_given_once_for_each_address() {
         let mut leases = BTreeMap::new();
         leases.insert("a".to_owned(), Lease { ports: vec![port(8080)], ..Lease::default() });
-        assert!(pick_ports(&leases, &[port(8080)]).unwrap_err().to_string().contains("8080/tcp"));
-        let at = |last: u8| PublishedPort { host_ip: Ipv4Addr::new(127, 0, 0, last), ..port(9090) };
+        assert!(pick_ports(&leases, &[port(8080)], any).unwrap_err().to_string().contains("8080/tcp"));
+        let at = |last: u8| PublishedPort { host_ip: Some(Ipv4Addr::new(127, 0, 0, last).into()), ..port(9090) };
         leases.insert("b".to_owned(), Lease { ports: vec![at(1)], ..Lease::default() });
         let range = PublishedPort { host_port_last: 9092, ..port(9090) };
-        let picked = pick_ports(&leases, &[range.clone(), port(9091)]).unwrap();
+        let picked = pick_ports(&leases, &[range.clone(), port(9091)], any).unwrap();
         assert_eq!(picked.iter().map(|port| port.host_port).collect::<Vec<_>>(), [9092, 9091], "what is fixed first");
         assert!(
-            pick_ports(&leases, &[range, port(9091), port(9092)]).unwrap_err().to_string().contains("9090 to 9092")
+            pick_ports(&leases, &[range, port(9091), port(9092)], any)
+                .unwrap_err()
+                .to_string()
+                .contains("9090 to 9092")
         );
-        assert!(pick_ports(&leases, &[at(1)]).is_err() && pick_ports(&leases, &[port(9090)]).is_err());
-        assert_eq!(pick_ports(&leases, &[at(2)]).unwrap(), [at(2)]);
-        let picked = pick_ports(&leases, &[port(0), port(0)]).unwrap();
+        assert!(pick_ports(&leases, &[at(1)], any).is_err() && pick_ports(&leases, &[port(9090)], any).is_err());
+        assert_eq!(pick_ports(&leases, &[at(2)], any).unwrap(), [at(2)]);
+        let on = |address: &str| PublishedPort { host_ip: Some(address.parse().unwrap()), ..port(9090) };
+        assert!(pick_ports(&leases, &[on("0.0.0.0")], any).is_err());
+        assert_eq!(pick_ports(&leases, &[on("::1"), on("::2")], any).unwrap().len(), 2);
+        assert!(pick_ports(&leases, &[on("::"), on("::1")], any).is_err());
+        let picked = pick_ports(&leases, &[port(0), port(0)], any).unwrap();
         assert!(picked[0].host_port >= 32768 && picked[0] != picked[1]);
     }
 }

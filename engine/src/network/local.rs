@@ -86,6 +86,12 @@ pub struct LocalNetwork {
     pub created: Timestamp,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
+    /// Told again, and without a meaning here.
+    #[serde(default)]
+    pub ipam_options: BTreeMap<String, String>,
+    /// The same.
+    #[serde(default)]
+    pub attachable: bool,
     /// None: it has IPv6 alone.
     #[serde(flatten)]
     pub v4: Option<Ipv4Side>,
@@ -136,6 +142,8 @@ impl LocalNetwork {
             created: Timestamp::NEVER,
             labels: BTreeMap::new(),
             options: BTreeMap::new(),
+            ipam_options: BTreeMap::new(),
+            attachable: false,
             v4,
             internal: false,
             masquerade: true,
@@ -154,6 +162,12 @@ impl LocalNetwork {
             .iter()
             .find(|(known, _)| Some(*known) == word)
             .map_or_else(GatewayMode::default, |found| found.1)
+    }
+
+    /// Whether ports of its containers are led in at the host's addresses by the family whose mode stands in the option
+    /// `key`.
+    pub(crate) fn is_translated(&self, key: &str) -> bool {
+        self.gateway_mode(key) != GatewayMode::Routed
     }
 
     /// Whether ports of its containers are the host's by IPv4, or by IPv6.

@@ -26,6 +26,12 @@ pub(super) struct Family {
     pub(super) source: &'static str,
 }
 
+impl Family {
+    fn is_v6(&self) -> bool {
+        self.name == "ip6"
+    }
+}
+
 const IPV4: Family = Family {
     table: TABLE,
     name: "ip",
@@ -130,13 +136,13 @@ fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String
             published.opened += &opened(&IPV4, address, &lease.ports);
             continue;
         }
-        for port in &lease.ports {
+        for port in lease.ports.iter().filter(|port| port.has_family(false)) {
             let to = match (lease.through, own) {
                 (Some(through), _) => through.to_string(),
                 (None, Some((_, address))) => format!("{address}:{}", port.container_port),
                 (None, None) => continue,
             };
-            let at = if port.host_ip.is_unspecified() { String::new() } else { format!("ip daddr {} ", port.host_ip) };
+            let at = port.one_address().map(|address| format!("ip daddr {address} ")).unwrap_or_default();
             published.led += &format!("    {at}{} dport {} dnat to {to}\n", port.protocol.as_str(), port.host_port);
         }
     }
@@ -147,7 +153,7 @@ fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String
 /// stays closed: this would be wider.
 pub(super) fn opened(family: &Family, address: impl Display, ports: &[PublishedPort]) -> String {
     let name = family.name;
-    let ports = ports.iter().filter(|port| port.host_ip.is_unspecified());
+    let ports = ports.iter().filter(|port| port.one_address().is_none() && port.has_family(family.is_v6()));
     let rule = |port: &PublishedPort| {
         format!("    {name} daddr {address} {} dport {} accept\n", port.protocol.as_str(), port.container_port)
     };
@@ -173,7 +179,7 @@ mod tests {
         let port = PublishedPort {
             protocol: Protocol::Tcp,
             container_port: 80,
-            host_ip: Ipv4Addr::LOCALHOST,
+            host_ip: Some(Ipv4Addr::LOCALHOST.into()),
             host_port: 8080,
             host_port_last: 0,
         };
@@ -203,11 +209,7 @@ mod tests {
         one.internal = false;
         one.options.insert(GATEWAY_MODE.into(), "routed".into());
         let at_all = |lease: &Lease| Lease {
-            ports: lease
-                .ports
-                .iter()
-                .map(|port| PublishedPort { host_ip: Ipv4Addr::UNSPECIFIED, ..port.clone() })
-                .collect(),
+            ports: lease.ports.iter().map(|port| PublishedPort { host_ip: None, ..port.clone() }).collect(),
             ..lease.clone()
         };
         let rules = ruleset(&networks, &leases.iter().map(|(id, lease)| (id.clone(), at_all(lease))).collect());

@@ -27,6 +27,9 @@ const IPV6: Family = Family {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ipv6Side {
     pub subnet: SubnetV6,
+    /// As its user wrote it: clients that compare know no other form.
+    #[serde(default)]
+    pub subnet_as_written: Option<String>,
     pub gateway: Ipv6Addr,
     /// Whence containers get theirs; none: from anywhere in it.
     #[serde(default)]
@@ -41,7 +44,7 @@ impl Ipv6Side {
     #[must_use]
     pub fn new(subnet: SubnetV6, gateway: Option<Ipv6Addr>) -> Self {
         let gateway = gateway.or_else(|| subnet.nth(1)).unwrap_or_else(|| subnet.base());
-        Self { subnet, gateway, range: None, reserved: BTreeMap::new() }
+        Self { subnet, subnet_as_written: None, gateway, range: None, reserved: BTreeMap::new() }
     }
 }
 
@@ -66,9 +69,10 @@ fn published(networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String
             published.opened += &opened(&IPV6, address, &lease.ports);
             continue;
         }
-        for port in lease.ports.iter().filter(|port| port.host_ip.is_unspecified()) {
-            let (protocol, at, to) = (port.protocol.as_str(), port.host_port, port.container_port);
-            published.led += &format!("    {protocol} dport {at} dnat to [{address}]:{to}\n");
+        for port in lease.ports.iter().filter(|port| port.has_family(true)) {
+            let (protocol, number, to) = (port.protocol.as_str(), port.host_port, port.container_port);
+            let at = port.one_address().map(|address| format!("ip6 daddr {address} ")).unwrap_or_default();
+            published.led += &format!("    {at}{protocol} dport {number} dnat to [{address}]:{to}\n");
         }
     }
     published
@@ -110,10 +114,16 @@ mod tests {
             link: 0,
             gateway_priority: 0,
         };
-        let ports = vec![at(Ipv4Addr::UNSPECIFIED), PublishedPort { host_port: 9090, ..at(Ipv4Addr::LOCALHOST) }];
+        let one = Some("2001:db8::1".parse().unwrap());
+        let ports = vec![
+            at(None),
+            PublishedPort { host_port: 9090, ..at(Some(Ipv4Addr::LOCALHOST.into())) },
+            PublishedPort { host_port: 9191, ..at(one) },
+        ];
         let leases = BTreeMap::from([("c".to_owned(), Lease { places: vec![place], through: None, ports })]);
         let rules = ruleset(&networks, &leases);
         assert!(rules.contains("tcp dport 8080 dnat to [fd00:1::2]:80"), "{rules}");
+        assert!(rules.contains("ip6 daddr 2001:db8::1 tcp dport 9191 dnat to [fd00:1::2]:80"), "{rules}");
         assert!(!rules.contains("9090"), "an IPv4 address is not widened: {rules}");
         assert!(rules.contains("ip6 daddr fd00:1::/64 iifname != { \"br-one\", \"lo\" } drop"), "{rules}");
         assert!(rules.contains("iifname \"br-one\" oifname { \"br-two\" } drop"), "{rules}");

@@ -49,7 +49,9 @@ fn check_demotion(tables: &Tables, id: NodeId) -> Result<(), ControlError> {
     if rest.is_empty() {
         return Err(ControlError::new(
             Reason::Conflict,
-            format!("node {id} is the last manager of the swarm: promote another one first"),
+            format!(
+                "attempting to demote the last manager of the swarm, which node {id} is: promote another one first"
+            ),
         ));
     }
     let ready = rest.iter().filter(|node| node.status.state == NodeState::Ready).count();

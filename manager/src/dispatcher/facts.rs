@@ -375,6 +375,7 @@ mod tests {
             slot: Slot::Replica(1),
             mesh_ports: Vec::new(),
             running_since: None,
+            usual_log_driver: None,
         }
     }
 

@@ -214,6 +214,7 @@ impl ServicePlan {
             desired_state,
             job_iteration: self.iteration(),
             running_since: None,
+            usual_log_driver: scene.tables.cluster().and_then(|cluster| cluster.spec.task_defaults.log_driver.clone()),
         };
         Draft { task: Arc::new(task), edit: Edit::Create }
     }

@@ -1,7 +1,7 @@
 //! Making a container from a request.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::extract::Query;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use skep_api::container::{HealthConfig, Mount, Ulimit};
 use skep_engine::{
     BlockLimit, BlockLimitKind, ContainerConfig, HOST_GATEWAY, LogConfig, MountSource, NetworkMode, Platform,
-    ResourceLimits, RestartPolicy, block_device,
+    RemoveOptions, ResourceLimits, RestartPolicy, block_device,
 };
 use skep_worker::health_check;
 
@@ -268,6 +268,11 @@ pub(in crate::http) async fn create(
         ));
     }
     let id = state.engine.create(config)?;
+    if let Err(error) = state.engine.fill_volumes(&id).await {
+        let options = RemoveOptions { force: true, volumes: true };
+        state.engine.remove(&id, options).await?;
+        return Err(error.into());
+    }
     Ok((StatusCode::CREATED, Json(json!({"Id": id, "Warnings": warnings}))))
 }
 
@@ -341,7 +346,7 @@ fn require_command(request: &Value, body: &CreateBody) -> Result<(), ApiError> {
 struct Usual<'a> {
     containers: &'a ContainerSettings,
     log: LogConfig,
-    host_ip: Ipv4Addr,
+    host_ip: Option<IpAddr>,
 }
 
 impl CreateBody {
@@ -508,7 +513,7 @@ fn extra_host(text: &str) -> Result<String, ApiError> {
         .split_once([':', '='])
         .ok_or_else(|| ApiError::bad_request(format!("extra host {text:?} cannot be read: write NAME:IP")))?;
     let ip = ip.trim_matches(['[', ']']);
-    if ip != HOST_GATEWAY && ip.parse::<std::net::IpAddr>().is_err() {
+    if ip != HOST_GATEWAY && ip.parse::<IpAddr>().is_err() {
         return Err(ApiError::bad_request(format!("extra host {text:?}: {ip:?} is no IP address")));
     }
     Ok(format!("{ip}\t{name}"))
@@ -522,7 +527,7 @@ mod tests {
     fn check(body: &str, want: &str) {
         let value: Value = serde_json::from_str(body).unwrap();
         let containers = ContainerSettings::default();
-        let usual = Usual { containers: &containers, log: LogConfig::default(), host_ip: Ipv4Addr::UNSPECIFIED };
+        let usual = Usual { containers: &containers, log: LogConfig::default(), host_ip: None };
         let made = refuse_unsupported(&value).and_then(|()| {
             serde_json::from_value::<CreateBody>(value).unwrap().config("c", None, usual).map(|config| {
                 let mounts: Vec<_> = config.mounts.iter().map(|mount| &mount.target).collect();

@@ -33,13 +33,13 @@ fn ports(state: &ContainerState) -> &[PublishedPort] {
 /// The host's addresses that a container's port is served at: all of a kind, where the container has one of that
 /// kind which others may reach, or the one that was asked for.
 fn served_at(engine: &Engine, container: &Inspection, port: &PublishedPort) -> Vec<IpAddr> {
-    if !port.host_ip.is_unspecified() {
-        return vec![port.host_ip.into()];
+    if let Some(address) = port.host_ip {
+        return vec![address];
     }
     let places = container.state.endpoints();
     // What is not this host's is reached by IPv4 as well.
     let by_v4 = |held: &Endpoint| held.address.is_some() && engine.leads_ports(&held.network, false);
-    let by_v6 = |held: &Endpoint| held.address_v6.is_some() && engine.leads_ports(&held.network, true);
+    let by_v6 = |held: &Endpoint| engine.leads_ports(&held.network, true);
     let v4 = (places.is_empty() || places.iter().any(by_v4)).then_some(UNSPECIFIED_V4);
     let v6 = places.iter().any(by_v6).then_some(UNSPECIFIED_V6);
     v4.into_iter().chain(v6).collect()

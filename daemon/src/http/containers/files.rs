@@ -12,11 +12,12 @@ use base64::prelude::BASE64_STANDARD;
 use futures::TryStreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skep_engine::{Archiving, Change, CommitOptions, PathStat};
+use skep_engine::{Archiving, Change, CommitOptions, PathStat, Writing};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::http::json::{read, require_json};
+use crate::http::swarm::is_on;
 use crate::http::{ApiError, State};
 
 #[derive(Deserialize)]
@@ -88,13 +89,24 @@ fn outgoing(mut archiving: Archiving) -> Result<Response, ApiError> {
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
+#[derive(Deserialize)]
+pub(in crate::http) struct PutQuery {
+    #[serde(default)]
+    path: String,
+    #[serde(default, rename = "noOverwriteDirNonDir")]
+    keeps_kinds: String,
+    #[serde(default, rename = "copyUIDGID")]
+    as_user: String,
+}
+
 pub(in crate::http) async fn put(
     state: State,
     Path(id): Path<String>,
-    Query(query): Query<PathQuery>,
+    Query(query): Query<PutQuery>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    let mut archiving = state.engine.write_archive(&id, &query.path).await?;
+    let how = Writing { keeps_kinds: is_on(&query.keeps_kinds), as_user: is_on(&query.as_user) };
+    let mut archiving = state.engine.write_archive(&id, &query.path, how).await?;
     let mut stdin = archiving.child.stdin.take().ok_or_else(|| ApiError::internal("the archiver has no input"))?;
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     // If the helper ends early, it says why; that is what the client hears.

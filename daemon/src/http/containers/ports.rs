@@ -1,7 +1,7 @@
 //! The ports of single containers.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use skep_api::service::Protocol;
@@ -30,24 +30,20 @@ fn parse_port(key: &str) -> Result<(u16, Protocol), ApiError> {
     Ok((number, protocol))
 }
 
-/// The ports that a request publishes, on the `usual` address unless another is named. One that is given for the host's IPv6 addresses alone is
-/// passed over where the same is given for IPv4.
+/// The ports that a request publishes, on the `usual` address unless another is named.
 pub(super) fn published(
     bindings: &BTreeMap<String, Vec<PortBinding>>,
-    usual: Ipv4Addr,
+    usual: Option<IpAddr>,
 ) -> Result<Vec<PublishedPort>, ApiError> {
     let mut ports: Vec<PublishedPort> = Vec::new();
     for (key, bindings) in bindings {
         let (container_port, protocol) = parse_port(key)?;
         for PortBinding { host_ip, host_port } in bindings {
-            let host_ip: Ipv4Addr = match host_ip.as_str() {
+            let host_ip = match host_ip.trim_start_matches('[').trim_end_matches(']') {
                 "" => usual,
-                "0.0.0.0" | "::" => Ipv4Addr::UNSPECIFIED,
-                other => other.parse().map_err(|_| {
-                    ApiError::unsupported(format!(
-                        "publishing on the address {other} is not supported yet: use an IPv4 address"
-                    ))
-                })?,
+                address => Some(address.parse().map_err(|_| {
+                    ApiError::bad_request(format!("invalid IP address {address:?}: name one of this host's"))
+                })?),
             };
             let (host_port, host_port_last) = host_ports(host_port)?;
             let port = PublishedPort { protocol, container_port, host_ip, host_port, host_port_last };
@@ -77,7 +73,7 @@ fn host_ports(text: &str) -> Result<(u16, u16), ApiError> {
 pub(super) fn exposed<'a>(
     all: impl Iterator<Item = &'a String>,
     published: &[PublishedPort],
-    host_ip: Ipv4Addr,
+    host_ip: Option<IpAddr>,
 ) -> Result<Vec<PublishedPort>, ApiError> {
     let mut more: Vec<PublishedPort> = Vec::new();
     for key in all {
@@ -98,11 +94,12 @@ mod tests {
 
     #[track_caller]
     fn check(json: &str, want: &str) {
-        let got = match published(&serde_json::from_str(json).unwrap(), Ipv4Addr::UNSPECIFIED) {
+        let got = match published(&serde_json::from_str(json).unwrap(), None) {
             Ok(ports) => {
                 let text = |p: &PublishedPort| {
                     let last = if p.host_port_last == 0 { String::new() } else { format!("-{}", p.host_port_last) };
-                    format!("{}:{}{last}:{}/{}", p.host_ip, p.host_port, p.container_port, p.protocol.as_str())
+                    let at = p.host_ip.map_or_else(|| "*".to_owned(), |address| address.to_string());
+                    format!("{at}:{}{last}:{}/{}", p.host_port, p.container_port, p.protocol.as_str())
                 };
                 ports.iter().map(text).collect::<Vec<_>>().join(" ")
             }
@@ -113,14 +110,18 @@ mod tests {
 
     #[test]
     fn bindings_are_read_and_addresses_obeyed() {
-        check(r#"{"80/tcp":[{"HostPort":"8080"}]}"#, "0.0.0.0:8080:80/tcp");
+        check(r#"{"80/tcp":[{"HostPort":"8080"}]}"#, "*:8080:80/tcp");
         check(r#"{"80":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}"#, "127.0.0.1:8080:80/tcp");
-        check(r#"{"53/udp":[{}]}"#, "0.0.0.0:0:53/udp");
-        check(r#"{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"1"},{"HostIp":"::","HostPort":"1"}]}"#, "0.0.0.0:1:80/tcp");
+        check(r#"{"53/udp":[{}]}"#, "*:0:53/udp");
+        check(
+            r#"{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"1"},{"HostIp":"::","HostPort":"1"}]}"#,
+            "0.0.0.0:1:80/tcp :::1:80/tcp",
+        );
         check(r#"{"80/tcp":[{"HostPort":"many"}]}"#, "many");
-        check(r#"{"80/tcp":[{"HostPort":"8000-8010"}]}"#, "0.0.0.0:8000-8010:80/tcp");
+        check(r#"{"80/tcp":[{"HostPort":"8000-8010"}]}"#, "*:8000-8010:80/tcp");
         check(r#"{"80/tcp":[{"HostPort":"8010-8000"}]}"#, "invalid port");
         check(r#"{"80/icmp":[]}"#, "80/icmp");
-        check(r#"{"80/tcp":[{"HostIp":"::1"}]}"#, "::1");
+        check(r#"{"80/tcp":[{"HostIp":"[::1]","HostPort":"1"}]}"#, "::1:1:80/tcp");
+        check(r#"{"80/tcp":[{"HostIp":"here"}]}"#, "here");
     }
 }

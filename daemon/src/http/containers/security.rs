@@ -27,6 +27,7 @@ pub(super) fn read(options: &[String]) -> Result<Security, ApiError> {
             ("no-new-privileges", "false") => security.no_new_privileges = Some(false),
             ("seccomp", "unconfined") => security.seccomp = false,
             ("seccomp", "builtin") | ("label", "disable") => {}
+            ("label", label) => check_label(label)?,
             ("seccomp", json) => {
                 let profile: Value = serde_json::from_str(json)
                     .map_err(|error| ApiError::bad_request(format!("the seccomp profile cannot be read: {error}")))?;
@@ -41,4 +42,19 @@ pub(super) fn read(options: &[String]) -> Result<Security, ApiError> {
         }
     }
     Ok(security)
+}
+
+/// Without SELinux there is nothing that could have a label, and clients that name one get what they would have from
+/// Docker; with it they would take a container for confined that is not.
+fn check_label(label: &str) -> Result<(), ApiError> {
+    let kind = label.split(':').next().unwrap_or_default();
+    if !["user", "role", "type", "level", "filetype", "nested"].contains(&kind) {
+        return Err(ApiError::bad_request(format!("invalid --security-opt: label={label:?} is of no known kind")));
+    }
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return Err(ApiError::unsupported(format!(
+            "the label {label:?} cannot be given, as SELinux is not supported yet: leave it out, or say label=disable"
+        )));
+    }
+    Ok(())
 }

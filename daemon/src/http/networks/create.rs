@@ -76,6 +76,7 @@ impl IpamConfigBody {
 #[derive(Clone, Default)]
 struct Ipv6Config {
     subnet: Option<SubnetV6>,
+    subnet_as_written: Option<String>,
     gateway: Option<Ipv6Addr>,
     range: Option<SubnetV6>,
     reserved: BTreeMap<String, Ipv6Addr>,
@@ -146,8 +147,13 @@ impl CreateBody {
         }
         let wanted = self.enable_ipv6.unwrap_or_else(|| said.is_some());
         let v6 = wanted.then(|| {
-            let Ipv6Config { subnet, gateway, range, reserved } = said.unwrap_or_default();
-            Ipv6Side { range, reserved, ..Ipv6Side::new(subnet.unwrap_or_else(SubnetV6::unique_local), gateway) }
+            let Ipv6Config { subnet, subnet_as_written, gateway, range, reserved } = said.unwrap_or_default();
+            Ipv6Side {
+                subnet_as_written,
+                range,
+                reserved,
+                ..Ipv6Side::new(subnet.unwrap_or_else(SubnetV6::unique_local), gateway)
+            }
         });
         let spec = self.spec()?;
         Ok(LocalNetworkSpec {
@@ -156,6 +162,8 @@ impl CreateBody {
             name: spec.name,
             labels: spec.labels,
             options: spec.driver.options,
+            ipam_options: spec.ipam.options,
+            attachable: spec.attachable,
             subnet: spec.ipam.subnet,
             range: spec.ipam.range,
             gateway: spec.ipam.gateway,
@@ -188,6 +196,7 @@ impl CreateBody {
             gateway: read(&config.gateway)?,
             range: read(&config.ip_range)?,
             reserved: config.reserved("IPv6")?,
+            subnet_as_written: Some(config.subnet).filter(|text| !text.is_empty()),
         }))
     }
 }

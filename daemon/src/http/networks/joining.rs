@@ -166,7 +166,7 @@ fn link_local(text: &str) -> Result<Ipv4Addr, ApiError> {
 pub(in crate::http) async fn joinable(state: &State, name: &str) -> Result<Joinable, ApiError> {
     let of_swarm = |id: String, name: &str| Joinable::Swarm(NetworkRef { id, name: name.to_owned(), kind: "overlay" });
     match find(state, name).await {
-        Ok(Known::Local(network)) => Ok(Joinable::Local(network.into())),
+        Ok(Known::Local(network)) => Ok(Joinable::Local(network)),
         Ok(Known::Predefined(0)) => Ok(Joinable::Local(state.engine.network(DEFAULT_NETWORK)?.into())),
         Ok(Known::Predefined(1)) => Err(ApiError::bad_request(
             "container cannot be disconnected from host network or connected to host network: run it with \
