@@ -45,6 +45,34 @@ pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
     bytes
 }
 
+/// Encodes a list item by item: what [`encode`] makes of all of them in a `Vec`.
+#[derive(Debug, Default)]
+pub struct ListEncoder {
+    items: Vec<u8>,
+    count: u64,
+}
+
+impl ListEncoder {
+    pub fn push<T: bincode::Encode>(&mut self, item: &T) {
+        bincode::encode_into_std_write(item, &mut self.items, bincode::config::standard())
+            .expect("writing to memory does not fail");
+        self.count += 1;
+    }
+
+    /// How long the items are together.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.items.len()
+    }
+
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        let mut bytes = encode(&self.count);
+        bytes.extend_from_slice(&self.items);
+        bytes
+    }
+}
+
 /// Decodes what [`encode`] made.
 pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, DecodeError> {
     let body = body(bytes)?;
@@ -88,6 +116,17 @@ mod tests {
     fn a_newer_format_is_named() {
         let error = decode::<u64>(&[FORMAT_VERSION + 1, 0]).unwrap_err();
         assert!(error.to_string().contains("upgrade skep"), "{error}");
+    }
+
+    #[test]
+    fn a_list_is_the_same_item_by_item() {
+        for count in [0, 1, 250, 251, 70_000] {
+            let items: Vec<(u32, String)> = (0..count).map(|n| (n, n.to_string())).collect();
+            let mut list = ListEncoder::default();
+            items.iter().for_each(|item| list.push(item));
+            assert!(list.len_bytes() >= items.len());
+            assert!(list.finish() == encode(&items), "{count} items");
+        }
     }
 
     #[test]

@@ -272,9 +272,13 @@ fn what_is_published_on_this_host_alone_is_reached_from_no_other() {
     host.start_daemon();
     check("with a new daemon");
     assert!(host.exec("nft", &["flush", "ruleset"]).success);
-    wait_until("what was published is open again after the firewall's reload", LIMIT, || {
-        (reaches(other, &url(8089)), host.log())
+    // A published port is open all the while, by the process that listens at it; it is the rules that are waited for.
+    assert!(reaches(other, &url(8089)));
+    wait_until("the rules are back after the firewall's reload", LIMIT, || {
+        let rules = host.exec("nft", &["list", "table", "ip", "skep"]).stdout;
+        (rules.contains("dport 8089 dnat"), rules)
     });
+    assert!(reaches(other, &url(8089)));
     check("after the firewall's reload");
     host.ok(&["rm", "-f", "own", "open"]);
 }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use openraft::storage::{EntryResponder, RaftLogStorage as _, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{BasicNode, EntryPayload, Membership, OptionalSend, RaftLogReader as _};
-use skep_api::{Object, encoding};
+use skep_api::Object;
+use skep_api::encoding::{self, ListEncoder};
 use tokio::sync::{broadcast, watch};
 
 use crate::log::LogStore;
@@ -200,17 +201,13 @@ impl RaftSnapshotBuilder<Types> for SnapshotWriter {
 
 fn encode_parts(tables: &Tables) -> SnapshotParts {
     let mut parts = Vec::new();
-    let mut objects: Vec<Object> = Vec::new();
-    let mut len = 0;
+    let mut part = ListEncoder::default();
     for object in tables.objects() {
-        len += encoding::encode(&object).len();
-        objects.push(object);
-        if len >= PART_LEN {
-            parts.push(encoding::encode(&objects).into());
-            objects.clear();
-            len = 0;
+        part.push(&object);
+        if part.len_bytes() >= PART_LEN {
+            parts.push(std::mem::take(&mut part).finish().into());
         }
     }
-    parts.push(encoding::encode(&objects).into());
+    parts.push(part.finish().into());
     parts
 }

@@ -5,6 +5,7 @@
 //! default of what is missing. So nodes of neighbouring versions read each other's messages, and
 //! an upgrade reads the store it finds.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use bincode::config::Config;
@@ -29,6 +30,14 @@ impl Writer for Bytes {
     }
 }
 
+/// A buffer that is larger is given back.
+const SPARE_LEN_MAX: usize = 64 << 10;
+
+thread_local! {
+    /// Buffers of frames that are written, one for each that was within another: a value has many frames.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Writes fields with their length before them.
 ///
 /// # Errors
@@ -38,11 +47,17 @@ pub fn encode_frame<E: Encoder>(
     encoder: &mut E,
     fields: impl FnOnce(&mut FrameEncoder<E::C>) -> Result<(), EncodeError>,
 ) -> Result<(), EncodeError> {
-    let mut frame = EncoderImpl::new(Bytes::default(), *encoder.config());
+    let spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let mut frame = EncoderImpl::new(Bytes(spare), *encoder.config());
     fields(&mut frame)?;
-    let Bytes(bytes) = frame.into_writer();
+    let Bytes(mut bytes) = frame.into_writer();
     (bytes.len() as u64).encode(encoder)?;
-    encoder.writer().write(&bytes)
+    encoder.writer().write(&bytes)?;
+    if bytes.capacity() <= SPARE_LEN_MAX {
+        bytes.clear();
+        SPARE.with_borrow_mut(|spare| spare.push(bytes));
+    }
+    Ok(())
 }
 
 /// Reads fields from what [`encode_frame`] wrote.

@@ -32,19 +32,20 @@ impl Engine {
     pub async fn fill_volumes(self: &Arc<Self>, id: &str) -> Result<(), EngineError> {
         let container = self.find(id)?;
         let config = container.config();
-        let layers = self.layer_dirs(&container.layers).map_err(disk_error("finding an image's layers"))?;
-        let wants = config.mounts.iter().any(|mount| match &mount.source {
+        let mut empty = config.mounts.iter().filter(|mount| match &mount.source {
             MountSource::Volume { name, no_copy: false, .. } => {
                 // What has options is not mounted before it is used, and filled then.
                 let plain = self.volumes.get(name).is_some_and(|volume| volume.options.is_empty());
-                plain && volume::is_empty(&self.volumes.data_dir(name)) && may_have(&layers, &mount.target)
+                plain && volume::is_empty(&self.volumes.data_dir(name))
             }
             MountSource::Volume { .. }
             | MountSource::Bind { .. }
             | MountSource::Tmpfs { .. }
             | MountSource::Image { .. } => false,
         });
-        if !wants {
+        let Some(first) = empty.next() else { return Ok(()) };
+        let layers = self.layer_dirs(&container.layers).map_err(disk_error("finding an image's layers"))?;
+        if !std::iter::once(first).chain(empty).any(|mount| may_have(&layers, &mount.target)) {
             return Ok(());
         }
         let _one = container.operation.clone().lock_owned().await;

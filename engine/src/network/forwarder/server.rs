@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,6 +51,8 @@ async fn serve(socket: &Path) -> io::Result<()> {
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
+    // Whoever speaks there has the host's ports.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     let mut served = Served { held: BTreeMap::new(), clients: Arc::new(Semaphore::new(CLIENTS_MAX)) };
     loop {
         let (stream, _) = listener.accept().await?;
