@@ -21,7 +21,7 @@ use crate::build::context::clean;
 use crate::build::instruction::{Draft, set_env};
 use crate::build::parse::{self, Instruction};
 use crate::build::plan::Plan;
-use crate::build::running::counted_args;
+use crate::build::running::args;
 use crate::build::stage::Mounted;
 use crate::build::words;
 use crate::container::config::{NetworkMode, ResourceLimits};
@@ -463,7 +463,7 @@ impl Builder {
         let text = match instruction.name.as_str() {
             "RUN" => {
                 // With its arguments and their number in front, as clients take them apart.
-                let args: Vec<String> = counted_args(stage).collect();
+                let args: Vec<String> = args(stage).collect();
                 let front =
                     if args.is_empty() { String::new() } else { format!("|{} {} ", args.len(), args.join(" ")) };
                 front + &stage.draft.command(&instruction.rest).join(" ")

@@ -11,7 +11,7 @@ use crate::container::config::{ContainerConfig, NetworkMode};
 use crate::container::logs::config::{LogConfig, LogDriver};
 use crate::engine::{Engine, RemoveOptions};
 
-/// Arguments that need no ARG, and do not count for the cache.
+/// Arguments that need no ARG, and without one are told in no history and make no other step.
 const PROXY_ARGS: [&str; 8] =
     ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy"];
 
@@ -28,8 +28,7 @@ impl Builder {
         let mounts = self.mounts(stage, instruction)?;
         let command = run_line(stage, instruction);
         let args: Vec<String> = args(stage).collect();
-        let counted: Vec<String> = counted_args(stage).collect();
-        stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &counted.join("\0"), &stage.draft.config.user]);
+        stage.key = key(&[&stage.key, "RUN", &command.join("\0"), &args.join("\0"), &stage.draft.config.user]);
         if !mounts.is_empty() {
             stage.key = key(&[&stage.key, &self.mounts_key(&mounts).await?]);
         }
@@ -130,14 +129,9 @@ impl Drop for Gone {
 }
 
 /// The arguments that a command sees as variables: those that the image's own do not hide.
-fn args(stage: &Stage) -> impl Iterator<Item = String> + '_ {
+pub(super) fn args(stage: &Stage) -> impl Iterator<Item = String> + '_ {
     let is_hidden = |name: &str| stage.draft.config.env.iter().any(|var| var.split('=').next() == Some(name));
     stage.args.iter().filter(move |(name, _)| !is_hidden(name)).map(|(name, value)| format!("{name}={value}"))
-}
-
-/// Those of them that make another step of it.
-pub(super) fn counted_args(stage: &Stage) -> impl Iterator<Item = String> + '_ {
-    args(stage).filter(|arg| !is_proxy(arg))
 }
 
 fn run_line(stage: &Stage, instruction: &Instruction) -> Vec<String> {
@@ -166,8 +160,4 @@ fn run_line(stage: &Stage, instruction: &Instruction) -> Vec<String> {
             stage.draft.shell().into_iter().chain([script]).collect()
         }
     }
-}
-
-fn is_proxy(arg: &str) -> bool {
-    arg.split('=').next().is_some_and(|name| PROXY_ARGS.contains(&name))
 }
