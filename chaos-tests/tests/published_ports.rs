@@ -101,6 +101,25 @@ fn clients_of_ipv6_reach_a_container_that_has_none() {
 }
 
 #[test]
+fn ports_lead_into_a_container_once_it_is_in_a_network_that_they_reach() {
+    take_turn!();
+    let scene = Scene::with_hosts(1);
+    let host = scene.host();
+    host.ok(&["network", "create", "--internal", "inner"]);
+    host.ok(&["network", "create", "outer"]);
+    host.ok(&["run", "-d", "--name", "web", "--network", "inner", "-p", "8080:8000", "skep/whoami"]);
+    assert_eq!(host.ok(&["port", "web"]), "");
+    assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
+    host.ok(&["network", "connect", "outer", "web"]);
+    for url in ["http://127.0.0.1:8080/", "http://[::1]:8080/"] {
+        wait_until(&format!("{url} answers"), LIMIT, || (host.curl(url).contains("Hostname:"), host.log()));
+    }
+    assert!(host.ok(&["port", "web"]).contains("8000/tcp -> 0.0.0.0:8080"));
+    host.ok(&["network", "disconnect", "outer", "web"]);
+    assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
+}
+
+#[test]
 fn what_another_program_of_the_host_has_is_not_taken() {
     take_turn!();
     let scene = Scene::with_hosts(1);

@@ -275,8 +275,10 @@ impl Networks {
     ) -> io::Result<(Vec<Endpoint>, Vec<PublishedPort>)> {
         let ports = {
             let all = self.all().clone();
+            // In an internal network they lead nowhere until the container joins another.
             let leads = |place: &WantedPlace| {
-                all.get(&place.network).is_none_or(|network| network.leads_ports(false) || network.leads_ports(true))
+                let leads = |network: &LocalNetwork| network.leads_ports(false) || network.leads_ports(true);
+                all.get(&place.network).is_none_or(|network| network.internal || leads(network))
             };
             let mut leases = self.leases();
             let ports = match places.is_empty() || places.iter().any(leads) {
