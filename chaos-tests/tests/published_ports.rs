@@ -105,8 +105,8 @@ fn ports_lead_into_a_container_once_it_is_in_a_network_that_they_reach() {
     take_turn!();
     let scene = Scene::with_hosts(1);
     let host = scene.host();
-    host.ok(&["network", "create", "--internal", "inner"]);
-    host.ok(&["network", "create", "outer"]);
+    host.ok(&["network", "create", "-d", "bridge", "--internal", "inner"]);
+    host.ok(&["network", "create", "-d", "bridge", "outer"]);
     host.ok(&["run", "-d", "--name", "web", "--network", "inner", "-p", "8080:8000", "skep/whoami"]);
     assert_eq!(host.ok(&["port", "web"]), "");
     assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
