@@ -142,9 +142,13 @@ fn what_another_program_of_the_host_has_is_not_taken() {
     assert!(!is_free(host, 7000), "what is published is nobody else's");
     host.ok(&["rm", "-f", "web"]);
 
-    // Nobody listens where that is not wanted; what is taken is seen all the same.
-    host.stop_daemon();
+    // Nobody listens where that is not wanted, not even who did before; what is taken is seen all the same.
+    host.ok(&["run", "-d", "--name", "before", "-p", "7003:8000", "skep/whoami"]);
+    assert!(listener_pid(host).is_some());
+    host.kill_daemon();
     host.start_daemon_with(&["--userland-proxy=false"]);
+    wait_until("nobody listens any more", LIMIT, || (listener_pid(host).is_none(), host.log()));
+    assert!(host.curl("http://127.0.0.1:7003/").contains("Hostname:"));
     assert!(run("7000:8000").success);
     assert_eq!(host.ok(&["port", "web", "8000"]).trim(), "0.0.0.0:7000");
     assert_eq!((listener_pid(host), is_free(host, 7000)), (None, true));

@@ -14,7 +14,7 @@ mod place;
 mod ruleset;
 mod v6;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -82,8 +82,9 @@ pub(crate) struct Networks {
     links: Mutex<BTreeMap<String, Links>>,
     keeper: Mutex<Option<Arc<dyn NetworkKeeper>>>,
     helper: Arc<HelperProgram>,
-    /// None: nobody listens at published ports.
-    forwarder: Option<Forwarder>,
+    forwarder: Forwarder,
+    /// Whether published ports are listened at.
+    forwards: bool,
 }
 
 impl Networks {
@@ -128,7 +129,8 @@ impl Networks {
             resolvers: Mutex::default(),
             links: Mutex::default(),
             keeper: Mutex::default(),
-            forwarder: forwards.then(|| Forwarder::new(helper.clone(), run_dir.to_owned())),
+            forwarder: Forwarder::new(helper.clone(), run_dir.to_owned()),
+            forwards,
             helper,
         })
     }
@@ -541,9 +543,9 @@ impl Networks {
     }
 
     async fn listen_at(&self, networks: &BTreeMap<String, LocalNetwork>, leases: &BTreeMap<String, Lease>) {
-        if let Some(forwarder) = &self.forwarder {
-            forwarder.set(forwarder::forwards(networks, leases, has_ipv6())).await;
-        }
+        // A daemon of before may have wanted it otherwise.
+        let forwards = if self.forwards { forwarder::forwards(networks, leases, has_ipv6()) } else { BTreeSet::new() };
+        self.forwarder.set(forwards).await;
     }
 
     /// Writes all rules, in one step with what comes first.
