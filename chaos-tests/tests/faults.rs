@@ -227,17 +227,10 @@ fn what_comes_back_turns_to_the_recovered_swarm(rig: &Rig) {
     let [first, second, third] = [1, 2, 3].map(|number| rig.host(number));
     // A majority of what was before comes back, out of its sight: two swarms, but none overwrites the other.
     first.cut(true);
-    let sessions = |host: &Host| host.log().matches("the session with the leader is open").count();
-    let before = [second, third].map(sessions);
     [second, third].into_iter().for_each(Host::start_daemon);
     wait_until("the old ones find each other", LIMIT, || {
         let ran = second.run(&["service", "update", "-d", "--label", "a=old", "web"]);
         (ran.success, ran.stderr)
-    });
-    // Who has no leader yet when the first one is seen again may turn to that at once.
-    wait_until("they are nodes of their own leader", LIMIT, || {
-        let now = [second, third].map(sessions);
-        (now[0] > before[0] && now[1] > before[1], format!("{before:?} {now:?}"))
     });
     first.cut(false);
     wait_until("they refuse each other", LIMIT, || {

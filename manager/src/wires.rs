@@ -1,6 +1,6 @@
 //! How a manager's store reaches those of the others.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use skep_api::grpc::RaftMessage;
 use skep_api::grpc::raft_client::RaftClient;
 use skep_raft_store::{PeerError, Peers, RpcKind};
+use tonic::Code;
 
 use crate::transport::Channels;
 
@@ -33,8 +34,15 @@ pub(crate) struct Wires {
     bulk: Arc<dyn BulkTransport>,
     /// The swarm's, as this manager knows it.
     incarnation: Arc<AtomicU64>,
-    /// Managers that did not answer when last called.
-    silent: Arc<Mutex<BTreeSet<String>>>,
+    /// Managers that could not be spoken to when last called, and whether they refused.
+    silent: Arc<Mutex<BTreeMap<String, bool>>>,
+}
+
+/// A call that came to nothing.
+struct Unheard {
+    error: PeerError,
+    /// Whether the other one is there, and does not listen.
+    refuses: bool,
 }
 
 impl Wires {
@@ -47,20 +55,30 @@ impl Wires {
         self.incarnation.clone()
     }
 
-    /// Tells once when a manager falls silent and once when it answers again: calls are many.
-    fn note<T>(&self, addr: &str, called: &Result<T, PeerError>) {
+    /// Tells once when a manager falls silent or refuses, and once when it answers again: calls are many.
+    fn note<T>(&self, addr: &str, called: &Result<T, Unheard>) {
         let mut silent = self.silent.lock().expect("nobody panics while holding it");
         match called {
-            Ok(_) if silent.remove(addr) => tracing::info!(manager = addr, "a manager answers again"),
-            Err(error) if silent.insert(addr.to_owned()) => {
-                tracing::warn!(manager = addr, reason = error.reason, "a manager does not answer");
+            Ok(_) if silent.remove(addr).is_some() => tracing::info!(manager = addr, "a manager answers again"),
+            Err(Unheard { error, refuses }) if silent.insert(addr.to_owned(), *refuses) != Some(*refuses) => {
+                let reason = &error.reason;
+                tracing::warn!(
+                    manager = addr,
+                    reason,
+                    "a manager {}",
+                    if *refuses { "refuses" } else { "does not answer" }
+                );
             }
             Ok(_) | Err(_) => {}
         }
     }
 
-    async fn try_call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
-        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
+    async fn try_call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Unheard> {
+        let unheard = |reason: String, refuses| {
+            let error = PeerError { addr: addr.to_owned(), reason };
+            Unheard { error, refuses }
+        };
+        let error = |reason: String| unheard(reason, false);
         let channel = self.channels.to(addr).map_err(|e| error(e.to_string()))?;
         let mut client = RaftClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
         let message = RaftMessage { body, incarnation: self.incarnation.load(Ordering::Relaxed) };
@@ -74,7 +92,7 @@ impl Wires {
         };
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(reply)) => Ok(reply.into_inner().body),
-            Ok(Err(status)) => Err(error(status.to_string())),
+            Ok(Err(status)) => Err(unheard(status.to_string(), status.code() == Code::FailedPrecondition)),
             Err(_) => Err(error(format!("no answer within {limit:?}"))),
         }
     }
@@ -84,7 +102,7 @@ impl Peers for Wires {
     async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
         let called = self.try_call(addr, kind, body, limit).await;
         self.note(addr, &called);
-        called
+        called.map_err(|unheard| unheard.error)
     }
 
     async fn send_snapshot(
