@@ -354,8 +354,8 @@ impl Engine {
     pub fn leads_ports(&self, id: &str, v6: bool) -> bool {
         let Some(network) = self.networks.get(id) else { return true };
         // Who listens for IPv6 passes on to IPv4.
-        network.leads_ports(v6)
-            || (v6 && self.config.userland_proxy && skep_host_net::has_ipv6() && network.leads_ports(false))
+        let passes_on = v6 && network.v6.is_none() && self.config.userland_proxy && skep_host_net::has_ipv6();
+        network.leads_ports(v6) || (passes_on && network.leads_ports(false))
     }
 
     /// The host's address that a container's ports are published on unless another is named.

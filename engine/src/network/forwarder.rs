@@ -187,12 +187,13 @@ pub(super) fn forwards(
         let places = || lease.places.iter();
         let v4 = places().find_map(|place| place.address.filter(|_| nat(&place.network, GATEWAY_MODE)));
         let v6 = places().find_map(|place| place.address_v6.filter(|_| nat(&place.network, GATEWAY_MODE_V6)));
+        let has_v6 = places().any(|place| place.address_v6.is_some());
         for port in &lease.ports {
             for at in listened_at(port, has_ipv6) {
-                let same = if at.is_ipv6() { v6.map(IpAddr::from) } else { v4.map(IpAddr::from) };
                 let to = match lease.through {
                     Some(through) => SocketAddr::new(through.into(), port.host_port),
-                    None => match same.or_else(|| v4.map(IpAddr::from)).or_else(|| v6.map(IpAddr::from)) {
+                    // Who has IPv6 is reached by it as its network says; nobody without IPv4 is reached by that.
+                    None => match if at.is_ipv6() && has_v6 { v6.map(IpAddr::from) } else { v4.map(IpAddr::from) } {
                         Some(address) => SocketAddr::new(address, port.container_port),
                         None => continue,
                     },
