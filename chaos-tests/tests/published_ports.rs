@@ -107,14 +107,27 @@ fn ports_lead_into_a_container_once_it_is_in_a_network_that_they_reach() {
     let host = scene.host();
     host.ok(&["network", "create", "-d", "bridge", "--internal", "inner"]);
     host.ok(&["network", "create", "-d", "bridge", "outer"]);
-    host.ok(&["run", "-d", "--name", "web", "--network", "inner", "-p", "8080:8000", "skep/whoami"]);
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "inner",
+        "-p",
+        "8080:8000",
+        "-p",
+        "127.0.0.1:8081:8000",
+        "skep/whoami",
+    ]);
     assert_eq!(host.ok(&["port", "web"]), "");
     assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
     host.ok(&["network", "connect", "outer", "web"]);
     for url in ["http://127.0.0.1:8080/", "http://[::1]:8080/"] {
         wait_until(&format!("{url} answers"), LIMIT, || (host.curl(url).contains("Hostname:"), host.log()));
     }
-    assert!(host.ok(&["port", "web"]).contains("8000/tcp -> 0.0.0.0:8080"));
+    let told = host.ok(&["port", "web"]);
+    assert!(told.contains("8000/tcp -> 0.0.0.0:8080") && told.contains("8000/tcp -> 127.0.0.1:8081"), "{told}");
     host.ok(&["network", "disconnect", "outer", "web"]);
     assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
 }

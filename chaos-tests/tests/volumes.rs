@@ -2,7 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
-use skep_chaos_tests::{Rig, take_turn};
+use skep_chaos_tests::{Host, Rig, take_turn};
+
+/// Builds an image upon busybox.
+fn build(host: &Host, name: &str, lines: &str) {
+    let context = host.dir().join("context");
+    std::fs::create_dir_all(&context).unwrap();
+    std::fs::write(context.join("Dockerfile"), format!("FROM busybox\n{lines}")).unwrap();
+    host.ok(&["build", "-t", name, context.to_str().unwrap()]);
+}
 
 /// Users of it come and go, and the daemon dies: a directory that a volume shows is as it was when the volume is gone.
 #[test]
@@ -51,15 +59,12 @@ fn volumes_are_filled_when_their_container_is_made() {
     for flags in [&[][..], &["--userns-remap", "default"], &["--storage-driver", "vfs"]] {
         host.start_daemon_with(flags);
         host.import_busybox();
-        let context = host.dir().join("context");
-        std::fs::create_dir_all(&context).unwrap();
-        let lines = "FROM busybox\nRUN mkdir /data /other && echo kept | tee /data/kept > /other/kept && ln -s other /led\nVOLUME /data\n";
-        std::fs::write(context.join("Dockerfile"), lines).unwrap();
-        host.ok(&["build", "-t", "data", context.to_str().unwrap()]);
+        let run = "mkdir /data /other && echo kept | tee /data/kept > /other/kept && ln -s other /led";
+        build(host, "data", &format!("RUN {run}\nVOLUME /data\n"));
         host.ok(&["create", "--name", "holds", "-v", "named:/data", "data", "true"]);
         assert_eq!(host.ok(&["run", "--rm", "--volumes-from", "holds", "busybox", "cat", "/data/kept"]), "kept\n");
         // What is copied in before the first start comes beside what the image has.
-        let file = context.join("mine");
+        let file = host.dir().join("mine");
         std::fs::write(&file, "mine").unwrap();
         host.ok(&["create", "--name", "copied", "-v", "more:/led", "data", "cat", "/led/kept", "/led/mine"]);
         host.ok(&["cp", file.to_str().unwrap(), "copied:/led/mine"]);
@@ -91,11 +96,7 @@ fn the_files_of_an_image_are_mounted_beside_the_container_s_own() {
     for flags in [&[][..], &["--userns-remap", "default"], &["--storage-driver", "vfs"]] {
         host.start_daemon_with(flags);
         host.import_busybox();
-        let context = host.dir().join("context");
-        std::fs::create_dir_all(&context).unwrap();
-        let lines = "FROM busybox\nRUN mkdir -p /opt/deep && echo tool > /opt/deep/tool && ln -s /etc /opt/out\n";
-        std::fs::write(context.join("Dockerfile"), lines).unwrap();
-        host.ok(&["build", "-t", "tools", context.to_str().unwrap()]);
+        build(host, "tools", "RUN mkdir -p /opt/deep && echo tool > /opt/deep/tool && ln -s /etc /opt/out\n");
         let mount = |more: &str| format!("type=image,source=tools,target=/tools{more}");
         let run = |more: &str, script: &str| {
             host.run(&["run", "--rm", "--mount", &mount(more), "busybox", "sh", "-c", script])

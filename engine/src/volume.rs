@@ -157,14 +157,14 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
-pub(crate) fn is_empty(volume: &Path) -> bool {
-    fs::read_dir(volume).is_ok_and(|mut entries| entries.next().is_none())
+pub(crate) fn is_empty(volume: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(volume)?.next().is_none())
 }
 
 /// Fills an empty volume with what the image has in its place; one that holds something is left alone.
 pub(crate) fn populate(volume: &Path, from: &Path) -> io::Result<()> {
     // A part of a volume may be a file.
-    if !from.is_dir() || !volume.is_dir() || !is_empty(volume) {
+    if !from.is_dir() || !volume.is_dir() || !is_empty(volume)? {
         return Ok(());
     }
     Copier::default().copy_children(from, volume)?;

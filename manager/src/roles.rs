@@ -11,13 +11,11 @@ const HANDOVER_LIMIT: Duration = Duration::from_secs(3);
 /// Lets one demoted manager go. Returns whether there was one.
 pub(crate) async fn release_next(store: &Store) -> Result<bool, ProposeError> {
     let tables = store.view();
-    let leaving = tables.nodes.iter().find(|n| n.spec.role == NodeRole::Worker && n.raft.is_some());
-    let Some(node) = leaving else { return Ok(false) };
-    let raft_id = node.raft.as_ref().expect("just looked at").raft_id;
-    let released = release(store, node.id, raft_id).await;
-    released.inspect_err(
-        |error| tracing::warn!(node = %node.id, %error, "a demoted manager could not leave consensus yet"),
-    )?;
+    let mut demoted = tables.nodes.iter().filter(|node| node.spec.role == NodeRole::Worker);
+    let leaving = demoted.find_map(|node| Some((node.id, node.raft.as_ref()?.raft_id)));
+    let Some((node, raft_id)) = leaving else { return Ok(false) };
+    let released = release(store, node, raft_id).await;
+    released.inspect_err(|error| tracing::warn!(%node, %error, "a demoted manager could not leave consensus yet"))?;
     Ok(true)
 }
 

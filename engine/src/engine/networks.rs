@@ -352,10 +352,13 @@ impl Engine {
     /// Whether ports of containers in a network are the host's by IPv4, or by IPv6; those that are not this host's are.
     #[must_use]
     pub fn leads_ports(&self, id: &str, v6: bool) -> bool {
-        let Some(network) = self.networks.get(id) else { return true };
-        // Who listens for IPv6 passes on to IPv4.
-        let passes_on = v6 && network.v6.is_none() && self.config.userland_proxy && skep_host_net::has_ipv6();
-        network.leads_ports(v6) || (passes_on && network.leads_ports(false))
+        self.networks.get(id).is_none_or(|network| network.leads_ports(v6))
+    }
+
+    /// Whether what comes by IPv6 to ports of containers without it goes on by IPv4.
+    #[must_use]
+    pub fn passes_on_ipv6(&self) -> bool {
+        self.config.userland_proxy && skep_host_net::has_ipv6()
     }
 
     /// The host's address that a container's ports are published on unless another is named.

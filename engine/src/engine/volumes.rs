@@ -36,7 +36,8 @@ impl Engine {
             MountSource::Volume { name, no_copy: false, .. } => {
                 // What has options is not mounted before it is used, and filled then.
                 let plain = self.volumes.get(name).is_some_and(|volume| volume.options.is_empty());
-                plain && volume::is_empty(&self.volumes.data_dir(name))
+                // One that cannot be read says so when it is used.
+                plain && volume::is_empty(&self.volumes.data_dir(name)).unwrap_or(false)
             }
             MountSource::Volume { .. }
             | MountSource::Bind { .. }

@@ -30,19 +30,19 @@ fn ports(state: &ContainerState) -> &[PublishedPort] {
     }
 }
 
-/// The host's addresses that a container's port is served at: all of a kind, where the container has one of that
-/// kind which others may reach, or the one that was asked for.
+/// The host's addresses that a container's port is served at: all of a kind, or the one that was asked for, where the
+/// container can be reached from those.
 fn served_at(engine: &Engine, container: &Inspection, port: &PublishedPort) -> Vec<IpAddr> {
-    if let Some(address) = port.host_ip {
-        return vec![address];
-    }
     let places = container.state.endpoints();
     // What is not this host's is reached by IPv4 as well.
     let by_v4 = |held: &Endpoint| held.address.is_some() && engine.leads_ports(&held.network, false);
-    let by_v6 = |held: &Endpoint| engine.leads_ports(&held.network, true);
-    let v4 = (places.is_empty() || places.iter().any(by_v4)).then_some(UNSPECIFIED_V4);
-    let v6 = places.iter().any(by_v6).then_some(UNSPECIFIED_V6);
-    v4.into_iter().chain(v6).collect()
+    let by_v6 = |held: &Endpoint| held.address_v6.is_some() && engine.leads_ports(&held.network, true);
+    let has_v6 = places.iter().any(|held| held.address_v6.is_some());
+    let v4 = places.is_empty() || places.iter().any(by_v4);
+    let passed_on = !has_v6 && engine.passes_on_ipv6() && places.iter().any(by_v4);
+    let v6 = passed_on || places.iter().any(by_v6);
+    let asked = port.host_ip.map_or_else(|| vec![UNSPECIFIED_V4, UNSPECIFIED_V6], |address| vec![address]);
+    asked.into_iter().filter(|address| if address.is_ipv6() { v6 } else { v4 }).collect()
 }
 
 const UNSPECIFIED_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
