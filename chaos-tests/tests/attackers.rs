@@ -56,7 +56,7 @@ fn forged(root: &RootAuthority, root_pem: &str, role: NodeRole, now: SystemTime)
 async fn manager_calls(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
     let mut raft = RaftClient::new(channel.clone());
     let mut control = ControlClient::new(channel);
-    let raft_message = || RaftMessage { body: vec![1], incarnation: 0 };
+    let raft_message = || RaftMessage { body: vec![1], ..RaftMessage::default() };
     vec![
         ("append", raft.append_entries(raft_message()).await.map(drop)),
         ("vote", raft.vote(raft_message()).await.map(drop)),

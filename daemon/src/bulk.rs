@@ -13,7 +13,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
 use skep_api::{Extensible, NodeRole, TaskId, Timestamp, encoding};
 use skep_engine::{Engine, LogLine, LogOptions, LogSource};
-use skep_manager::{BulkReply, BulkTransport};
+use skep_manager::{BulkReply, BulkTransport, Envelope};
 use skep_pki::{PeerIdentity, TlsIdentity};
 use skep_raft_store::Store;
 use skep_worker::TASK_ID_LABEL;
@@ -35,7 +35,15 @@ enum Request {
     /// Frames with lines come back.
     TaskLogs { task: TaskId, query: LogQuery },
     /// This many parts follow; one frame with the reply comes back.
-    Snapshot { header: Vec<u8>, parts: u32 },
+    Snapshot {
+        header: Vec<u8>,
+        parts: u32,
+        /// As in a message of consensus.
+        #[added]
+        to: u64,
+        #[added]
+        incarnation: u64,
+    },
 }
 
 /// Which lines of a task are wanted.
@@ -136,14 +144,16 @@ impl Bulk {
         let request: Request = encoding::decode(&read_frame(&mut recv).await?)?;
         match request {
             Request::TaskLogs { task, query } => self.send_logs(task, &query, &mut send).await?,
-            Request::Snapshot { header, parts } => {
+            Request::Snapshot { header, parts, to, incarnation } => {
                 let store = self.store.lock().expect("nobody panics while holding it").clone();
                 let store = store.ok_or_else(|| anyhow::anyhow!("this node is no manager"))?;
+                let envelope = Envelope { to, incarnation };
+                anyhow::ensure!(envelope.other_incarnation(&store).is_none(), "it is of another incarnation");
                 let mut received = Vec::new();
                 for _ in 0..parts {
                     received.push(Bytes::from(read_frame(&mut recv).await?));
                 }
-                let reply = store.handle_snapshot(&header, received).await;
+                let reply = store.handle_snapshot(envelope.addressee(&store), &header, received).await?;
                 write_frame(&mut send, &reply).await?;
             }
         }
@@ -209,19 +219,33 @@ pub(crate) fn find_container(engine: &Engine, task: TaskId) -> Option<String> {
 }
 
 impl BulkTransport for Bulk {
-    fn send_snapshot<'a>(&'a self, addr: &'a str, header: Vec<u8>, parts: Vec<Bytes>) -> BulkReply<'a> {
-        Box::pin(async move { self.push_snapshot(addr, header, parts).await.map_err(|error| error.to_string()) })
+    fn send_snapshot<'a>(
+        &'a self,
+        addr: &'a str,
+        envelope: Envelope,
+        header: Vec<u8>,
+        parts: Vec<Bytes>,
+    ) -> BulkReply<'a> {
+        Box::pin(
+            async move { self.push_snapshot(addr, envelope, header, parts).await.map_err(|error| error.to_string()) },
+        )
     }
 }
 
 impl Bulk {
-    async fn push_snapshot(&self, addr: &str, header: Vec<u8>, parts: Vec<Bytes>) -> anyhow::Result<Vec<u8>> {
+    async fn push_snapshot(
+        &self,
+        addr: &str,
+        Envelope { to, incarnation }: Envelope,
+        header: Vec<u8>,
+        parts: Vec<Bytes>,
+    ) -> anyhow::Result<Vec<u8>> {
         let control: SocketAddr =
             tokio::net::lookup_host(addr).await?.next().ok_or_else(|| anyhow::anyhow!("no such host"))?;
         let addr = SocketAddr::new(control.ip(), crate::swarm::BULK_PORT);
         let connection = self.connect(addr, "swarm-manager").await?;
         let (mut send, mut recv) = connection.open_bi().await?;
-        let request = Request::Snapshot { header, parts: u32::try_from(parts.len())? };
+        let request = Request::Snapshot { header, parts: u32::try_from(parts.len())?, to, incarnation };
         write_frame(&mut send, &encoding::encode(&request)).await?;
         for part in parts {
             write_frame(&mut send, &part).await?;

@@ -468,6 +468,6 @@ async fn admitted(
     to_worker: &mut ToWorker,
 ) -> Result<Option<String>, Status> {
     let peer = check(info.identity.as_ref(), Needs::AnyNode, &shared.store.view(), SystemTime::now())?;
-    let Some(dispatcher) = shared.dispatcher() else { return Ok(Some(shared.leader_addr().unwrap_or_default())) };
+    let Some(dispatcher) = shared.dispatcher() else { return Ok(Some(shared.whom_to_turn_to())) };
     dispatcher.session(peer.node(), info.addr, from_worker, to_worker).await.map(|()| None)
 }

@@ -23,4 +23,4 @@ mod wires;
 mod manager;
 
 pub use manager::{Manager, ManagerConfig, ManagerError, ReadError};
-pub use wires::{BulkReply, BulkTransport};
+pub use wires::{BulkReply, BulkTransport, Envelope};

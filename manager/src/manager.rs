@@ -2,9 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use skep_api::grpc::control_client::ControlClient;
 use skep_api::grpc::control_server::ControlServer;
@@ -43,6 +42,9 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 /// The key of the store, beside it.
 const DATA_KEY: &str = "data.key";
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
+/// A swarm that was recovered without this manager is the one to turn to after so long without a leader: far more than
+/// an election takes, so that a majority of before which goes on is not torn.
+const FORSAKEN_AFTER: Duration = Duration::from_secs(10);
 /// How a manager is set up.
 pub struct ManagerConfig {
     pub node: NodeId,
@@ -101,6 +103,9 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) tls: Arc<TlsIdentity>,
     channels: Channels,
+    wires: Wires,
+    /// Since when this manager knows of no leader.
+    forsaken: Mutex<Option<Instant>>,
     dispatcher: Mutex<Option<Dispatcher>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -113,6 +118,14 @@ impl Shared {
 
     pub(crate) fn leader_addr(&self) -> Option<String> {
         self.store.leadership().borrow().leader_addr.clone()
+    }
+
+    /// Where a node should turn to that has come to this manager while another leads: to the leader; to the swarm that was
+    /// recovered without this manager, once that has had no leader of its own for long; nowhere.
+    pub(crate) fn whom_to_turn_to(&self) -> String {
+        let forsaken = *self.forsaken.lock().expect("nobody panics while holding it");
+        let recovered = || self.wires.recovered().filter(|_| forsaken.is_some_and(|at| at.elapsed() >= FORSAKEN_AFTER));
+        self.leader_addr().or_else(recovered).unwrap_or_default()
     }
 
     pub(crate) async fn execute_here(&self, command: Command) -> Result<Outcome, ControlError> {
@@ -246,11 +259,11 @@ impl Shared {
 
     /// Tells the wires which incarnation of the swarm this manager is of, as soon as it knows: a recovery alone changes
     /// it, and that begins with a store that is opened anew.
-    async fn learn_incarnation(self: Arc<Self>, incarnation: Arc<AtomicU64>) {
+    async fn learn_incarnation(self: Arc<Self>) {
         let mut applied = self.store.applied();
         loop {
             if let Some(cluster) = self.store.view().cluster() {
-                incarnation.store(cluster.incarnation, Ordering::Relaxed);
+                self.wires.set_incarnation(cluster.incarnation);
                 return;
             }
             tokio::select! {
@@ -294,11 +307,18 @@ impl Shared {
         }
     }
 
+    fn note_leader(&self, is_known: bool) {
+        let mut forsaken = self.forsaken.lock().expect("nobody panics while holding it");
+        // Terms go on without a leader.
+        *forsaken = if is_known { None } else { forsaken.or_else(|| Some(Instant::now())) };
+    }
+
     /// Does the leader's work whenever this manager leads.
     async fn follow_leadership(self: Arc<Self>) {
         let mut leadership = self.store.leadership();
         loop {
             let term = leadership.borrow_and_update().clone();
+            self.note_leader(term.leader.is_some());
             let ready = term.is_leader
                 && tokio::select! {
                     () = self.catch_up() => true,
@@ -391,18 +411,20 @@ impl Manager {
             .await
             .map_err(|cause| ManagerError::Listen { addr: config.listen, cause })?;
         let wires = Wires::new(channels.clone(), config.bulk);
-        let incarnation = wires.incarnation();
         let store = match &config.alone {
-            None => Store::open(store_config, wires).await?,
+            None => Store::open(store_config, wires.clone()).await?,
             Some(addr) => {
                 let own = RaftMember { raft_id: config.raft_id, addr: addr.clone() };
-                Store::open_alone(store_config, wires, addr, move |tables| recover(tables, config.node, &own)).await?
+                Store::open_alone(store_config, wires.clone(), addr, move |tables| recover(tables, config.node, &own))
+                    .await?
             }
         };
         let shared = Arc::new(Shared {
             store,
             tls: config.tls.clone(),
             channels,
+            wires,
+            forsaken: Mutex::new(Some(Instant::now())),
             dispatcher: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -428,7 +450,7 @@ impl Manager {
         });
         shared.tasks.spawn(shared.clone().follow_leadership());
         shared.tasks.spawn(shared.clone().take_snapshots());
-        shared.tasks.spawn(shared.clone().learn_incarnation(incarnation));
+        shared.tasks.spawn(shared.clone().learn_incarnation());
         Ok(Self { shared, raft_id: config.raft_id })
     }
 

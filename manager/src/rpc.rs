@@ -20,6 +20,7 @@ use crate::ca_server::{self, Decision};
 use crate::control::{Command, Reason};
 use crate::manager::Shared;
 use crate::transport::PeerInfo;
+use crate::wires::Envelope;
 
 /// All services of one manager.
 #[derive(Clone)]
@@ -35,15 +36,13 @@ impl Services {
     async fn raft(&self, kind: RpcKind, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         self.caller(&request, Needs::Manager)?;
         let message = request.into_inner();
-        let own = self.0.store.view().cluster().map(|cluster| cluster.incarnation);
-        if own.is_some_and(|own| own != message.incarnation) {
-            // Invariant: what a swarm agrees on after its recovery is not overwritten by what was before it.
-            return Err(Status::failed_precondition(
-                "one of us is of before the swarm was recovered: let the manager that is leave, and join again",
-            ));
+        let (store, envelope) = (&self.0.store, Envelope { to: message.to, incarnation: message.incarnation });
+        if let Some(incarnation) = envelope.other_incarnation(store) {
+            return Ok(Response::new(RaftMessage { incarnation, ..RaftMessage::default() }));
         }
-        let body = self.0.store.handle_rpc(kind, &message.body).await;
-        Ok(Response::new(RaftMessage { body, incarnation: message.incarnation }))
+        let answered = store.handle_rpc(envelope.addressee(store), kind, &message.body).await;
+        let body = answered.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(RaftMessage { body, incarnation: message.incarnation, to: 0 }))
     }
 }
 

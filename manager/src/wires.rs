@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_api::grpc::RaftMessage;
 use skep_api::grpc::raft_client::RaftClient;
-use skep_raft_store::{PeerError, Peers, RpcKind};
+use skep_api::node::RaftMember;
+use skep_raft_store::{PeerError, Peers, RpcKind, Store};
 use tonic::Code;
 
 use crate::transport::Channels;
@@ -18,13 +19,44 @@ use crate::transport::Channels;
 /// The largest message that is taken.
 pub(crate) const MESSAGE_LEN_MAX: usize = 64 << 20;
 
+/// What every message of consensus says beside its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope {
+    /// The member that it is for; zero from builds that did not say.
+    pub to: u64,
+    /// The sender's [`Cluster::incarnation`](skep_api::Cluster); zero if it knows of none yet.
+    pub incarnation: u64,
+}
+
+impl Envelope {
+    /// The member that takes it at `store`'s address.
+    #[must_use]
+    pub fn addressee(&self, store: &Store) -> u64 {
+        if self.to == 0 { store.raft_id() } else { self.to }
+    }
+
+    /// The incarnation that `store` is of, if it is another one. Invariant: what a swarm agrees on after its recovery is
+    /// not overwritten by what was before it.
+    #[must_use]
+    pub fn other_incarnation(&self, store: &Store) -> Option<u64> {
+        let own = store.view().cluster().map(|cluster| cluster.incarnation);
+        own.filter(|&own| own != self.incarnation)
+    }
+}
+
 /// What the future of a [`BulkTransport`] brings.
 pub type BulkReply<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send + 'a>>;
 
 /// Streams snapshots to other managers over QUIC; the daemon brings it.
 pub trait BulkTransport: Send + Sync + 'static {
     /// Sends to the node whose control port is `addr`.
-    fn send_snapshot<'a>(&'a self, addr: &'a str, header: Vec<u8>, parts: Vec<Bytes>) -> BulkReply<'a>;
+    fn send_snapshot<'a>(
+        &'a self,
+        addr: &'a str,
+        envelope: Envelope,
+        header: Vec<u8>,
+        parts: Vec<Bytes>,
+    ) -> BulkReply<'a>;
 }
 
 /// The wires that the store uses.
@@ -36,6 +68,8 @@ pub(crate) struct Wires {
     incarnation: Arc<AtomicU64>,
     /// Managers that could not be spoken to when last called, and whether they refused.
     silent: Arc<Mutex<BTreeMap<String, bool>>>,
+    /// Where a manager of a later incarnation was met.
+    recovered: Arc<Mutex<Option<String>>>,
 }
 
 /// A call that came to nothing.
@@ -47,12 +81,21 @@ struct Unheard {
 
 impl Wires {
     pub(crate) fn new(channels: Channels, bulk: Arc<dyn BulkTransport>) -> Self {
-        Self { channels, bulk, incarnation: Arc::default(), silent: Arc::default() }
+        Self { channels, bulk, incarnation: Arc::default(), silent: Arc::default(), recovered: Arc::default() }
     }
 
-    /// What messages say of the swarm's incarnation, for whoever knows it.
-    pub(crate) fn incarnation(&self) -> Arc<AtomicU64> {
-        self.incarnation.clone()
+    /// Has messages say that this manager is of that incarnation of the swarm.
+    pub(crate) fn set_incarnation(&self, incarnation: u64) {
+        self.incarnation.store(incarnation, Ordering::Relaxed);
+    }
+
+    /// A manager of this swarm since it was recovered without this one, if any was met.
+    pub(crate) fn recovered(&self) -> Option<String> {
+        self.recovered.lock().expect("nobody panics while holding it").clone()
+    }
+
+    fn envelope(&self, to: &RaftMember) -> Envelope {
+        Envelope { to: to.raft_id, incarnation: self.incarnation.load(Ordering::Relaxed) }
     }
 
     /// Tells once when a manager falls silent or refuses, and once when it answers again: calls are many.
@@ -73,15 +116,22 @@ impl Wires {
         }
     }
 
-    async fn try_call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Unheard> {
+    async fn try_call(
+        &self,
+        member: &RaftMember,
+        kind: RpcKind,
+        body: Vec<u8>,
+        limit: Duration,
+    ) -> Result<Vec<u8>, Unheard> {
         let unheard = |reason: String, refuses| {
-            let error = PeerError { addr: addr.to_owned(), reason };
+            let error = PeerError { addr: member.addr.clone(), reason };
             Unheard { error, refuses }
         };
         let error = |reason: String| unheard(reason, false);
-        let channel = self.channels.to(addr).map_err(|e| error(e.to_string()))?;
+        let channel = self.channels.to(&member.addr).map_err(|e| error(e.to_string()))?;
         let mut client = RaftClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX);
-        let message = RaftMessage { body, incarnation: self.incarnation.load(Ordering::Relaxed) };
+        let Envelope { to, incarnation } = self.envelope(member);
+        let message = RaftMessage { body, incarnation, to };
         let call = async {
             match kind {
                 RpcKind::AppendEntries => client.append_entries(message).await,
@@ -91,7 +141,20 @@ impl Wires {
             }
         };
         match tokio::time::timeout(limit, call).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner().body),
+            Ok(Ok(reply)) if reply.get_ref().incarnation == incarnation => Ok(reply.into_inner().body),
+            Ok(Ok(reply)) => {
+                let is_later = reply.get_ref().incarnation > incarnation;
+                if is_later {
+                    *self.recovered.lock().expect("nobody panics while holding it") = Some(member.addr.clone());
+                }
+                let reason = if is_later {
+                    "the swarm was recovered without this manager, which is of before that: let this one leave and join again, \
+                     or stay without a leader, and it becomes a worker there"
+                } else {
+                    "it is of before the swarm was recovered: let it leave and join again"
+                };
+                Err(unheard(reason.to_owned(), true))
+            }
             Ok(Err(status)) => Err(unheard(status.to_string(), status.code() == Code::FailedPrecondition)),
             Err(_) => Err(error(format!("no answer within {limit:?}"))),
         }
@@ -99,21 +162,22 @@ impl Wires {
 }
 
 impl Peers for Wires {
-    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
-        let called = self.try_call(addr, kind, body, limit).await;
-        self.note(addr, &called);
+    async fn call(&self, to: &RaftMember, kind: RpcKind, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, PeerError> {
+        let called = self.try_call(to, kind, body, limit).await;
+        self.note(&to.addr, &called);
         called.map_err(|unheard| unheard.error)
     }
 
     async fn send_snapshot(
         &self,
-        addr: &str,
+        to: &RaftMember,
         header: Vec<u8>,
         parts: Vec<Bytes>,
         limit: Duration,
     ) -> Result<Vec<u8>, PeerError> {
-        let error = |reason: String| PeerError { addr: addr.to_owned(), reason };
-        match tokio::time::timeout(limit, self.bulk.send_snapshot(addr, header, parts)).await {
+        let error = |reason: String| PeerError { addr: to.addr.clone(), reason };
+        let sent = self.bulk.send_snapshot(&to.addr, self.envelope(to), header, parts);
+        match tokio::time::timeout(limit, sent).await {
             Ok(sent) => sent.map_err(error),
             Err(_) => Err(error(format!("no answer within {limit:?}"))),
         }

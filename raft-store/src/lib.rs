@@ -24,7 +24,7 @@ mod rpc;
 mod store;
 
 pub use activity::ActivityCounts;
-pub use peers::{PeerError, Peers, RpcKind};
+pub use peers::{OtherMember, PeerError, Peers, RpcKind};
 pub use raft_types::RaftId;
 pub use rpc::SnapshotHeader;
 pub use seal::{DataKey, DataKeyError};

@@ -14,6 +14,7 @@ use openraft::{BasicNode, OptionalSend};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skep_api::encoding;
+use skep_api::node::RaftMember;
 
 use crate::peers::{PeerError, Peers, RpcKind};
 use crate::raft_types::{RaftId, Snapshot, SnapshotMeta, SnapshotParts, Types, Vote};
@@ -34,14 +35,14 @@ pub(crate) struct PeerFactory<P>(pub(crate) P);
 /// One other manager, as openraft calls it.
 pub(crate) struct PeerConnection<P> {
     peers: P,
-    addr: String,
+    to: RaftMember,
 }
 
 impl<P: Peers> RaftNetworkFactory<Types> for PeerFactory<P> {
     type Network = PeerConnection<P>;
 
-    async fn new_client(&mut self, _target: RaftId, node: &BasicNode) -> PeerConnection<P> {
-        PeerConnection { peers: self.0.clone(), addr: node.addr.clone() }
+    async fn new_client(&mut self, target: RaftId, node: &BasicNode) -> PeerConnection<P> {
+        PeerConnection { peers: self.0.clone(), to: RaftMember { raft_id: target, addr: node.addr.clone() } }
     }
 }
 
@@ -53,8 +54,8 @@ impl<P: Peers> PeerConnection<P> {
     {
         let body = encoding::encode_serde(request);
         let limit = option.hard_ttl() + time_on_the_way(body.len());
-        let reply = self.peers.call(&self.addr, kind, body, limit).await.map_err(unreachable)?;
-        decode_reply(&self.addr, &reply)
+        let reply = self.peers.call(&self.to, kind, body, limit).await.map_err(unreachable)?;
+        decode_reply(&self.to.addr, &reply)
     }
 }
 
@@ -111,11 +112,11 @@ impl<P: Peers> RaftNetworkV2<Types> for PeerConnection<P> {
         let header = encoding::encode_serde(&SnapshotHeader { vote, meta: snapshot.meta });
         let parts = snapshot.snapshot;
         let limit = option.hard_ttl() + time_on_the_way(parts.iter().map(Bytes::len).sum());
-        let sent = self.peers.send_snapshot(&self.addr, header, parts, limit);
+        let sent = self.peers.send_snapshot(&self.to, header, parts, limit);
         tokio::select! {
             reply = sent => {
                 let reply = reply.map_err(unreachable)?;
-                Ok(decode_reply(&self.addr, &reply)?)
+                Ok(decode_reply(&self.to.addr, &reply)?)
             }
             closed = cancel => Err(closed.into()),
         }

@@ -16,7 +16,7 @@ use tokio::sync::{RwLock, broadcast, watch};
 use crate::activity::{Activity, ActivityCounts};
 use crate::log::LogStore;
 use crate::machine::{Machine, Published};
-use crate::peers::{Peers, RpcKind};
+use crate::peers::{OtherMember, Peers, RpcKind};
 use crate::raft_types::{Proposal, Raft, RaftId, Snapshot, Types};
 use crate::rpc::{PeerFactory, SnapshotHeader};
 use crate::seal::DataKey;
@@ -118,6 +118,8 @@ const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 const CHANGE_PAUSE: Duration = Duration::from_millis(20);
 /// A member that acknowledged one of the last so many heartbeats can take over.
 const HEARTBEATS_LATELY: u32 = 10;
+/// A leader whose last so many heartbeats no majority acknowledged leads no more; far more than others need for an election.
+const HEARTBEATS_UNHEARD: u32 = 20;
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 
@@ -170,7 +172,7 @@ impl Store {
         let raft = Raft::new(config.raft_id, raft_config, PeerFactory(peers), disk, machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        let leadership = follow_leadership(&raft, disk_failure);
+        let leadership = follow_leadership(&raft, disk_failure, config.heartbeat * HEARTBEATS_UNHEARD);
         Ok(Self { raft, published, leadership, activity, dir: config.dir, handover: Arc::default(), heartbeat })
     }
 
@@ -265,9 +267,15 @@ impl Store {
         matches!(reached, Ok(Ok(_)))
     }
 
+    /// The member that this manager is.
+    #[must_use]
+    pub fn raft_id(&self) -> RaftId {
+        *self.raft.node_id()
+    }
+
     /// Makes this the first manager of a new swarm.
     pub async fn initialize(&self, addr: &str) -> Result<(), ProposeError> {
-        let members = BTreeMap::from([(*self.raft.node_id(), BasicNode::new(addr))]);
+        let members = BTreeMap::from([(self.raft_id(), BasicNode::new(addr))]);
         self.raft.initialize(members).await.map_err(|error| ProposeError::Stopped(error.to_string()))
     }
 
@@ -323,9 +331,10 @@ impl Store {
         handed.await.is_ok()
     }
 
-    /// Answers another manager's call: body in, body out.
-    pub async fn handle_rpc(&self, kind: RpcKind, body: &[u8]) -> Vec<u8> {
-        match kind {
+    /// Answers another manager's call to the member `to`, which must be this one: body in, body out.
+    pub async fn handle_rpc(&self, to: RaftId, kind: RpcKind, body: &[u8]) -> Result<Vec<u8>, OtherMember> {
+        self.is_meant(to)?;
+        Ok(match kind {
             RpcKind::AppendEntries => match encoding::decode_serde(body) {
                 Ok(request) => reply(self.raft.append_entries(request).await),
                 Err(error) => reply::<(), _>(Err(error)),
@@ -342,17 +351,25 @@ impl Store {
                 Ok(request) => reply(self.raft.handle_transfer_leader(request).await),
                 Err(error) => reply::<(), _>(Err(error)),
             },
-        }
+        })
     }
 
-    /// Takes a snapshot that another manager streamed: header and parts in, reply out.
-    pub async fn handle_snapshot(&self, header: &[u8], parts: Vec<Bytes>) -> Vec<u8> {
-        match encoding::decode_serde::<SnapshotHeader>(header) {
+    /// Takes a snapshot that another manager streamed to the member `to`: header and parts in, reply out.
+    pub async fn handle_snapshot(&self, to: RaftId, header: &[u8], parts: Vec<Bytes>) -> Result<Vec<u8>, OtherMember> {
+        self.is_meant(to)?;
+        Ok(match encoding::decode_serde::<SnapshotHeader>(header) {
             Ok(SnapshotHeader { vote, meta }) => {
                 reply(self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: parts }).await)
             }
             Err(error) => reply::<(), _>(Err(error)),
-        }
+        })
+    }
+
+    /// Invariant: a member answers for itself alone. Else one that took the address of another would vote twice, and be
+    /// counted on for what only the other has.
+    fn is_meant(&self, to: RaftId) -> Result<(), OtherMember> {
+        let own = self.raft_id();
+        if to == own { Ok(()) } else { Err(OtherMember { to, own }) }
     }
 
     /// Asks for a snapshot now.
@@ -424,31 +441,44 @@ fn raft_config(config: &StoreConfig) -> Result<openraft::Config, openraft::Confi
     .validate()
 }
 
-/// Follows the consensus library's metrics and tells only when leadership changes.
-fn follow_leadership(raft: &Raft, disk_failure: Arc<OnceLock<String>>) -> watch::Receiver<Leadership> {
+/// Follows the consensus library's metrics and tells only when leadership changes. A leader that no majority has answered
+/// for `lapse` leads nobody: another may do so by now.
+fn follow_leadership(raft: &Raft, disk_failure: Arc<OnceLock<String>>, lapse: Duration) -> watch::Receiver<Leadership> {
     let mut metrics = raft.metrics();
     let (told, leadership) = watch::channel(Leadership::default());
     tokio::spawn(async move {
+        let mut led_since = tokio::time::Instant::now();
         loop {
-            let now = {
+            let (is_leading, now) = {
                 let metrics = metrics.borrow_watched();
                 let failure = metrics.running_state.as_ref().err().filter(|fatal| !matches!(fatal, Fatal::Stopped));
-                let leader = metrics.current_leader.filter(|_| failure.is_none());
                 let nodes = metrics.membership_config.membership();
-                Leadership {
+                let is_leading = metrics.state.is_leader();
+                if !is_leading {
+                    led_since = tokio::time::Instant::now();
+                }
+                let answered = metrics.last_quorum_acked.map_or(Duration::MAX, |at| at.elapsed());
+                let unheard = answered.min(led_since.elapsed());
+                let is_heard = !is_leading || nodes.voter_ids().count() < 2 || unheard < lapse;
+                let leader = metrics.current_leader.filter(|_| failure.is_none() && is_heard);
+                let now = Leadership {
                     term: metrics.current_term,
-                    is_leader: metrics.state.is_leader() && leader == Some(metrics.id),
+                    is_leader: is_leading && leader == Some(metrics.id),
                     leader,
                     leader_addr: leader.and_then(|id| nodes.get_node(&id)).map(|node| node.addr.clone()),
                     failure: failure.map(|fatal| disk_failure.get().cloned().unwrap_or_else(|| with_causes(fatal))),
-                }
+                };
+                (is_leading, now)
             };
             told.send_if_modified(|before| {
                 let changed = *before != now;
                 *before = now;
                 changed
             });
-            if metrics.changed().await.is_err() || told.is_closed() {
+            // Silence alone changes no metric.
+            let look_again = if is_leading { lapse / 4 } else { Duration::MAX };
+            let changed = tokio::time::timeout(look_again, metrics.changed()).await;
+            if matches!(changed, Ok(Err(_))) || told.is_closed() {
                 return;
             }
         }

@@ -8,8 +8,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use skep_api::node::RaftMember;
 use skep_api::{Secret, SecretBytes, SecretId, SecretSpec, Timestamp};
-use skep_raft_store::{DataKey, PeerError, Peers, ProposeError, Refusal, RpcKind, Store, StoreConfig, Transaction};
+use skep_raft_store::{
+    DataKey, OtherMember, PeerError, Peers, ProposeError, Refusal, RpcKind, Store, StoreConfig, Transaction,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,19 +41,23 @@ impl Switchboard {
 }
 
 impl Peers for Switchboard {
-    async fn call(&self, addr: &str, kind: RpcKind, body: Vec<u8>, _: Duration) -> Result<Vec<u8>, PeerError> {
-        Ok(self.store(addr)?.handle_rpc(kind, &body).await)
+    async fn call(&self, to: &RaftMember, kind: RpcKind, body: Vec<u8>, _: Duration) -> Result<Vec<u8>, PeerError> {
+        self.store(&to.addr)?.handle_rpc(to.raft_id, kind, &body).await.map_err(|error| refused(to, &error))
     }
 
     async fn send_snapshot(
         &self,
-        addr: &str,
+        to: &RaftMember,
         header: Vec<u8>,
         parts: Vec<bytes::Bytes>,
         _: Duration,
     ) -> Result<Vec<u8>, PeerError> {
-        Ok(self.store(addr)?.handle_snapshot(&header, parts).await)
+        self.store(&to.addr)?.handle_snapshot(to.raft_id, &header, parts).await.map_err(|error| refused(to, &error))
     }
+}
+
+fn refused(to: &RaftMember, error: &OtherMember) -> PeerError {
+    PeerError { addr: to.addr.clone(), reason: error.to_string() }
 }
 
 struct Swarm {
@@ -156,6 +163,37 @@ async fn an_acknowledged_write_survives_the_loss_of_the_leader() {
     let index = second.read_index().await.unwrap();
     assert!(caught_up.wait_applied(index, LIMIT).await);
     assert_eq!(caught_up.view().secrets.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_at_the_address_of_a_lost_member_has_no_part_in_its_vote() {
+    let swarm = Swarm::of_three().await;
+    swarm.leader(&[1, 2, 3]).await;
+    swarm.store(1).shutdown().await;
+    swarm.cut(1, true);
+    swarm.store(3).shutdown().await;
+    let newcomer = open(swarm.dir.path(), 33, swarm.shared.clone()).await.unwrap();
+    swarm.shared.lock().unwrap().stores.insert("m3".into(), newcomer.clone());
+    // One of three is left, whatever is at the address of another.
+    let second = swarm.store(2);
+    let led =
+        tokio::time::timeout(Duration::from_secs(2), second.leadership().wait_for(|now| now.is_leader)).await.is_ok();
+    assert!(!led, "the newcomer voted for a member that is gone");
+    assert!(newcomer.view().cluster().is_none() && newcomer.members().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_no_majority_hears_leads_no_more_until_one_does() {
+    let swarm = Swarm::of_three().await;
+    let leader = swarm.leader(&[1, 2, 3]).await;
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|&id| id != leader.raft_id()).collect();
+    let mut leadership = leader.leadership();
+    // All three alone: nobody takes over.
+    others.iter().for_each(|&id| swarm.cut(id, true));
+    let is_over = leadership.wait_for(|now| !now.is_leader && now.leader.is_none());
+    tokio::time::timeout(LIMIT, is_over).await.expect("in time").unwrap();
+    others.iter().for_each(|&id| swarm.cut(id, false));
+    swarm.leader(&[1, 2, 3]).await.propose(&put(1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -383,7 +383,12 @@ impl ActiveNode {
 
     async fn renew(&self, role: Option<NodeRole>) -> anyhow::Result<()> {
         let root_pem = self.tls.identity().root_pem;
-        let identity = admission::renew(&self.channels, &self.known_managers(), &root_pem, role).await?;
+        let mut managers = self.known_managers();
+        if role.is_some() {
+            // The one that told the role knows of it; this node's own, which may have no leader, knows last.
+            managers.reverse();
+        }
+        let identity = admission::renew(&self.channels, &managers, &root_pem, role).await?;
         self.take_identity(|_| identity).await?;
         // What is connected from now on shows the new certificate.
         self.channels.forget_all();
