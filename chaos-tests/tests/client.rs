@@ -391,7 +391,6 @@ const NOT_TAKEN: &[(&str, &[&str])] = &[
     ("plugin", &[]),
     ("manifest", &[]),
     ("trust", &[]),
-    ("stack", &[]),
     ("swarm ca", &["external-ca"]),
     ("secret create", &["driver"]),
     ("service create", &["credential-spec", "generic-resource", "isolation"]),

@@ -513,42 +513,6 @@ fn the_docker_client_works_unchanged() {
     ok(&["service", "rm", "bare", "shop"]);
 }
 
-/// The client makes a stack of single objects, and removes them one after the other without waiting.
-#[test]
-fn a_stack_comes_up_and_goes_by_the_docker_client() {
-    take_turn!();
-    if !has_docker() {
-        return;
-    }
-    let rig = Rig::swarm(2, 1);
-    let host = rig.host(1);
-    let file = host.dir().join("stack.yml");
-    std::fs::write(host.dir().join("note"), "noted").unwrap();
-    std::fs::write(&file, STACK.replace("NOTE", host.dir().join("note").to_str().unwrap())).unwrap();
-    let docker = |args: &[&str]| host.docker(args);
-    docker(&["stack", "deploy", "-c", file.to_str().unwrap(), "shop"]);
-    host.await_replicas("shop_web", "3/3");
-    assert!(docker(&["stack", "services", "shop"]).contains("*:8077->8000/tcp"));
-    docker(&["stack", "rm", "shop"]);
-    assert!(!docker(&["network", "ls"]).contains("shop_back"));
-    assert!(!docker(&["secret", "ls"]).contains("shop_note"));
-}
-
-const STACK: &str = r#"
-version: "3.8"
-services:
-  web:
-    image: skep/whoami
-    deploy: {replicas: 3}
-    ports: ["8077:8000"]
-    networks: [back]
-    configs: [{source: note, target: /note}]
-    secrets: [note]
-networks: {back: {driver: overlay}}
-configs: {note: {file: NOTE}}
-secrets: {note: {file: NOTE}}
-"#;
-
 #[test]
 fn a_task_whose_container_was_removed_by_hand_is_replaced() {
     take_turn!();

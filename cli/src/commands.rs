@@ -14,6 +14,7 @@ pub(crate) mod plugin;
 pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod service;
+pub(crate) mod stack;
 pub(crate) mod stats;
 pub(crate) mod swarm;
 pub(crate) mod system;

@@ -50,6 +50,9 @@ enum Command {
     /// Create, change and look at services
     #[command(subcommand)]
     Service(commands::service::ServiceCommand),
+    /// Bring services up together, as compose files declare them
+    #[command(subcommand)]
+    Stack(commands::stack::StackCommand),
     /// Make and look at networks that tasks share
     #[command(subcommand)]
     Network(commands::network::NetworkCommand),
@@ -238,6 +241,7 @@ async fn dispatch(client: &client::Client, command: Command) -> anyhow::Result<E
         Command::Swarm(command) => commands::swarm::run(client, command).await,
         Command::Node(command) => commands::node::run(client, command).await,
         Command::Service(command) => commands::service::run(client, command).await,
+        Command::Stack(command) => commands::stack::run(client, command).await,
         Command::Network(command) => commands::network::run(client, command).await,
         Command::Secret(command) => commands::payload::run_secret(client, command).await,
         Command::Config(command) => commands::payload::run_config(client, command).await,

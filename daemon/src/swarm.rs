@@ -424,8 +424,8 @@ impl Swarm {
     async fn leave_locked(&self, force: bool) -> Result<(), SwarmError> {
         if !force {
             return Err(SwarmError::Refused(
-                "this manager is locked: unlock it first, or use `--force` to leave without telling the others, which \
-                 then have to remove it (node rm --force)"
+                "Swarm is encrypted and locked. Unlock it first, or use `--force` to leave without telling the others, \
+                 which then have to remove it (node rm --force)"
                     .into(),
             ));
         }

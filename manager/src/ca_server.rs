@@ -52,7 +52,8 @@ pub(crate) fn decide(
 fn role_of_token(text: &str, tables: &Tables) -> Result<NodeRole, Status> {
     let refused = || {
         Status::permission_denied(
-            "the join token is not valid: it is wrong or was rotated; get the one in force from 'swarm join-token'",
+            "a valid join token is necessary to join this cluster: this one is wrong or was rotated; get the one in force \
+             from 'swarm join-token'",
         )
     };
     let token: JoinToken = text.parse().map_err(|_| refused())?;

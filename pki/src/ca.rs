@@ -10,8 +10,8 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
     PublicKeyData as _, SerialNumber,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 use skep_api::{ClusterId, NodeId, NodeRole, SecretBytes, Timestamp};
 use x509_parser::der_parser::asn1_rs::Tag;
@@ -155,8 +155,7 @@ impl RootAuthority {
 
     /// Takes up a root that was made before.
     pub fn load(certificate_pem: &str, key_pem: &SecretBytes) -> Result<Self, CaError> {
-        let text = String::from_utf8_lossy(key_pem.expose());
-        let key = KeyPair::from_pem(&text).map_err(CaError::Root)?;
+        let key = read_key(key_pem)?;
         let issuer = Issuer::from_ca_cert_pem(certificate_pem, key).map_err(CaError::Root)?;
         Ok(Self { certificate_pem: certificate_pem.to_owned(), issuer })
     }
@@ -248,4 +247,42 @@ impl RootAuthority {
         let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(CaError::Sign)?;
         Ok(certificate.pem())
     }
+}
+
+/// Object identifiers of kinds of keys.
+const EC_KEY: &[u64] = &[1, 2, 840, 10_045, 2, 1];
+const RSA_KEY: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
+const P256: &[u64] = &[1, 2, 840, 10_045, 3, 1, 7];
+const P384: &[u64] = &[1, 3, 132, 0, 34];
+
+/// A key in whichever of the usual forms it is written: as PKCS #8, or as tools wrote keys of each kind before that.
+fn read_key(pem: &SecretBytes) -> Result<KeyPair, CaError> {
+    let read = |pkcs8: &[u8]| KeyPair::try_from(pkcs8).map_err(CaError::Root);
+    match PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|_| CaError::Unfit("the key is no private key in PEM"))? {
+        PrivateKeyDer::Pkcs8(key) => read(key.secret_pkcs8_der()),
+        PrivateKeyDer::Pkcs1(key) => read(&as_pkcs8(RSA_KEY, None, key.secret_pkcs1_der())),
+        PrivateKeyDer::Sec1(key) => {
+            let of_curve = |curve| read(&as_pkcs8(EC_KEY, Some(curve), key.secret_sec1_der()));
+            of_curve(P256).or_else(|_| of_curve(P384))
+        }
+        _ => Err(CaError::Unfit("the key is of a form that is not known")),
+    }
+}
+
+/// A key of a kind, in the form that says so (RFC 5958).
+fn as_pkcs8(kind: &[u64], curve: Option<&[u64]>, key: &[u8]) -> Vec<u8> {
+    let oid = |numbers: &[u64]| yasna::models::ObjectIdentifier::from_slice(numbers);
+    yasna::construct_der(|writer| {
+        writer.write_sequence(|members| {
+            members.next().write_u8(0);
+            members.next().write_sequence(|algorithm| {
+                algorithm.next().write_oid(&oid(kind));
+                match curve {
+                    Some(curve) => algorithm.next().write_oid(&oid(curve)),
+                    None => algorithm.next().write_null(),
+                }
+            });
+            members.next().write_bytes(key);
+        });
+    })
 }

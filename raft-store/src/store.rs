@@ -119,7 +119,7 @@ const CHANGE_PAUSE: Duration = Duration::from_millis(20);
 /// A member that acknowledged one of the last so many heartbeats can take over.
 const HEARTBEATS_LATELY: u32 = 10;
 /// A leader whose last so many heartbeats no majority acknowledged leads no more; far more than others need for an election.
-const HEARTBEATS_UNHEARD: u32 = 20;
+const HEARTBEATS_UNHEARD: u32 = 60;
 /// How often a transaction is made anew when others were faster.
 const UPDATE_TRIES: usize = 32;
 

@@ -13,7 +13,8 @@ use super::system::{LogOptions, print_frames};
 use crate::client::{Client, escape, read_json};
 use crate::converge;
 use crate::output::{FormatArg, ListArgs, ago, line};
-use spec::{CreateArgs, MODES};
+use spec::CreateArgs;
+pub(super) use spec::{MODES, pinned, tagged};
 use update::{UpdateArgs, update};
 
 #[derive(clap::Subcommand)]
@@ -98,7 +99,7 @@ pub(crate) struct FrontArgs {
 pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::Create(args) => create(client, *args).await,
-        ServiceCommand::Ls(args) => list(client, &args).await,
+        ServiceCommand::Ls(args) => list(client, &args.filters()?, &args).await,
         ServiceCommand::Ps { services, no_trunc, no_resolve, list } => {
             for service in &services {
                 client.get(&format!("/services/{service}")).await?;
@@ -149,8 +150,8 @@ async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<()> {
     if args.spec.detach { Ok(()) } else { converge::wait(client, id, args.spec.quiet).await }
 }
 
-async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
-    let services = client.get(&format!("/services?status=true&{}", args.query()?)).await?;
+pub(super) async fn list(client: &Client, filters: &Value, args: &ListArgs) -> anyhow::Result<()> {
+    let services = client.get(&format!("/services?status=true&filters={}", escape(&filters.to_string()))).await?;
     let row = |service: &Value| {
         let status = &service["ServiceStatus"];
         let mode = MODES.iter().find(|(_, member)| service["Spec"]["Mode"].get(member).is_some());
@@ -304,7 +305,12 @@ async fn logs(client: &Client, options: &LogOptions, front: &FrontArgs, name: &s
     print_frames(client, &path, prefix).await
 }
 
-async fn post_update(client: &Client, found: &Value, spec: &Value, auth: Option<String>) -> anyhow::Result<()> {
+pub(super) async fn post_update(
+    client: &Client,
+    found: &Value,
+    spec: &Value,
+    auth: Option<String>,
+) -> anyhow::Result<()> {
     let id = found["ID"].as_str().unwrap_or_default();
     let path = format!("/services/{id}/update?version={}", found["Version"]["Index"]);
     client.post_with_auth(&path, auth, spec).await.map(drop)

@@ -156,7 +156,7 @@ fn passes(engine: &Engine, c: &Inspection, filters: &Filters) -> bool {
                 || c.config.image_id == image
                 || c.config.image_id.trim_start_matches("sha256:").starts_with(image)
         })
-        && filters.any("health", |health| describe::health_of(&c.state).as_str() == health)
+        && filters.any("health", |health| describe::health_of(c).as_str() == health)
         && filters.any("volume", has_volume)
         && filters.any("network", |network| in_network(engine, c, network))
         && filters.any("publish", port)

@@ -67,10 +67,14 @@ pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NetworkId) -> Re
             || wanted(tables, &service.spec).any(|wanted| wanted.id == id)
     };
     if let Some(service) = tables.services.iter().filter(|service| !service.removed).find(uses) {
-        return Err(ControlError::new(
-            Reason::Conflict,
-            format!("network {name} is in use by service {}: take it out of there first", service.spec.name),
-        ));
+        let user = &service.spec.name;
+        let message = match network.spec.ingress {
+            true => format!(
+                "ingress network cannot be removed because service {user} depends on it: publish no ports by it"
+            ),
+            false => format!("network {name} is in use by service {user}: take it out of there first"),
+        };
+        return Err(ControlError::new(Reason::Conflict, message));
     }
     let live = |task: &&Arc<skep_api::Task>| {
         !task.status.state.is_terminal() && task.networks.iter().any(|attachment| attachment.network == id)

@@ -48,7 +48,7 @@ fn check_demotion(tables: &Tables, id: NodeId) -> Result<(), ControlError> {
     let rest: Vec<_> = managers.filter(|node| node.id != id).collect();
     if rest.is_empty() {
         return Err(ControlError::new(
-            Reason::Conflict,
+            Reason::Invalid,
             format!(
                 "attempting to demote the last manager of the swarm, which node {id} is: promote another one first"
             ),
@@ -57,7 +57,7 @@ fn check_demotion(tables: &Tables, id: NodeId) -> Result<(), ControlError> {
     let ready = rest.iter().filter(|node| node.status.state == NodeState::Ready).count();
     if ready < rest.len() / 2 + 1 {
         return Err(ControlError::new(
-            Reason::Conflict,
+            Reason::Invalid,
             format!(
                 "without node {id} only {ready} of {} managers would be reachable, and the swarm would lose its \
                  majority: bring managers back first",
@@ -70,7 +70,7 @@ fn check_demotion(tables: &Tables, id: NodeId) -> Result<(), ControlError> {
 
 pub(super) fn remove(tables: &Tables, tx: &mut Transaction, id: NodeId, force: bool) -> Result<Outcome, ControlError> {
     let node = tables.nodes.get(id).ok_or_else(|| ControlError::not_found("node", id))?;
-    let refuse = |message: String| Err(ControlError::new(Reason::Conflict, message));
+    let refuse = |message: String| Err(ControlError::new(Reason::Invalid, message));
     if node.raft.is_some() || node.spec.role == NodeRole::Manager {
         return refuse(format!(
             "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"

@@ -227,7 +227,7 @@ fn put(map: &mut serde_json::Map<String, Value>, key: &str, value: Option<Value>
 }
 
 /// Modes by their words, and their members in the Engine API.
-pub(super) const MODES: [(&str, &str); 4] = [
+pub(crate) const MODES: [(&str, &str); 4] = [
     ("replicated", "Replicated"),
     ("global", "Global"),
     ("replicated-job", "ReplicatedJob"),
@@ -237,7 +237,7 @@ pub(super) const MODES: [(&str, &str); 4] = [
 impl SpecArgs {
     /// The image as the spec is to name it.
     pub(super) async fn image(&self, client: &Client, image: &str) -> String {
-        if self.no_resolve_image { image.to_owned() } else { pinned(client, image).await }
+        if self.no_resolve_image { tagged(image) } else { pinned(client, image).await }
     }
 
     /// Our credentials for the image's registry, if nodes are to have them.
@@ -432,16 +432,23 @@ impl SpecArgs {
     }
 }
 
+/// The image under the tag that is meant where none is named.
+pub(crate) fn tagged(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
 /// The image with the digest that its tag stands for now, so that every node runs the same; as it
 /// is, with a word about it, if no registry can tell.
-async fn pinned(client: &Client, image: &str) -> String {
+pub(crate) async fn pinned(client: &Client, image: &str) -> String {
     if image.contains('@') {
         return image.to_owned();
     }
+    let image = tagged(image);
     match client.get(&format!("/distribution/{image}/json")).await {
         Ok(found) => match found["Descriptor"]["digest"].as_str() {
             Some(digest) => format!("{image}@{digest}"),
-            None => image.to_owned(),
+            None => image,
         },
         Err(error) => {
             if !error.to_string().contains("built in") {
@@ -450,7 +457,7 @@ async fn pinned(client: &Client, image: &str) -> String {
                      versions of it ({error})"
                 );
             }
-            image.to_owned()
+            image
         }
     }
 }

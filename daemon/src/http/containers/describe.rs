@@ -16,9 +16,13 @@ use skep_engine::{
 use super::mounts::clean_target;
 use crate::config::BUILT_IN_RUNTIME;
 
-pub(super) fn health_of(state: &ContainerState) -> HealthStatus {
-    match state {
+/// What is known of a container's health. One that has a check and runs no more is not healthy, as Docker says it.
+pub(super) fn health_of(container: &Inspection) -> HealthStatus {
+    match &container.state {
         ContainerState::Running(running) => running.health,
+        ContainerState::Restarting(_) | ContainerState::Exited(_) if container.config.health.is_some() => {
+            HealthStatus::Unhealthy
+        }
         ContainerState::Created | ContainerState::Restarting(_) | ContainerState::Exited(_) => HealthStatus::None,
     }
 }
@@ -317,9 +321,15 @@ fn mount_of_task(mount: &ContainerMount) -> Value {
                 value["BindOptions"] = json!({"Propagation": propagation});
             }
         }
-        MountSource::Volume { name, .. } => {
+        MountSource::Volume { name, labels, no_copy, subpath, .. } => {
             value["Type"] = json!("volume");
             value["Source"] = json!(name);
+            for (member, asked) in [("Labels", json!(labels)), ("NoCopy", json!(no_copy)), ("Subpath", json!(subpath))]
+            {
+                if asked != json!({}) && asked != json!(false) && asked != json!("") {
+                    value["VolumeOptions"][member] = asked;
+                }
+            }
         }
         MountSource::Image { image, .. } => {
             value["Type"] = json!("image");
@@ -570,7 +580,7 @@ fn state_json(container: &Inspection) -> Value {
         "Restarting": restarting, "OOMKilled": oom, "Dead": false, "Pid": pid, "ExitCode": code, "Error": error,
         "StartedAt": started, "FinishedAt": finished,
     });
-    let health = health_of(state);
+    let health = health_of(container);
     if health != HealthStatus::None {
         let log: Vec<_> = container
             .probes

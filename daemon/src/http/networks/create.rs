@@ -208,6 +208,18 @@ fn read<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Opti
     text.parse().map(Some).map_err(ApiError::bad_request)
 }
 
+/// A name stands for one network, of this host or of the swarm: else none of both could be named for certain.
+async fn refuse_known_name(state: &State, name: &str) -> Result<(), ApiError> {
+    let of_swarm = match state.swarm.manager().await {
+        Ok(manager) => manager.view().networks.by_name(name).is_some(),
+        Err(_) => false,
+    };
+    if of_swarm || state.engine.networks().iter().any(|network| network.name == name) {
+        return Err(ApiError::conflict(format!("network with name {name} already exists")));
+    }
+    Ok(())
+}
+
 pub(in crate::http) async fn create(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
     if body.name.is_empty() {
@@ -219,6 +231,7 @@ pub(in crate::http) async fn create(state: State, body: JsonBody) -> Result<(Sta
             body.name
         )));
     }
+    refuse_known_name(&state, &body.name).await?;
     if body.driver != "overlay" && body.scope != "swarm" && !body.ingress {
         if !matches!(body.driver.as_str(), "" | "bridge" | "default" | MACVLAN) {
             return Err(ApiError::not_found(format!(
