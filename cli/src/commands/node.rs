@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::service::{Shown, task_rows};
+use super::service::{TasksArgs, task_rows};
 use crate::client::Client;
 use crate::output::{FormatArg, ListArgs, line};
 
@@ -23,14 +23,8 @@ pub(crate) enum NodeCommand {
     /// List the tasks of nodes [default: this one]
     Ps {
         nodes: Vec<String>,
-        /// Show ids and reasons in full
-        #[arg(long)]
-        no_trunc: bool,
-        /// Show the ids of services and nodes instead of their names
-        #[arg(long)]
-        no_resolve: bool,
         #[command(flatten)]
-        list: ListArgs,
+        tasks: TasksArgs,
     },
     /// Change a node
     Update {
@@ -76,12 +70,12 @@ pub(crate) async fn run(client: &Client, command: NodeCommand) -> anyhow::Result
             }
             format.print_all_or_pretty(&values, pretty)
         }
-        NodeCommand::Ps { nodes, no_trunc, no_resolve, list } => {
+        NodeCommand::Ps { nodes, tasks } => {
             let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
             for node in nodes {
-                let mut filters = list.filters()?;
+                let mut filters = tasks.list.filters()?;
                 filters["node"] = json!([resolve(client, &node).await?]);
-                task_rows(client, &filters, Shown { no_trunc, no_resolve }, &list).await?;
+                task_rows(client, &filters, &tasks).await?;
             }
             Ok(())
         }

@@ -27,14 +27,8 @@ pub(crate) enum ServiceCommand {
     Ps {
         #[arg(required = true)]
         services: Vec<String>,
-        /// Show ids and reasons in full
-        #[arg(long)]
-        no_trunc: bool,
-        /// Show the ids of services and nodes instead of their names
-        #[arg(long)]
-        no_resolve: bool,
         #[command(flatten)]
-        list: ListArgs,
+        tasks: TasksArgs,
     },
     /// Show services in full
     Inspect {
@@ -100,14 +94,13 @@ pub(crate) async fn run(client: &Client, command: ServiceCommand) -> anyhow::Res
     match command {
         ServiceCommand::Create(args) => create(client, *args).await,
         ServiceCommand::Ls(args) => list(client, &args.filters()?, &args).await,
-        ServiceCommand::Ps { services, no_trunc, no_resolve, list } => {
+        ServiceCommand::Ps { services, tasks } => {
             for service in &services {
                 client.get(&format!("/services/{service}")).await?;
             }
-            let mut filters = list.filters()?;
+            let mut filters = tasks.list.filters()?;
             filters["service"] = json!(services);
-            let shown = Shown { no_trunc, no_resolve };
-            task_rows(client, &filters, shown, &list).await
+            task_rows(client, &filters, &tasks).await
         }
         ServiceCommand::Inspect { services, pretty, format } => {
             let mut values = Vec::new();
@@ -193,16 +186,22 @@ pub(super) async fn list(client: &Client, filters: &Value, args: &ListArgs) -> a
     args.print(&columns, &rows)
 }
 
-/// How tasks are shown.
-#[derive(Clone, Copy)]
-pub(super) struct Shown {
-    pub(super) no_trunc: bool,
-    pub(super) no_resolve: bool,
+/// Options of every list of tasks.
+#[derive(clap::Args)]
+pub(crate) struct TasksArgs {
+    /// Show ids and reasons in full
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show the ids of services and nodes instead of their names
+    #[arg(long)]
+    no_resolve: bool,
+    #[command(flatten)]
+    pub(super) list: ListArgs,
 }
 
 /// Prints tasks, those of one slot together, the newest first.
-pub(super) async fn task_rows(client: &Client, filters: &Value, shown: Shown, list: &ListArgs) -> anyhow::Result<()> {
-    let Shown { no_trunc, no_resolve } = shown;
+pub(super) async fn task_rows(client: &Client, filters: &Value, args: &TasksArgs) -> anyhow::Result<()> {
+    let &TasksArgs { no_trunc, no_resolve, ref list } = args;
     let tasks = client.get(&format!("/tasks?filters={}", escape(&filters.to_string()))).await?;
     let services = client.get("/services").await?;
     let nodes = client.get("/nodes").await?;

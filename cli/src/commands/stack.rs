@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use self::document::Node;
 use self::project::{NAMESPACE_LABEL, Project};
-use super::service::{self as services, Shown, task_rows};
+use super::service::{self as services, TasksArgs, task_rows};
 use crate::client::{Client, escape};
 use crate::output::{ListArgs, line};
 
@@ -37,14 +37,8 @@ pub(crate) enum StackCommand {
     /// List the tasks of a stack
     Ps {
         stack: String,
-        /// Show ids and reasons in full
-        #[arg(long)]
-        no_trunc: bool,
-        /// Show the ids of services and nodes instead of their names
-        #[arg(long)]
-        no_resolve: bool,
         #[command(flatten)]
-        list: ListArgs,
+        tasks: TasksArgs,
     },
     /// List the services of a stack
     Services {
@@ -82,11 +76,11 @@ pub(crate) async fn run(client: &Client, command: StackCommand) -> anyhow::Resul
     match command {
         StackCommand::Deploy(args) => deploy::run(client, args).await,
         StackCommand::Ls(args) => list(client, &args).await,
-        StackCommand::Ps { stack, no_trunc, no_resolve, list } => {
+        StackCommand::Ps { stack, tasks } => {
             services_of(client, &stack, true).await?;
-            let mut filters = list.filters()?;
+            let mut filters = tasks.list.filters()?;
             filters["label"] = json!([label(&stack)]);
-            task_rows(client, &filters, Shown { no_trunc, no_resolve }, &list).await
+            task_rows(client, &filters, &tasks).await
         }
         StackCommand::Services { stack, list } => {
             services_of(client, &stack, true).await?;
