@@ -473,3 +473,24 @@ fn a_device_for_the_other_family_is_made_anew() {
     second.start_daemon();
     wait_until("the other node's task answers again", LIMIT, || (answers().contains("Hostname:"), second.log()));
 }
+
+#[test]
+fn a_network_comes_up_the_moment_after_the_last_one_went() {
+    take_turn!();
+    let rig = Rig::swarm(1, 1);
+    let host = rig.host(1);
+    for _ in 0..4 {
+        host.ok(&["network", "create", "--opt", "encrypted=false", "open"]);
+        let create =
+            ["service", "create", "-d", "--name", "web", "--replicas", "8", "--network", "open", "skep/whoami"];
+        host.ok(&create);
+        host.await_replicas("web", "8/8");
+        // The kernel takes its time to clear away what nine namespaces held.
+        host.ok(&["service", "rm", "web"]);
+        wait_until("the network is gone", LIMIT, || {
+            let ran = host.run(&["network", "rm", "open"]);
+            (ran.success, ran.stderr)
+        });
+    }
+    assert!(!host.log().contains("is not as it should be"), "{}", host.log());
+}

@@ -130,6 +130,15 @@ impl Kernel {
         if let Some(index) = link_index(outside.handle(), MESH_DEVICE).await {
             outside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
         }
+        // The kernel clears namespaces away in its own time, and until then the next device of that kind would not be made.
+        if let Ok(inside) = Netns::open(netns) {
+            let inside = Netlink::open_in(&inside).await?;
+            for device in [plain::DEVICE, sealed::DEVICE] {
+                if let Some(index) = link_index(inside.handle(), device).await {
+                    inside.handle().link().del(index).execute().await.map_err(io::Error::other)?;
+                }
+            }
+        }
         Netns::remove(netns)
     }
 
