@@ -66,7 +66,19 @@ fn images_come_from_a_registry_and_are_pinned_to_their_digest() {
     }
     let all = host.docker(&["push", "--all-tags", "10.77.0.1:5000/made/here"]);
     assert!(["1", "2", "3"].iter().all(|tag| all.contains(&format!("{tag}: digest: sha256:"))), "{all}");
-    assert_eq!(rig.host(2).docker(&["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
+    let second = rig.host(2);
+    assert_eq!(second.docker(&["run", "--rm", "-q", "10.77.0.1:5000/made/here:1"]), "made here\n");
+    // All tags at once, by both clients.
+    for pull in [&["pull", "-a"][..], &["pull", "-q", "--all-tags"]] {
+        for tag in second.ok(&["images", "--format", "{{.Tag}}", "10.77.0.1:5000/made/here"]).lines() {
+            second.ok(&["rmi", "-f", &format!("10.77.0.1:5000/made/here:{tag}")]);
+        }
+        let pull = [pull, &["10.77.0.1:5000/made/here"]].concat();
+        drop(if pull.contains(&"-a") { second.docker(&pull) } else { second.ok(&pull) });
+        assert_eq!(second.ok(&["images", "-q", "10.77.0.1:5000/made/here"]).lines().count(), 3);
+    }
+    assert!(second.docker_fails(&["pull", "-a", "10.77.0.1:5000/never/made"]).contains("never/made"));
+    assert!(second.fails(&["pull", "-a", "10.77.0.1:5000/made/here:1"]).contains("tag can't be used"));
 }
 
 /// A registry that may be spoken to without TLS may have it, with a certificate that nobody vouches for.

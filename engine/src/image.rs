@@ -7,6 +7,7 @@ pub(crate) mod layer;
 pub(crate) mod platform;
 pub(crate) mod pull;
 pub(crate) mod push;
+mod reasons;
 pub(crate) mod store;
 pub(crate) mod unpack;
 

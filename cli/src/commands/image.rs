@@ -192,7 +192,9 @@ pub(crate) struct PushArgs {
 pub(crate) async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Pull(args) if args.all_tags => {
-            let path = format!("/images/create?fromImage={}&allTags=true", escape(&args.image));
+            let last = args.image.rsplit('/').next().unwrap_or(&args.image);
+            anyhow::ensure!(!last.contains([':', '@']), "tag can't be used with --all-tags/-a");
+            let path = format!("/images/create?fromImage={}&platform={}", escape(&args.image), escape(&args.platform));
             fetch(client, &path, &args.image, args.quiet).await
         }
         ImageCommand::Pull(args) => pull(client, &args.image, &args.platform, args.quiet).await,
@@ -296,9 +298,15 @@ fn history(list: &ListArgs, steps: &Value, no_trunc: bool, human: bool) -> anyho
     list.print(&columns, &rows)
 }
 
+/// The image under the tag that is meant where none is named.
+pub(crate) fn tagged(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
 /// Fetches an image, with our credentials for its registry if we have any.
 pub(crate) async fn pull(client: &Client, image: &str, platform: &str, quiet: bool) -> anyhow::Result<()> {
-    let path = format!("/images/create?fromImage={}&platform={}", escape(image), escape(platform));
+    let path = format!("/images/create?fromImage={}&platform={}", escape(&tagged(image)), escape(platform));
     fetch(client, &path, image, quiet).await
 }
 

@@ -14,7 +14,7 @@ use crate::client::{Client, escape, read_json};
 use crate::converge;
 use crate::output::{FormatArg, ListArgs, ago, line};
 use spec::CreateArgs;
-pub(super) use spec::{MODES, pinned, tagged};
+pub(super) use spec::{MODES, pinned};
 use update::{UpdateArgs, update};
 
 #[derive(clap::Subcommand)]

@@ -1,5 +1,7 @@
 //! Images of this host, and what registries say of names.
 
+mod pull;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use skep_api::{SecretBytes, Timestamp, with_causes};
 use skep_engine::{Credentials, EngineError, Image, Platform, PullProgress, Pushed, familiar};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::json::{or_null, parse};
 use super::stream::{json_error, json_lines, read_body, written};
@@ -367,83 +369,7 @@ pub(super) async fn create(state: State, request: Request) -> Result<Response, A
         return Err(ApiError::bad_request(format!("invalid reference format: {name:?}")));
     }
     let platform = platform(query.platform.as_deref().unwrap_or_default())?;
-    pull(&state, name, platform, credentials(request.headers())).await
-}
-
-/// Pulls an image. What fails before anything has come is the answer itself.
-async fn pull(
-    state: &State,
-    name: String,
-    platform: Option<Platform>,
-    credentials: Credentials,
-) -> Result<Response, ApiError> {
-    let (progress, mut steps) = mpsc::channel::<PullProgress>(PROGRESS_AHEAD);
-    let (lines, stream) = mpsc::channel::<Value>(PROGRESS_AHEAD);
-    let engine = state.engine.clone();
-    let (beginning, begun) = oneshot::channel();
-    tokio::spawn(async move {
-        let tag = name
-            .rsplit_once('/')
-            .map_or(name.as_str(), |(_, last)| last)
-            .split_once(':')
-            .map_or("latest", |(_, tag)| tag);
-        let repository = skep_engine::repository_path(&name).unwrap_or_default();
-        let begin = json!({"status": format!("Pulling from {repository}"), "id": tag});
-        let before = engine.image(&name).ok().map(|image| image.id);
-        let pulled = async {
-            let pulled = engine.pull(&name, platform.as_ref(), &credentials, &progress).await;
-            drop(progress);
-            pulled
-        };
-        let told = async {
-            let Some(first) = steps.recv().await else { return Some(beginning) };
-            drop(beginning.send(Ok(())));
-            drop(lines.send(begin.clone()).await);
-            drop(lines.send(step_line(&first)).await);
-            relay(steps, &lines).await;
-            None
-        };
-        let (pulled, told) = tokio::join!(pulled, told);
-        let pulled = match (pulled, told) {
-            (Err(error), Some(beginning)) => {
-                drop(beginning.send(Err(error)));
-                return;
-            }
-            (Ok(image), Some(beginning)) => {
-                drop(beginning.send(Ok(())));
-                drop(lines.send(begin).await);
-                Ok(image)
-            }
-            (pulled, None) => pulled,
-        };
-        let last = match pulled {
-            Ok(image) => {
-                let digest = image
-                    .digests
-                    .iter()
-                    .filter_map(|pinned| pinned.split_once('@'))
-                    .map(|(_, digest)| digest)
-                    .next_back();
-                let fresh = if before.as_ref() == Some(&image.id) {
-                    "Image is up to date for"
-                } else {
-                    "Downloaded newer image for"
-                };
-                vec![
-                    json!({"status": format!("Digest: {}", digest.unwrap_or(&image.id))}),
-                    json!({"status": format!("Status: {fresh} {}", familiar(&name))}),
-                ]
-            }
-            Err(error) => vec![json_error(&with_causes(&error))],
-        };
-        for value in last {
-            drop(lines.send(value).await);
-        }
-    });
-    match begun.await {
-        Ok(Err(error)) => Err(error.into()),
-        _ => Ok(json_lines(stream)),
-    }
+    pull::run(&state, name, platform, credentials(request.headers())).await
 }
 
 async fn import(

@@ -133,6 +133,16 @@ impl Engine {
         Ok(image)
     }
 
+    /// All names in its registry that `name` stands for: itself if it has a tag or a digest, else all of its repository's.
+    pub async fn names_in_registry(&self, name: &str, credentials: &Credentials) -> Result<Vec<String>, EngineError> {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        if last.contains([':', '@']) || is_builtin(name) {
+            return Ok(vec![name.to_owned()]);
+        }
+        let tags = self.puller.tags(name, credentials).await?;
+        Ok(tags.into_iter().map(|tag| format!("{name}:{tag}")).collect())
+    }
+
     /// Asks the registry what a name stands for.
     pub async fn resolve(&self, name: &str, credentials: &Credentials) -> Result<Resolved, EngineError> {
         Ok(self.puller.resolve(name, credentials).await?)

@@ -14,17 +14,17 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{DecodeError, Engine as _};
 use futures::TryStreamExt as _;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
-use skep_api::{IpSubnet, SecretBytes, with_causes};
+use skep_api::{IpSubnet, SecretBytes};
 use tokio::sync::mpsc;
 
 use crate::image::download::{Download, DownloadError};
 use crate::image::layer::LayerBlob;
 use crate::image::platform::{self, Platform};
+use crate::image::reasons::{no_manifest, registry_error};
 use crate::image::store::{ConfigBlob, Image, ImageStore};
 use crate::image::unpack::{self, UnpackError};
 use crate::turns::Turns;
@@ -185,6 +185,9 @@ pub struct PullProgress {
 
 /// As often as dockerd tells of a download.
 const TOLD_EVERY_BYTES: u64 = 512 << 10;
+const TAGS_A_PAGE: usize = 1_000;
+/// More are not pulled at a time.
+const TAGS_MAX: usize = 20_000;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(60);
 
@@ -302,6 +305,24 @@ impl Puller {
         };
         let media_type = media_type.unwrap_or_else(|| "application/vnd.oci.image.manifest.v1+json".into());
         Ok(Resolved { digest, media_type, size_bytes, platforms })
+    }
+
+    /// All tags of a repository, as its registry names them.
+    pub(crate) async fn tags(&self, name: &str, credentials: &Credentials) -> Result<Vec<String>, PullError> {
+        let reference = parse(name)?;
+        let client = self.client(&reference, self.wire(&reference).await);
+        let (auth, mut tags) = (credentials.to_auth(), Vec::<String>::new());
+        loop {
+            let page = client.list_tags(&reference, &auth, Some(TAGS_A_PAGE), tags.last().map(String::as_str)).await;
+            let page = page.map_err(|error| no_manifest(name, &error))?.tags;
+            // Some registries give all of them, whatever they are asked for.
+            let is_last = page.len() != TAGS_A_PAGE || page.first().is_some_and(|tag| tags.contains(tag));
+            tags.extend(page);
+            if is_last || tags.len() >= TAGS_MAX {
+                tags.dedup();
+                return Ok(tags);
+            }
+        }
     }
 
     async fn manifest(
@@ -422,7 +443,7 @@ impl Puller {
         let downloaded = Download::new(client, place, layer, &mut file).run(tell_bytes).await;
         let size_bytes = downloaded.map_err(|error| match error {
             DownloadError::Disk(cause) => disk(cause),
-            other => PullError::Registry { image: image.to_owned(), reason: with_causes(&other) },
+            other => PullError::Registry { image: image.to_owned(), reason: super::reasons::told(&other) },
         })?;
         tell("Download complete");
         let (from, into, want) = (archive.0.clone(), dir.0.clone(), diff_id.to_owned());
@@ -491,42 +512,6 @@ fn choose<'a>(
         let variants: Vec<_> = entries.iter().filter_map(platform_of).map(|one| one.to_string()).collect();
         PullError::Platform { image: image.to_owned(), platform: wanted.to_string(), variants: variants.join(", ") }
     })
-}
-
-/// Why there is no manifest, in the words that clients look for.
-fn no_manifest(image: &str, error: &OciDistributionError) -> PullError {
-    use OciDistributionError as Error;
-    let code = match error {
-        Error::RegistryError { envelope, .. } => envelope.errors.first().map(|error| &error.code),
-        _ => None,
-    };
-    let why = match (error, code) {
-        (Error::ImageManifestNotFoundError(_), _)
-        | (_, Some(OciErrorCode::ManifestUnknown | OciErrorCode::NotFound)) => {
-            format!("manifest for {image} not found: manifest unknown")
-        }
-        (Error::UnauthorizedError { .. } | Error::AuthenticationFailure(_), _)
-        | (_, Some(OciErrorCode::NameUnknown | OciErrorCode::Denied | OciErrorCode::Unauthorized)) => {
-            format!("pull access denied for {image}, repository does not exist or may require 'docker login'")
-        }
-        _ => return registry_error(image, error),
-    };
-    PullError::Absent { image: image.to_owned(), why, reason: with_causes(error) }
-}
-
-fn registry_error(image: &str, error: &OciDistributionError) -> PullError {
-    PullError::Registry { image: image.to_owned(), reason: told(error) }
-}
-
-/// What went wrong with a registry; that one speaks no TLS is not to be guessed from the words of who tried.
-pub(super) fn told(error: &dyn std::error::Error) -> String {
-    let text = with_causes(error);
-    if text.contains("InvalidContentType") {
-        return format!(
-            "server gave HTTP response to HTTPS client: name it in insecure-registries if it is to ({text})"
-        );
-    }
-    text
 }
 
 #[cfg(test)]

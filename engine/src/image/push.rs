@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use crate::image::layer::{self, Hashed, LayerBlob};
-use crate::image::pull::{Credentials, PullError, PullProgress, Puller, Wire, told};
+use crate::image::pull::{Credentials, PullError, PullProgress, Puller, Wire};
+use crate::image::reasons::told;
 use crate::image::store::{Image, ImageStore};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::container::config::PublishedPort;
 use crate::network::LocalNetwork;
@@ -151,8 +151,8 @@ pub(crate) fn pick_ports(
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 format!(
-                    "port {}/{} is published by another container: port is already allocated",
-                    port.host_port,
+                    "Bind for {} failed: port is already allocated: another container publishes it ({})",
+                    SocketAddr::new(port.host_ip.unwrap_or_else(|| Ipv4Addr::UNSPECIFIED.into()), port.host_port),
                     port.protocol.as_str()
                 ),
             ));
@@ -264,7 +264,12 @@ mod tests {
     fn ports_are_given_once_for_each_address() {
         let mut leases = BTreeMap::new();
         leases.insert("a".to_owned(), Lease { ports: vec![port(8080)], ..Lease::default() });
-        assert!(pick_ports(&leases, &[port(8080)], any).unwrap_err().to_string().contains("8080/tcp"));
+        assert!(
+            pick_ports(&leases, &[port(8080)], any)
+                .unwrap_err()
+                .to_string()
+                .contains("Bind for 0.0.0.0:8080 failed: port is already allocated")
+        );
         let at = |last: u8| PublishedPort { host_ip: Some(Ipv4Addr::new(127, 0, 0, last).into()), ..port(9090) };
         leases.insert("b".to_owned(), Lease { ports: vec![at(1)], ..Lease::default() });
         let range = PublishedPort { host_port_last: 9092, ..port(9090) };

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::named::{attachment, publish, reference};
 use crate::client::Client;
+use crate::commands::image::tagged;
 use crate::commands::values::{
     HealthArgs, add_pairs, duration, environment, file_lines, mount, push, size, ulimit, words,
 };
@@ -430,12 +431,6 @@ impl SpecArgs {
         }
         self.health.apply(container)
     }
-}
-
-/// The image under the tag that is meant where none is named.
-pub(crate) fn tagged(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or(image);
-    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
 }
 
 /// The image with the digest that its tag stands for now, so that every node runs the same; as it
