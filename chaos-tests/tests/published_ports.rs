@@ -132,6 +132,29 @@ fn ports_lead_into_a_container_once_it_is_in_a_network_that_they_reach() {
     assert_eq!(host.curl("http://127.0.0.1:8080/") + &host.curl("http://[::1]:8080/"), "");
 }
 
+/// The address is the host's once the network's first container is there.
+#[test]
+fn a_network_s_own_gateway_publishes_its_ports() {
+    take_turn!();
+    let scene = Scene::with_hosts(1);
+    let host = scene.host();
+    let create = ["network", "create", "-d", "bridge", "--subnet", "10.60.0.0/24", "-o"];
+    let binding = "com.docker.network.bridge.host_binding_ipv4=10.60.0.1";
+    host.ok(&[&create[..], &[binding, "bound"]].concat());
+    for _ in 0..2 {
+        host.ok(&["run", "-d", "--name", "web", "--network", "bound", "-p", "5000:8000", "skep/whoami"]);
+        assert_eq!(host.ok(&["port", "web", "8000"]).trim(), "10.60.0.1:5000");
+        let answer = || host.curl("http://10.60.0.1:5000/");
+        wait_until("the gateway answers", LIMIT, || (answer().contains("Hostname:"), host.log()));
+        assert_eq!(host.curl("http://127.0.0.1:5000/"), "");
+        host.ok(&["rm", "-f", "web"]);
+    }
+    // What is published twice is refused there as anywhere.
+    host.ok(&["run", "-d", "--name", "web", "--network", "bound", "-p", "5000:8000", "skep/whoami"]);
+    let again = host.run(&["run", "-d", "--network", "bound", "-p", "5000:8000", "skep/whoami"]).stderr;
+    assert!(again.contains("Bind for 10.60.0.1:5000 failed: port is already allocated"), "{again}");
+}
+
 #[test]
 fn what_another_program_of_the_host_has_is_not_taken() {
     take_turn!();

@@ -211,12 +211,20 @@ impl Networks {
         self.resolvers.lock().expect("nobody panics while holding it").insert(container.to_owned(), resolvers.to_vec());
     }
 
+    /// This host's addresses in its own networks, some of whose links are made when a container joins.
+    fn gateways(&self) -> BTreeSet<IpAddr> {
+        let all = self.all();
+        let v4 = all.values().filter_map(|network| Some(network.v4.as_ref()?.gateway.into()));
+        v4.chain(all.values().filter_map(|network| Some(network.v6.as_ref()?.gateway.into()))).collect()
+    }
+
     /// Makes a namespace for a container that joins networks that are not this host's, and sets its
     /// ports aside.
     pub(crate) async fn prepare(&self, member: &Member<'_>) -> io::Result<Vec<PublishedPort>> {
+        let gateways = self.gateways();
         let leased = {
             let mut leases = self.leases();
-            let leased = pick_ports(&leases, member.ports, |port| why_not_free(port, has_ipv6()))?;
+            let leased = pick_ports(&leases, member.ports, |port| why_not_had(port, &gateways))?;
             leases.insert(member.id.to_owned(), Lease { ports: leased.clone(), ..Lease::default() });
             leased
         };
@@ -275,6 +283,7 @@ impl Networks {
         places: &[WantedPlace],
         granted: Vec<Endpoint>,
     ) -> io::Result<(Vec<Endpoint>, Vec<PublishedPort>)> {
+        let gateways = self.gateways();
         let ports = {
             let all = self.all().clone();
             // In an internal network they lead nowhere until the container joins another.
@@ -284,7 +293,7 @@ impl Networks {
             };
             let mut leases = self.leases();
             let ports = match places.is_empty() || places.iter().any(leads) {
-                true => pick_ports(&leases, member.ports, |port| why_not_free(port, has_ipv6()))?,
+                true => pick_ports(&leases, member.ports, |port| why_not_had(port, &gateways))?,
                 // They are opened at its own addresses, and none of the host's.
                 false => member.ports.iter().map(|port| PublishedPort { host_port: 0, ..port.clone() }).collect(),
             };
@@ -560,4 +569,9 @@ impl Networks {
         self.listen_at(&networks, &leases).await;
         Ok(())
     }
+}
+/// Why a port of this host's cannot be had, if it cannot.
+fn why_not_had(port: &PublishedPort, gateways: &BTreeSet<IpAddr>) -> Option<String> {
+    let is_to_come = port.host_ip.is_some_and(|ip| gateways.contains(&ip));
+    if is_to_come { None } else { why_not_free(port, has_ipv6()) }
 }
