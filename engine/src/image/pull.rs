@@ -395,7 +395,11 @@ impl Puller {
                 reason: format!("{} layers for {} digests", manifest.layers.len(), config.rootfs.diff_ids.len()),
             });
         }
-        futures::stream::iter(manifest.layers.iter().zip(&config.rootfs.diff_ids).map(Ok))
+        // Of an image that is here, if under another name, nothing comes and nothing is told.
+        let all_here = || config.rootfs.diff_ids.iter().all(|diff_id| self.store.has_layer(diff_id));
+        let is_here = self.store.find(&manifest.config.digest).is_some() && all_here();
+        let layers = manifest.layers.iter().zip(&config.rootfs.diff_ids).filter(|_| !is_here);
+        futures::stream::iter(layers.map(Ok))
             .try_for_each_concurrent(self.config.load().downloads_at_once, |(layer, diff_id)| {
                 self.layer(image, (&client, &place), layer, diff_id, progress)
             })
