@@ -38,6 +38,7 @@ pub mod service;
 pub mod task;
 
 pub mod buildkit;
+pub mod generic_resource;
 pub mod grpc;
 pub mod session;
 

@@ -249,7 +249,11 @@ pub mod testing {
             description: NodeDescription {
                 hostname: format!("n{number}"),
                 platform: Platform { architecture: "x86_64".into(), os: "linux".into() },
-                resources: Resources { nano_cpus: NanoCpus(4_000_000_000), memory_bytes: ByteSize(8 << 30) },
+                resources: Resources {
+                    nano_cpus: NanoCpus(4_000_000_000),
+                    memory_bytes: ByteSize(8 << 30),
+                    ..Resources::default()
+                },
                 ..NodeDescription::default()
             },
             status: NodeStatus { state: NodeState::Ready, message: String::new(), addr: String::new() },

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use skep_api_derive::Extensible;
 
 use crate::constraint::{Constraint, ParseConstraintError};
+use crate::generic_resource;
 use crate::id::{NetworkId, ServiceId};
 use crate::mode::{JobStatus, ServiceMode};
 use crate::name::{NameError, check_service_name};
@@ -340,7 +341,8 @@ impl ServiceSpec {
                 return Err(out_of_range("limit-pids", limits.pids, "a positive number, or 0 for no limit"));
             }
         }
-        let Resources { nano_cpus, memory_bytes } = resources.reserved();
+        let Resources { nano_cpus, memory_bytes, generic } = resources.reserved();
+        generic_resource::check_reserved(&generic).map_err(|error| ServiceSpecError::Invalid(error.to_string()))?;
         check_cpu("reserve-cpu", nano_cpus.0)?;
         check_memory("reserve-memory", memory_bytes.0)
     }

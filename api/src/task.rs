@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use skep_api_derive::Extensible;
 
 use crate::container::{ContainerSpec, Driver};
+use crate::generic_resource::GenericResource;
 use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::object::Meta;
 use crate::timestamp::Timestamp;
@@ -172,6 +173,9 @@ pub struct Resources {
     pub nano_cpus: NanoCpus,
     #[serde(rename = "MemoryBytes", skip_serializing_if = "ByteSize::is_zero")]
     pub memory_bytes: ByteSize,
+    #[added]
+    #[serde(rename = "GenericResources", skip_serializing_if = "Vec::is_empty")]
+    pub generic: Vec<GenericResource>,
 }
 
 /// What a task may use at most.
@@ -309,6 +313,10 @@ pub struct Task {
     #[added]
     #[serde(skip)]
     pub usual_log_driver: Option<Driver>,
+    /// What it has of its node's generic resources.
+    #[added]
+    #[serde(rename = "AssignedGenericResources", skip_serializing_if = "Vec::is_empty")]
+    pub assigned: Vec<GenericResource>,
 }
 
 impl Task {

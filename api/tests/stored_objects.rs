@@ -65,7 +65,8 @@ fn cluster() -> Cluster {
 
 fn node() -> Node {
     let platform = Platform { architecture: "x86_64".into(), os: "linux".into() };
-    let resources = Resources { nano_cpus: NanoCpus(2_000_000_000), memory_bytes: ByteSize(1 << 30) };
+    let resources =
+        Resources { nano_cpus: NanoCpus(2_000_000_000), memory_bytes: ByteSize(1 << 30), ..Resources::default() };
     Node {
         id: NodeId::from_u128(3),
         meta: meta(4),
@@ -144,6 +145,7 @@ fn task() -> Task {
         job_iteration: Some(2),
         running_since: Some(Timestamp::from_nanos(7)),
         usual_log_driver: None,
+        assigned: Vec::new(),
     }
 }
 

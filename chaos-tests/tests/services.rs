@@ -540,3 +540,55 @@ fn a_task_whose_container_was_removed_by_hand_is_replaced() {
     assert!(spent < 50, "{spent} ticks of 10 ms in 2 s");
     host.stop_daemon();
 }
+
+#[test]
+fn tasks_reserve_what_nodes_name_or_count() {
+    take_turn!();
+    let rig = Rig::new(2);
+    let (first, second) = (rig.host(1), rig.host(2));
+    first.start_daemon_with(&["--node-generic-resource", "card=a", "--node-generic-resource", "card=b"]);
+    second.start_daemon_with(&["--node-generic-resource", "card=c", "--node-generic-resource", "slot=5"]);
+    rig.form_swarm(1);
+    let has = first.ok(&["node", "inspect", "-f", "{{json .Description.Resources.GenericResources}}", "n1"]);
+    assert!(has.contains(r#"{"NamedResourceSpec":{"Kind":"card","Value":"a"}}"#), "{has}");
+    let create = |name: &str, replicas: &str, resources: &[&str]| {
+        let mut flags = vec!["service", "create", "-d", "--name", name, "--replicas", replicas];
+        resources.iter().for_each(|resource| flags.extend(["--generic-resource", resource]));
+        first.ok(&[&flags[..], &["--restart-delay", "0s", "skep/whoami"]].concat());
+    };
+    create("one", "3", &["card=1"]);
+    first.await_replicas("one", "3/3");
+    let cards = |service: &str| {
+        let tasks = first.ok(&["service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service]);
+        let assigned = tasks.lines().map(|id| first.ok(&["inspect", "-f", "{{json .AssignedGenericResources}}", id]));
+        let mut cards: Vec<_> = assigned.map(|all| all.trim().to_owned()).collect();
+        cards.sort();
+        cards.concat()
+    };
+    let named = |name: &str| format!(r#"[{{"NamedResourceSpec":{{"Kind":"card","Value":"{name}"}}}}]"#);
+    assert_eq!(cards("one"), ["a", "b", "c"].map(named).concat());
+    let told = |host: &Host, service: &str| {
+        let id = host.ok(&["ps", "-q", "--filter", &format!("name={service}.")]);
+        host.run(&["inspect", "-f", "{{json .Config.Env}}", id.trim()]).stdout
+    };
+    assert!(told(second, "one").contains(r#""DOCKER_RESOURCE_CARD=c""#), "{}", told(second, "one"));
+    // All are taken: one more waits until one is free.
+    create("two", "1", &["card=1", "slot=5"]);
+    wait_until("it waits", LIMIT, || {
+        let tasks = first.ok(&["service", "ps", "--no-trunc", "two"]);
+        (tasks.contains("insufficient resources on 2 nodes"), tasks)
+    });
+    first.ok(&["service", "scale", "-d", "one=0"]);
+    first.await_replicas("two", "1/1");
+    let both = told(second, "two");
+    assert!(both.contains(r#""DOCKER_RESOURCE_CARD=c","DOCKER_RESOURCE_SLOT=5""#), "{both}");
+    first.ok(&["service", "update", "-d", "--generic-resource-rm", "slot", "--generic-resource-add", "card=2", "two"]);
+    wait_until("it has moved to where two are", LIMIT, || {
+        let env = told(first, "two");
+        (env.contains(r#""DOCKER_RESOURCE_CARD=a,b""#) && !env.contains("SLOT"), env)
+    });
+    for (wrong, why) in [("card=a", "reserve a number"), ("card", "write KIND=NUMBER"), ("card=0", "cannot be 0")] {
+        let refused = first.fails(&["service", "create", "-d", "--generic-resource", wrong, "skep/whoami"]);
+        assert!(refused.contains(why), "{wrong}: {refused}");
+    }
+}

@@ -69,7 +69,7 @@ services:
         max_replicas_per_node: 3
       resources:
         limits: {cpus: "0.50", memory: 50M, pids: 99}
-        reservations: {cpus: "0.01", memory: 8m}
+        reservations: {cpus: "0.01", memory: 8m, generic_resources: [{discrete_resource_spec: {kind: card, value: 2}}]}
       restart_policy: {condition: on-failure, delay: 5s, max_attempts: 3, window: 2m}
       update_config: {parallelism: 0, delay: 10s, failure_action: rollback, monitor: 3s, max_failure_ratio: 0.25, order: start-first}
       rollback_config: {order: stop-first}

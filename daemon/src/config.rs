@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use skep_api::IpSubnet;
+use skep_api::generic_resource::GenericResource;
 use skep_engine::{ExternalRuntime, IdMap, LogConfig, Proxies, RegistryConfig, StorageDriver};
 
 pub use self::args::DaemonArgs;
@@ -18,7 +19,8 @@ pub(crate) use self::containers::ContainerSettings;
 pub(crate) use self::containers::ulimit;
 use self::networks::NetworkSettings;
 use self::values::{
-    api_tls, data_path, id_map, key_period, labels, listeners, log, raft_heartbeat, read_file, runtimes, storage,
+    api_tls, data_path, generic_resources, id_map, key_period, labels, listeners, log, raft_heartbeat, read_file,
+    runtimes, storage,
 };
 
 /// Where the API is served.
@@ -60,6 +62,7 @@ pub struct DaemonConfig {
     pub(crate) group: Option<String>,
     pub(crate) advertise_addr: String,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) generic_resources: Vec<GenericResource>,
     pub(crate) cgroup_parent: String,
     pub(crate) no_new_privileges: bool,
     pub(crate) storage: Option<StorageDriver>,
@@ -145,6 +148,10 @@ impl DaemonConfig {
             group: args.group.or(file.group),
             advertise_addr: args.swarm_default_advertise_addr.or(file.swarm_default_advertise_addr).unwrap_or_default(),
             labels: labels(&[args.labels, file.labels].concat(), &mut problems),
+            generic_resources: generic_resources(
+                &[args.node_generic_resources, file.node_generic_resources].concat(),
+                &mut problems,
+            ),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             no_new_privileges: args.no_new_privileges.or(file.no_new_privileges).unwrap_or(true),
             storage: storage(args.storage_driver.or(file.storage_driver), &mut problems),
@@ -189,6 +196,7 @@ impl DaemonConfig {
             ("group", self.group != next.group),
             ("swarm-default-advertise-addr", self.advertise_addr != next.advertise_addr),
             ("labels", self.labels != next.labels),
+            ("node-generic-resources", self.generic_resources != next.generic_resources),
             ("cgroup-parent", self.cgroup_parent != next.cgroup_parent),
             ("no-new-privileges", self.no_new_privileges != next.no_new_privileges),
             ("runtimes", self.runtimes != next.runtimes || self.default_runtime != next.default_runtime),

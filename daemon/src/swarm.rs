@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use skep_api::cluster::{JoinTokens, RootCa};
+use skep_api::generic_resource::GenericResource;
 use skep_api::node::{EngineDescription, NodeStatus, TlsInfo};
 use skep_api::task::{Platform, Resources};
 use skep_api::units::{ByteSize, NanoCpus};
@@ -109,6 +110,8 @@ pub(crate) struct SwarmConfig {
     /// What of the swarm does not outlive a start of the host.
     pub(crate) run_dir: PathBuf,
     pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// What it has beside CPU and memory that tasks can reserve.
+    pub(crate) generic: Vec<GenericResource>,
     /// How long a key of its tunnels lasts.
     pub(crate) key_period: Duration,
     /// How often it tells other managers that it leads.
@@ -471,6 +474,7 @@ impl Swarm {
             resources: Resources {
                 nano_cpus: NanoCpus(i64::try_from(cpus).unwrap_or(1) * 1_000_000_000),
                 memory_bytes: ByteSize(memory_total()),
+                generic: self.config.generic.clone(),
             },
             engine: EngineDescription { engine_version: crate::VERSION.into(), labels: self.config.labels.clone() },
             tls,

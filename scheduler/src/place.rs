@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use skep_api::generic_resource::GenericResource;
 use skep_api::{NodeId, TaskId};
 
 use crate::filter::{Filters, Obstacle, explain};
@@ -109,6 +110,7 @@ impl<'a> Taken<'a> {
         let all = skep_api::task::Resources {
             nano_cpus: skep_api::units::NanoCpus(reserved.nano_cpus.0 * times),
             memory_bytes: skep_api::units::ByteSize(reserved.memory_bytes.0 * times),
+            generic: reserved.generic.iter().map(|resource| times_as_many(resource, times)).collect(),
         };
         (!self.node.fits(&all)).then_some(Obstacle::Resources)
     }
@@ -126,6 +128,10 @@ impl<'a> Taken<'a> {
             index,
         }
     }
+}
+
+fn times_as_many(resource: &GenericResource, times: i64) -> GenericResource {
+    GenericResource::Discrete { kind: resource.kind().to_owned(), value: resource.count() * times }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

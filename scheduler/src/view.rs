@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use skep_api::generic_resource::{GenericResource, count_of};
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::task::{Resources, TaskSpec};
 use skep_api::{Node, NodeId, ServiceId};
@@ -14,7 +15,10 @@ pub(crate) type NodeIndex = u32;
 #[derive(Clone, Debug)]
 pub(crate) struct NodeView {
     pub(crate) node: Arc<Node>,
+    /// CPU and memory.
     pub(crate) reserved: Resources,
+    /// How much of each kind of generic resource is reserved.
+    generic: BTreeMap<String, i64>,
     pub(crate) tasks: u32,
     pub(crate) host_ports: BTreeSet<(Protocol, u16)>,
     /// Services whose tasks fail here again and again; other nodes are tried first.
@@ -25,8 +29,24 @@ impl NodeView {
     /// Whether `wanted` fits beside what is reserved.
     pub(crate) fn fits(&self, wanted: &Resources) -> bool {
         let total = &self.node.description.resources;
+        let fits_kind = |wanted: &GenericResource| {
+            let kind = wanted.kind();
+            let reserved = self.generic.get(kind).copied().unwrap_or(0);
+            reserved + wanted.count() <= count_of(&total.generic, kind)
+        };
         self.reserved.nano_cpus.0 + wanted.nano_cpus.0 <= total.nano_cpus.0
             && self.reserved.memory_bytes.0 + wanted.memory_bytes.0 <= total.memory_bytes.0
+            && wanted.generic.iter().all(fits_kind)
+    }
+
+    /// Sets aside what so many tasks alike reserve, or takes it back.
+    fn reserve(&mut self, occupant: &Occupant, times: i64) {
+        let Some(reserved) = &occupant.spec.resources.reservations else { return };
+        self.reserved.nano_cpus.0 += reserved.nano_cpus.0 * times;
+        self.reserved.memory_bytes.0 += reserved.memory_bytes.0 * times;
+        for resource in &reserved.generic {
+            *self.generic.entry(resource.kind().to_owned()).or_default() += resource.count() * times;
+        }
     }
 
     pub(crate) fn ports_free(&self, ports: &[PortConfig]) -> bool {
@@ -70,6 +90,7 @@ impl ClusterView {
         let view = NodeView {
             node,
             reserved: Resources::default(),
+            generic: BTreeMap::new(),
             tasks: 0,
             host_ports: BTreeSet::new(),
             failing: BTreeSet::new(),
@@ -106,9 +127,7 @@ impl ClusterView {
     pub fn remove_task(&mut self, node: NodeId, occupant: &Occupant) {
         let Some(&index) = self.by_id.get(&node) else { return };
         let Some(view) = &mut self.nodes[index as usize] else { return };
-        let reserved = occupant.spec.resources.reserved();
-        view.reserved.nano_cpus.0 -= reserved.nano_cpus.0;
-        view.reserved.memory_bytes.0 -= reserved.memory_bytes.0;
+        view.reserve(occupant, -1);
         for port in fixed_ports(&occupant.ports) {
             view.host_ports.remove(&port);
         }
@@ -141,9 +160,7 @@ impl ClusterView {
     /// Counts `count` tasks alike on the node at `index`.
     pub(crate) fn occupy(&mut self, index: NodeIndex, occupant: &Occupant, count: u32) {
         let Some(view) = &mut self.nodes[index as usize] else { return };
-        let reserved = occupant.spec.resources.reserved();
-        view.reserved.nano_cpus.0 += reserved.nano_cpus.0 * i64::from(count);
-        view.reserved.memory_bytes.0 += reserved.memory_bytes.0 * i64::from(count);
+        view.reserve(occupant, i64::from(count));
         view.host_ports.extend(fixed_ports(&occupant.ports));
         let before = view.tasks;
         view.tasks += count;

@@ -63,8 +63,11 @@ fn spec(words: &str) -> TaskSpec {
         let (key, value) = word.split_once('=').unwrap();
         match key {
             "cpu" => {
-                spec.resources.reservations =
-                    Some(Resources { nano_cpus: NanoCpus(nanos(value)), memory_bytes: ByteSize(0) });
+                spec.resources.reservations = Some(Resources {
+                    nano_cpus: NanoCpus(nanos(value)),
+                    memory_bytes: ByteSize(0),
+                    ..Resources::default()
+                });
             }
             "max" => spec.placement.max_replicas = value.parse().unwrap(),
             "on" => spec.placement.constraints.push(value.replace('~', "==")),

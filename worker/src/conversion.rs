@@ -37,7 +37,7 @@ pub(crate) fn container_config(
         image_id: String::new(),
         entrypoint: spec.command.clone(),
         args: spec.args.clone(),
-        env: spec.env.clone(),
+        env: [spec.env.clone(), skep_api::generic_resource::variables(&task.assigned)].concat(),
         working_dir: spec.dir.clone(),
         user: spec.user.clone(),
         groups: spec.groups.clone(),

@@ -126,6 +126,9 @@ pub struct DaemonArgs {
     /// Label of this node's engine: KEY=VALUE (repeatable)
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
+    /// What this node has that tasks can reserve: KIND=NAME for one of its own, KIND=NUMBER for so many (repeatable)
+    #[arg(long = "node-generic-resource", value_name = "KIND=VALUE")]
+    pub node_generic_resources: Vec<String>,
     /// What makes containers' roots of layers: overlay2, btrfs or vfs [default: overlay2, vfs where that cannot be]
     #[arg(short = 's', long, value_name = "DRIVER")]
     pub storage_driver: Option<String>,
@@ -259,9 +262,6 @@ pub struct FixedArgs {
     #[arg(long = "exec-opt", hide = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exec_opts: Vec<String>,
-    #[arg(long = "node-generic-resource", hide = true)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub node_generic_resources: Vec<String>,
     #[arg(long = "storage-opt", hide = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub storage_opts: Vec<String>,
@@ -307,6 +307,7 @@ pub(super) struct ConfigFile {
     pub(super) seccomp_profile: Option<PathBuf>,
     pub(super) swarm_default_advertise_addr: Option<String>,
     pub(super) labels: Vec<String>,
+    pub(super) node_generic_resources: Vec<String>,
     pub(super) storage_driver: Option<String>,
     pub(super) live_restore: Option<bool>,
     pub(super) cgroup_parent: Option<String>,

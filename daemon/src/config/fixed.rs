@@ -17,7 +17,7 @@ enum Fits {
 }
 
 /// Each with what it may be, and why.
-const FIXED: [(&str, Fits, &str); 27] = [
+const FIXED: [(&str, Fits, &str); 26] = [
     ("allow-nondistributable-artifacts", Fits::Anything, ""),
     ("authorization-plugins", Fits::Empty, "plugins are not supported"),
     ("bridge", Fits::Only(&["", "skep0"]), "the default bridge is skep0; bip says which addresses it has"),
@@ -38,7 +38,6 @@ const FIXED: [(&str, Fits, &str); 27] = [
     ("log-format", Fits::Only(&["text"]), "the log is text"),
     ("max-download-attempts", Fits::Anything, ""),
     ("network-control-plane-mtu", Fits::Anything, ""),
-    ("node-generic-resources", Fits::Empty, "generic resources are not supported"),
     ("raw-logs", Fits::Anything, ""),
     ("selinux-enabled", Fits::NotTrue, "SELinux is not supported"),
     // Containers outlive the daemon.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use skep_api::generic_resource::{GenericResource, check_of_node};
 use skep_api::units::parse_duration;
 use skep_api::with_causes;
 use skep_engine::{ExternalRuntime, IdMap, LogConfig, StorageDriver};
@@ -197,4 +198,13 @@ pub(super) fn labels(texts: &[String], problems: &mut Vec<String>) -> BTreeMap<S
         }
     }
     labels
+}
+
+pub(super) fn generic_resources(texts: &[String], problems: &mut Vec<String>) -> Vec<GenericResource> {
+    let read = texts.iter().map(|text| text.parse());
+    let checked = read.collect::<Result<Vec<_>, _>>().and_then(|all| check_of_node(&all).map(|()| all));
+    checked.unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        Vec::new()
+    })
 }

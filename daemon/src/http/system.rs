@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use skep_api::NodeRole;
 use skep_engine::{ContainerState, Image, LogDriver, RegistryConfig, cdi_devices, has_apparmor, host_name};
 
+use super::json::or_null;
 use super::{API_VERSION, ApiError, MINOR_MAX, MINOR_MIN, State};
 use crate::VERSION;
 use crate::config::{BUILT_IN_RUNTIME, Listener};
@@ -95,6 +96,7 @@ pub(super) async fn info(state: State) -> Json<Value> {
         "NCPU": std::thread::available_parallelism().map_or(1, std::num::NonZero::get), "MemTotal": memory_total(),
         "RegistryConfig": registries_json(&registries),
         "DockerRootDir": state.engine.data_dir(), "Labels": labels, "Warnings": warnings(&state),
+        "GenericResources": or_null(state.config.generic_resources.clone()),
         "Swarm": swarm_info(&state).await, "SecurityOptions": security_options(&state),
         "DefaultRuntime": state.config.default_runtime, "Runtimes": runtimes(&state),
     });

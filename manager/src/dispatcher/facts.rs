@@ -376,6 +376,7 @@ mod tests {
             mesh_ports: Vec::new(),
             running_since: None,
             usual_log_driver: None,
+            assigned: Vec::new(),
         }
     }
 

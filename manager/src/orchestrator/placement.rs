@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use skep_api::generic_resource::{self, GenericResource};
 use skep_api::task::TaskStatus;
 use skep_api::{NodeId, ServiceId, Task, TaskId, TaskState};
 use skep_scheduler::{ClusterView, Group, Occupant, check_node, place as schedule};
@@ -46,11 +47,44 @@ pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
     for refusal in plan.refusals {
         told.extend(refusal.tasks.into_iter().map(|task| (task, Err(refusal.reason.clone()))));
     }
-    for draft in drafts {
+    for draft in drafts.iter_mut() {
         if let Some(decision) = told.remove(&draft.task.id) {
             write_decision(scene, draft, decision);
         }
     }
+    assign_resources(scene, drafts);
+}
+
+/// Gives tasks that just got a node what they reserve of its generic resources.
+fn assign_resources(scene: &Scene<'_>, drafts: &mut [Draft]) {
+    let waits = |task: &Task| {
+        let reserved = task.spec.resources.reservations.as_ref().is_some_and(|reserved| !reserved.generic.is_empty());
+        reserved && task.assigned.is_empty() && task.status.state == TaskState::Assigned
+    };
+    if !drafts.iter().any(|draft| waits(&draft.task)) {
+        return;
+    }
+    let mut taken: BTreeMap<NodeId, Vec<GenericResource>> = BTreeMap::new();
+    for draft in drafts.iter().filter(|draft| occupies(draft)) {
+        if let Some(node) = draft.task.node_id {
+            taken.entry(node).or_default().extend(draft.task.assigned.iter().cloned());
+        }
+    }
+    for draft in drafts {
+        let node = draft.task.node_id.filter(|_| waits(&draft.task)).and_then(|node| scene.nodes.get(&node));
+        let Some(node) = node else { continue };
+        let (has, reserved) = (&node.description.resources.generic, draft.task.spec.resources.reserved().generic);
+        let taken = taken.entry(node.id).or_default();
+        let assigned = generic_resource::assign(has, taken.iter(), &reserved);
+        taken.extend(assigned.iter().cloned());
+        draft.change(|task| task.assigned = assigned);
+    }
+}
+
+/// Whether a task takes something up on its node.
+fn occupies(Draft { task, edit }: &Draft) -> bool {
+    let state = task.status.state;
+    state >= TaskState::Assigned && !state.is_terminal() && *edit != Edit::Delete
 }
 
 fn write_decision(scene: &Scene<'_>, draft: &mut Draft, decision: Result<NodeId, String>) {
@@ -83,11 +117,11 @@ fn cluster_view(scene: &Scene<'_>, drafts: &[Draft]) -> ClusterView {
         view.set_node(Arc::clone(node));
     }
     let mut failures: BTreeMap<(NodeId, ServiceId), usize> = BTreeMap::new();
-    for Draft { task, edit } in drafts {
+    for draft in drafts {
+        let task = &draft.task;
         let Some(node) = task.node_id else { continue };
         let status = &task.status;
-        let occupies = status.state >= TaskState::Assigned && !status.state.is_terminal() && *edit != Edit::Delete;
-        if occupies {
+        if occupies(draft) {
             view.add_task(node, &occupant(task));
         }
         let failed = matches!(status.state, TaskState::Failed | TaskState::Rejected);

@@ -215,6 +215,7 @@ impl ServicePlan {
             job_iteration: self.iteration(),
             running_since: None,
             usual_log_driver: scene.tables.cluster().and_then(|cluster| cluster.spec.task_defaults.log_driver.clone()),
+            assigned: Vec::new(),
         };
         Draft { task: Arc::new(task), edit: Edit::Create }
     }

@@ -1,6 +1,7 @@
 //! The flags of `service create` and `service update` that say what a service is.
 
 use serde_json::{Value, json};
+use skep_api::generic_resource::GenericResource;
 
 use super::named::{attachment, publish, reference};
 use crate::client::Client;
@@ -86,6 +87,9 @@ pub(crate) struct SpecArgs {
     reserve_cpu: Option<f64>,
     #[arg(long, value_name = "BYTES")]
     reserve_memory: Option<String>,
+    /// KIND=NUMBER of what nodes have beside CPU and memory (see 'daemon --node-generic-resource')
+    #[arg(long = "generic-resource", visible_alias = "generic-resource-add", value_name = "KIND=NUMBER")]
+    generic_resource: Vec<String>,
     /// none, on-failure or any
     #[arg(long)]
     restart_condition: Option<String>,
@@ -379,6 +383,13 @@ impl SpecArgs {
                 task["Resources"][pointer][member] = value;
             }
         }
+        for text in &self.generic_resource {
+            let resource: GenericResource = text.parse()?;
+            let generic = &mut task["Resources"]["Reservations"]["GenericResources"];
+            // One of a kind takes the place of another.
+            without(generic, "", |before| kind_of(before) == Some(resource.kind()));
+            push(generic, json!(resource));
+        }
         Ok(())
     }
 
@@ -455,4 +466,17 @@ pub(crate) async fn pinned(client: &Client, image: &str) -> String {
             image
         }
     }
+}
+
+/// Takes out of a list what is gone; a list that is not there is not made.
+pub(super) fn without(spec: &mut Value, pointer: &str, gone: impl Fn(&Value) -> bool) {
+    if let Some(list) = spec.pointer_mut(pointer).and_then(Value::as_array_mut) {
+        list.retain(|value| !gone(value));
+    }
+}
+
+/// The kind of a generic resource.
+pub(super) fn kind_of(resource: &Value) -> Option<&str> {
+    let specs = resource.as_object()?.values().next()?;
+    specs["Kind"].as_str()
 }

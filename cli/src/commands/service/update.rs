@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::spec::SpecArgs;
+use super::spec::{SpecArgs, kind_of, without};
 use super::{post_update, roll_back};
 use crate::client::{Client, escape};
 use crate::commands::values::words;
@@ -37,6 +37,8 @@ pub(crate) struct UpdateArgs {
     /// The target of a mount
     #[arg(long, value_name = "TARGET")]
     mount_rm: Vec<String>,
+    #[arg(long, value_name = "KIND")]
+    generic_resource_rm: Vec<String>,
     #[arg(long, value_name = "PREF")]
     placement_pref_rm: Vec<String>,
     #[arg(long, value_name = "GROUP")]
@@ -90,13 +92,6 @@ pub(super) async fn update(client: &Client, args: UpdateArgs) -> anyhow::Result<
     if args.spec.detach { line(&args.service) } else { converge::wait(client, &args.service, args.spec.quiet).await }
 }
 
-/// Takes out of a list what is gone; a list that is not there is not made.
-fn without(spec: &mut Value, pointer: &str, gone: impl Fn(&Value) -> bool) {
-    if let Some(list) = spec.pointer_mut(pointer).and_then(Value::as_array_mut) {
-        list.retain(|value| !gone(value));
-    }
-}
-
 fn without_keys(spec: &mut Value, pointer: &str, keys: &[String]) {
     if let Some(map) = spec.pointer_mut(pointer).and_then(Value::as_object_mut) {
         keys.iter().for_each(|key| drop(map.remove(key)));
@@ -122,6 +117,9 @@ impl UpdateArgs {
         without(spec, "/TaskTemplate/Placement/Preferences", |preference| {
             let spread = preference["Spread"]["SpreadDescriptor"].as_str().map(|by| format!("spread={by}"));
             named(&self.placement_pref_rm, spread.as_deref())
+        });
+        without(spec, "/TaskTemplate/Resources/Reservations/GenericResources", |resource| {
+            named(&self.generic_resource_rm, kind_of(resource))
         });
         self.take_from_container(&mut spec["TaskTemplate"]["ContainerSpec"]);
     }

@@ -476,9 +476,26 @@ fn resources(field: &Field<'_>) -> anyhow::Result<Value> {
         resources["NanoCPUs"] = json!(nanos);
     }
     put(&mut resources, "MemoryBytes", keys.take("memory").map(|field| field.at(size(&field.text()?))).transpose()?);
+    if let Some(list) = keys.take("generic_resources") {
+        let generic: Vec<_> = list.items()?.iter().map(generic_resource).collect::<anyhow::Result<_>>()?;
+        resources["GenericResources"] = json!(generic);
+    }
     put(&mut resources, "Pids", keys.take("pids").map(|field| field.number::<i64>()).transpose()?);
     keys.finish()?;
     Ok(resources)
+}
+
+/// So many of a kind.
+fn generic_resource(field: &Field<'_>) -> anyhow::Result<Value> {
+    let mut keys = field.keys()?;
+    let missing = || field.wrong("write discrete_resource_spec: {kind: KIND, value: NUMBER}");
+    let spec = keys.take("discrete_resource_spec").ok_or_else(missing)?;
+    keys.finish()?;
+    let mut keys = spec.keys()?;
+    let kind = keys.text("kind")?.ok_or_else(missing)?;
+    let value = keys.take("value").ok_or_else(missing)?.number::<i64>()?;
+    keys.finish()?;
+    Ok(json!({"DiscreteResourceSpec": {"Kind": kind, "Value": value}}))
 }
 
 fn renewal(field: &Field<'_>) -> anyhow::Result<Value> {
