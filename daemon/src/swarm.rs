@@ -233,6 +233,7 @@ impl Swarm {
             }
         }
         self.engine.set_network_keeper(None);
+        self.engine.leave_kept_networks().await;
         if let Err(error) = overlay.close().await {
             tracing::warn!(%error, "the overlay network left something behind");
         }

@@ -4,8 +4,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::Engine;
-use super::networks::member;
+use super::networks::{member, places};
+use super::{Container, Engine, EngineError, disk_error};
 use crate::container::config::{JoinedNetwork, NetworkMode, PublishedPort};
 use crate::container::state::ContainerState;
 use crate::network::{Endpoint, Joining, KeptNetwork, Member, NetworkKeeper, WantedPlace};
@@ -57,6 +57,33 @@ impl Engine {
         self.networks.keeper().ok_or_else(|| {
             io::Error::other("this host is in no swarm: join the swarm again, or take the container off its networks")
         })
+    }
+
+    /// Takes all containers out of the networks that somebody else kept, who keeps them no more.
+    pub async fn leave_kept_networks(&self) {
+        let containers: Vec<_> = self.lock().values().cloned().collect();
+        for container in containers {
+            if let Err(error) = self.leave_kept(&container).await {
+                tracing::warn!(container = container.id, %error, "a container still has places in the swarm's networks");
+            }
+        }
+    }
+
+    async fn leave_kept(&self, container: &Arc<Container>) -> Result<(), EngineError> {
+        let _one = container.operation.lock().await;
+        let config = container.config();
+        let all = places(&config.network).unwrap_or_default().into_iter();
+        let (kept, own): (Vec<_>, Vec<_>) = all.partition(|place| place.kept);
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let doing = || disk_error(format!("taking container {} off the swarm's networks", config.name));
+        for place in &kept {
+            self.networks.part(&container.id, &place.network).await.map_err(doing())?;
+        }
+        container.change_endpoints(|endpoints| endpoints.retain(|endpoint| endpoint.grant.is_none()));
+        self.settle_kept(container, &member(container, &config)).await.map_err(doing())?;
+        self.keep_places(container, own)
     }
 
     /// Asks for those of a container's places that somebody else keeps.

@@ -284,7 +284,7 @@ impl Engine {
     }
 
     /// Brings whoever keeps networks of a running container in line with the places that it has now.
-    async fn settle_kept(&self, container: &Container, member: &Member<'_>) -> std::io::Result<()> {
+    pub(super) async fn settle_kept(&self, container: &Container, member: &Member<'_>) -> std::io::Result<()> {
         let ContainerState::Running(running) = container.state.borrow().clone() else { return Ok(()) };
         let through = self.join_kept(member, &running.endpoints, &running.ports).await?;
         container.state.send_modify(|state| {
@@ -370,7 +370,7 @@ impl Engine {
         address.filter(|address| !address.is_unspecified()).map(IpAddr::from)
     }
 
-    fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
+    pub(super) fn keep_places(&self, container: &Arc<Container>, places: Vec<WantedPlace>) -> Result<(), EngineError> {
         container.change(|config| config.network = NetworkMode::Local(places))?;
         if let Some(endpoint) = container.endpoints().first() {
             let doing = disk_error(format!("writing the hosts of container {}", container.id));
@@ -409,7 +409,7 @@ impl Container {
         self.endpoints().iter().find(|endpoint| endpoint.network == network).and_then(|endpoint| endpoint.address)
     }
 
-    fn change_endpoints(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {
+    pub(super) fn change_endpoints(&self, change: impl FnOnce(&mut Vec<Endpoint>)) {
         self.state.send_modify(|state| {
             if let ContainerState::Running(running) = state {
                 change(&mut running.endpoints);

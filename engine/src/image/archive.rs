@@ -1,5 +1,5 @@
 //! Images as one archive: what `save` writes and `load` reads. Written is an OCI image layout with the
-//! `manifest.json` that older programs look for; read is either.
+//! `manifest.json` and `repositories` that older programs look for; read is either of the first two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -26,6 +26,7 @@ pub(crate) fn save(store: &ImageStore, images: &[(Image, Vec<String>)], to: impl
     let mut tar = tar::Builder::new(to);
     let mut written = BTreeSet::new();
     let (mut index, mut legacy) = (Vec::new(), Vec::new());
+    let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (image, tags) in images {
         let config = store.config_blob(&image.id).map_err(|_| without_archive(&image.id))?;
         let mut layers = Vec::new();
@@ -61,15 +62,22 @@ pub(crate) fn save(store: &ImageStore, images: &[(Image, Vec<String>)], to: impl
             index.push(entry);
         }
         let tags: Vec<_> = tags.iter().map(|tag| super::familiar(tag)).collect();
+        let last = layers.last().map_or(&image.id, |blob| &blob.digest).trim_start_matches("sha256:");
+        for (repository, tag) in tags.iter().filter_map(|name| name.rsplit_once(':')) {
+            repositories.entry(repository.to_owned()).or_default().insert(tag.to_owned(), last.to_owned());
+        }
         let layers: Vec<_> = layers.iter().map(|blob| blob_name(&blob.digest)).collect();
         legacy.push(json!({"Config": blob_name(&image.id), "RepoTags": tags, "Layers": layers}));
     }
     let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": index});
-    for (name, value) in [
+    let files = [
         ("oci-layout", json!({"imageLayoutVersion": "1.0.0"})),
         ("index.json", index),
         ("manifest.json", Value::Array(legacy)),
-    ] {
+    ];
+    // Of still older programs; not there without a name, as with Docker.
+    let names = (!repositories.is_empty()).then(|| ("repositories", json!(repositories)));
+    for (name, value) in files.into_iter().chain(names) {
         let bytes = serde_json::to_vec(&value)?;
         append(&mut tar, name, bytes.len() as u64, bytes.as_slice())?;
     }
