@@ -250,6 +250,8 @@ fn images_are_built_saved_loaded_and_their_files_copied() {
     let archive = context.path().join("saved.tar");
     let archive = archive.to_str().unwrap();
     ok(&["save", "-o", archive, "story:1"]);
+    let names = Command::new("tar").args(["-xOf", archive, "repositories"]).output().unwrap().stdout;
+    assert!(String::from_utf8_lossy(&names).starts_with(r#"{"story":{"1":""#), "as older programs look for it");
     ok(&["rmi", "story:1", "story:2", "story:3"]);
     assert!(ok(&["load", "-i", archive]).contains("story:1"));
     assert_eq!(ok(&["inspect", "-f", "{{.Id}}", "story:1"]).trim(), first, "it is the same, bit for bit");
