@@ -192,14 +192,18 @@ services:
   web:
     image: skep/whoami
     environment: {COLOUR: "${COLOUR}"}
-    secrets: [key]
+    env_file: [{path: nowhere.env, required: false}]
+    secrets: [key, path]
+    configs: [motd]
     networks: [back]
     deploy: {replicas: 2, update_config: {monitor: 500ms}}
   worker:
     image: skep/whoami
     build: .
+    restart: "no"
 networks: {back: {}, unused: {}}
-secrets: {key: {file: note}}
+secrets: {key: {file: note}, path: {environment: PATH}}
+configs: {motd: {content: "hello"}}
 "#;
 
 #[test]
@@ -228,6 +232,14 @@ fn a_stack_is_deployed_changed_and_removed() {
         host.ok(&["stack", "services", "--format", "{{.Name}} {{.Replicas}}", "shop"]),
         "shop_web 2/2\nshop_worker 1/1\n"
     );
+    // What docker's client does not read, or passes over.
+    let data = host.ok(&["config", "inspect", "-f", "{{.Spec.Data}}", "shop_motd"]);
+    assert_eq!(data.trim(), "aGVsbG8=");
+    let (_, pid) = host.running().into_iter().find(|(name, _)| name.starts_with("shop_web.")).unwrap();
+    let secret = std::fs::read_to_string(format!("/proc/{pid}/root/run/secrets/path")).unwrap();
+    assert!(secret.contains("/bin"), "{secret}");
+    let restart = ["service", "inspect", "-f", "{{.Spec.TaskTemplate.RestartPolicy.Condition}}", "shop_worker"];
+    assert_eq!(host.ok(&restart).trim(), "none");
     assert_eq!(host.ok(&["stack", "ls", "--format", "{{.Name}} {{.Services}}"]), "shop 2\n");
     assert_eq!(host.ok(&["stack", "ps", "-q", "shop"]).lines().count(), 3);
     let running = |host: &Host| host.ok(&["stack", "ps", "-q", "--filter", "desired-state=running", "shop"]);
@@ -259,6 +271,13 @@ fn a_stack_is_deployed_changed_and_removed() {
     );
     host.ok(&["stack", "rm", "shop"]);
     assert!(!host.ok(&["network", "ls"]).contains("shop_") && !host.ok(&["secret", "ls"]).contains("shop_"));
+    // It waits for tasks that take their time, though no network of the stack's does.
+    rig.hosts().for_each(Host::import_busybox);
+    let slow = "services: {slow: {image: busybox, command: [sh, -c, \"trap '' TERM; sleep 100\"], stop_grace_period: 3s, networks: [host]}}";
+    let slow = write(host, "slow.yml", slow);
+    host.ok(&["stack", "deploy", "--resolve-image", "never", "-c", &slow, "slow"]);
+    host.ok(&["stack", "rm", "slow"]);
+    assert!(rig.running().is_empty(), "{:?}", rig.running());
     assert!(host.fails(&["stack", "rm", "shop"]).contains("nothing was found of stack shop"));
     assert!(host.fails(&["stack", "ps", "shop"]).contains("stack shop has no services"));
 }

@@ -8,7 +8,7 @@ mod mounts;
 mod project;
 mod service;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -173,7 +173,7 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(client: &Client, stack: &str, detach: bool) -> anyhow::Result<()> {
-    let services = services_of(client, stack, false).await?;
+    let (services, tasks) = (services_of(client, stack, false).await?, tasks_of(client, stack).await?);
     let mut is_there = !services.is_empty();
     for (kind, of) in [("services", "service"), ("secrets", "secret"), ("configs", "config"), ("networks", "network")] {
         let found = match kind {
@@ -195,31 +195,30 @@ async fn remove(client: &Client, stack: &str, detach: bool) -> anyhow::Result<()
             }
         }
         if kind == "services" && !detach {
-            await_gone(client, stack, &services).await?;
+            await_gone(client, stack, &tasks).await?;
         }
     }
     anyhow::ensure!(is_there, "nothing was found of stack {stack}: see 'skep stack ls'");
     Ok(())
 }
 
-/// Waits until no task of these services is left.
-async fn await_gone(client: &Client, stack: &str, services: &[Value]) -> anyhow::Result<()> {
-    let ids: BTreeSet<_> = services.iter().filter_map(|service| service["ID"].as_str()).collect();
-    if ids.is_empty() {
-        return Ok(());
-    }
+/// The ids of a stack's tasks. Lists do not show those of services that are removed.
+async fn tasks_of(client: &Client, stack: &str) -> anyhow::Result<Vec<String>> {
+    let tasks = labelled(client, "tasks", stack).await?;
+    Ok(tasks.iter().filter_map(|task| task["ID"].as_str().map(str::to_owned)).collect())
+}
+
+/// Waits until none of these tasks is left.
+async fn await_gone(client: &Client, stack: &str, tasks: &[String]) -> anyhow::Result<()> {
     let deadline = Instant::now() + GONE_LIMIT;
-    loop {
-        let filters = json!({"label": [label(stack)]}).to_string();
-        let tasks = client.get(&format!("/tasks?filters={}", escape(&filters))).await?;
-        let mut tasks = tasks.as_array().into_iter().flatten();
-        if !tasks.any(|task| task["ServiceID"].as_str().is_some_and(|id| ids.contains(id))) {
-            return Ok(());
+    for id in tasks {
+        while client.find(&format!("/tasks/{id}")).await?.is_some() {
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "tasks of stack {stack} have not ended within {GONE_LIMIT:?}: see 'skep node ls', and remove it again"
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        anyhow::ensure!(
-            Instant::now() < deadline,
-            "tasks of stack {stack} have not ended within {GONE_LIMIT:?}: see 'skep stack ps' and 'skep node ls', and remove it again"
-        );
-        tokio::time::sleep(LOOK_EVERY).await;
     }
+    Ok(())
 }

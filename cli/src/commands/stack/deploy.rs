@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::project::{Object, PREDEFINED_NETWORKS, Project};
 use super::service::{IMAGE_LABEL, Service};
 use super::{FileArgs, labelled};
-use crate::client::{Client, escape, is_not_found, read_json};
+use crate::client::{Client, escape, read_json};
 use crate::commands::image::tagged;
 use crate::commands::service::{pinned, post_update};
 use crate::converge;
@@ -117,22 +117,13 @@ impl Ids {
     }
 }
 
-/// What is there under a path, if anything is.
-async fn find(client: &Client, path: &str) -> anyhow::Result<Option<Value>> {
-    match client.get(path).await {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if is_not_found(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// The id of a network, which is made if the file declares it.
 async fn put_network(client: &Client, network: &Object) -> anyhow::Result<Value> {
     let name = &network.name;
     if PREDEFINED_NETWORKS.contains(&name.as_str()) {
         return Ok(json!(name));
     }
-    if let Some(found) = find(client, &format!("/networks/{}?scope=swarm", escape(name))).await? {
+    if let Some(found) = client.find(&format!("/networks/{}?scope=swarm", escape(name))).await? {
         return Ok(found["Id"].clone());
     }
     let body = network.body.as_ref().ok_or_else(|| {
@@ -148,7 +139,7 @@ async fn put_network(client: &Client, network: &Object) -> anyhow::Result<Value>
 /// The id of a secret or config, which is made if the file declares it.
 async fn put_payload(client: &Client, kind: &str, object: &Object) -> anyhow::Result<Value> {
     let name = &object.name;
-    let found = find(client, &format!("/{kind}s/{}", escape(name))).await?;
+    let found = client.find(&format!("/{kind}s/{}", escape(name))).await?;
     match (found, &object.body) {
         (Some(found), None) => Ok(found["ID"].clone()),
         (None, None) => {

@@ -110,17 +110,8 @@ impl Project {
             declared.networks.insert(key.to_owned(), network.name.clone());
             project.networks.push(network);
         }
-        for (kind, known, objects) in [
-            ("secrets", &mut BTreeMap::new(), &mut project.secrets),
-            ("configs", &mut BTreeMap::new(), &mut project.configs),
-        ] {
-            for (key, field) in entries(&mut keys, kind)? {
-                let object = declared.payload(key, &field)?;
-                known.insert(key.to_owned(), object.name.clone());
-                objects.push(object);
-            }
-            if kind == "secrets" { &mut declared.secrets } else { &mut declared.configs }.append(known);
-        }
+        (declared.secrets, project.secrets) = declared.payloads(&entries(&mut keys, "secrets")?)?;
+        (declared.configs, project.configs) = declared.payloads(&entries(&mut keys, "configs")?)?;
         let is_named = declared.networks.contains_key(DEFAULT_NETWORK);
         declared.networks.entry(DEFAULT_NETWORK.to_owned()).or_insert_with(|| format!("{stack}_{DEFAULT_NETWORK}"));
         for (key, field) in entries(&mut keys, "services")? {
@@ -205,6 +196,17 @@ impl Declared<'_> {
         }
         keys.finish()?;
         Ok(Volume { name, options })
+    }
+
+    /// Secrets or configs: their names by their keys, and what creates them.
+    fn payloads(&self, entries: &[(&str, Field<'_>)]) -> anyhow::Result<(BTreeMap<String, String>, Vec<Object>)> {
+        let (mut names, mut objects) = (BTreeMap::new(), Vec::new());
+        for (key, field) in entries {
+            let object = self.payload(key, field)?;
+            names.insert((*key).to_owned(), object.name.clone());
+            objects.push(object);
+        }
+        Ok((names, objects))
     }
 
     /// A secret or config.
