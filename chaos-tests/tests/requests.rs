@@ -80,8 +80,10 @@ fn a_network_is_free_as_soon_as_its_containers_have_ended() {
         host.docker(&["network", "create", "front"]);
         host.docker(&["run", "-d", "--name", "box", "--net", "front", "busybox", "sleep", "0.2"]);
         let pid = host.docker(&["inspect", "-f", "{{.State.Pid}}", "box"]);
-        let process = format!("/proc/{}/exe", pid.trim());
-        wait_until("its process is gone", LIMIT, || (std::fs::read_link(&process).is_err(), String::new()));
+        let process = format!("/proc/{}/stat", pid.trim());
+        // Its memory, and with that its program, goes a moment before itself.
+        let has_ended = || std::fs::read_to_string(&process).map_or(true, |stat| stat.contains(") Z "));
+        wait_until("its process has ended", LIMIT, || (has_ended(), String::new()));
         let removed = api.delete("/networks/front").unwrap();
         assert_eq!(removed.status, 204, "{}", removed.body);
         host.docker(&["rm", "-f", "box"]);
