@@ -155,7 +155,8 @@ impl SeccompOptions {
 pub struct Mount {
     #[serde(rename = "Type")]
     pub kind: MountKind,
-    /// A host path for a bind, a volume's name for a volume (none: an anonymous one), an image's for an image.
+    /// A host path for a bind, a volume's name for a volume (none: an anonymous one), an image's for an image, a name or
+    /// `group:GROUP` for a volume of the swarm.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     pub target: String,
@@ -182,6 +183,8 @@ pub enum MountKind {
     Tmpfs,
     /// The files of an image; in single containers alone.
     Image,
+    /// A volume of the swarm, by its name or by its group; in services alone.
+    Cluster,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]

@@ -120,6 +120,8 @@ ids! {
     NetworkId,
     /// Names a single container's place in a network.
     AttachmentId,
+    /// Names a volume of the swarm.
+    VolumeId,
 }
 
 #[cfg(test)]

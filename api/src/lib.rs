@@ -36,6 +36,7 @@ pub mod overlay;
 pub mod secret;
 pub mod service;
 pub mod task;
+pub mod volume;
 
 pub mod buildkit;
 pub mod generic_resource;
@@ -44,7 +45,7 @@ pub mod session;
 
 pub use cause::with_causes;
 pub use escape::escape;
-pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+pub use id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, VolumeId};
 pub use ipv6::{IpSubnet, Ipv6Side, SubnetV6};
 pub use object::{Meta, Object, ObjectKey};
 pub use secret_bytes::SecretBytes;
@@ -62,3 +63,4 @@ pub use node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeStat
 pub use secret::{Secret, SecretSpec};
 pub use service::{Service, ServiceSpec};
 pub use task::{Task, TaskSpec, TaskState, TaskStatus};
+pub use volume::{Volume, VolumeSpec};

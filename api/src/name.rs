@@ -12,7 +12,7 @@ pub enum NameError {
 }
 
 const SERVICE_NAME_CHARS_MAX: usize = 63;
-const PAYLOAD_NAME_CHARS_MAX: usize = 64;
+const OBJECT_NAME_CHARS_MAX: usize = 64;
 
 /// Names of services follow DNS labels, with `_` allowed inside:
 /// `[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*`, up to 63 characters.
@@ -37,12 +37,12 @@ pub fn check_network_name(name: &str) -> Result<(), NameError> {
     )
 }
 
-/// Names of secrets and configs: `[a-zA-Z0-9-_.]`, up to 64 characters, a letter or digit at both ends.
-pub fn check_payload_name(kind: &'static str, name: &str) -> Result<(), NameError> {
+/// Names of secrets, configs, volumes and their drivers: `[a-zA-Z0-9-_.]`, up to 64 characters, a letter or digit at both ends.
+pub fn check_object_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     check(
         kind,
         name,
-        PAYLOAD_NAME_CHARS_MAX,
+        OBJECT_NAME_CHARS_MAX,
         "letters, digits, -, _ and . are allowed, with a letter or digit at both ends",
         |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'),
     )
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn secrets_may_have_dots() {
-        assert_eq!(check_payload_name("secret", "db.pass_1"), Ok(()));
-        assert!(check_payload_name("secret", ".hidden").is_err());
+        assert_eq!(check_object_name("secret", "db.pass_1"), Ok(()));
+        assert!(check_object_name("secret", ".hidden").is_err());
     }
 }

@@ -9,6 +9,7 @@ use skep_api_derive::Extensible;
 use crate::id::NodeId;
 use crate::object::Meta;
 use crate::task::{Platform, Resources};
+use crate::volume::NodeCsiInfo;
 
 /// What a user says of a node.
 #[derive(Clone, Debug, Default, PartialEq, Extensible, Serialize, Deserialize)]
@@ -108,6 +109,10 @@ pub struct NodeDescription {
     /// How other nodes reach its data path; absent while it has none.
     #[serde(skip)]
     pub data_path: Option<DataPath>,
+    /// The storage drivers that are there for it.
+    #[added]
+    #[serde(rename = "CSIInfo", skip_serializing_if = "Vec::is_empty")]
+    pub csi: Vec<NodeCsiInfo>,
 }
 
 /// A node's end of the encrypted tunnels between nodes.
@@ -123,6 +128,12 @@ pub struct DataPath {
 }
 
 impl NodeDescription {
+    /// The node's side of a storage driver, if it is there.
+    #[must_use]
+    pub fn csi_driver(&self, name: &str) -> Option<&NodeCsiInfo> {
+        self.csi.iter().find(|driver| driver.plugin_name == name)
+    }
+
     /// The other name of the architecture: `amd64` for `x86_64`, `arm64` for `aarch64`.
     #[must_use]
     pub fn architecture_alias(&self) -> &str {

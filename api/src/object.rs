@@ -8,13 +8,14 @@ use skep_api_derive::Extensible;
 use crate::attachment::NetworkAttachment;
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId};
+use crate::id::{AttachmentId, ClusterId, ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId, VolumeId};
 use crate::network::Network;
 use crate::node::Node;
 use crate::secret::Secret;
 use crate::service::Service;
 use crate::task::Task;
 use crate::timestamp::Timestamp;
+use crate::volume::Volume;
 
 /// Kept by the store alone: whoever writes an object brings the version it read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Extensible, Serialize)]
@@ -105,4 +106,5 @@ objects! {
     Config { id: ConfigId, name: |config| Some(&config.spec.name) },
     Network { id: NetworkId, name: |network| Some(&network.spec.name) },
     NetworkAttachment { id: AttachmentId, name: |_attachment| None },
+    Volume { id: VolumeId, name: |volume| Some(&volume.spec.name) },
 }

@@ -8,7 +8,7 @@ use skep_api_derive::Extensible;
 use crate::container::Driver;
 use crate::expansion::TEMPLATE_DRIVER;
 use crate::id::SecretId;
-use crate::name::{NameError, check_payload_name};
+use crate::name::{NameError, check_object_name};
 use crate::object::Meta;
 use crate::secret_bytes::SecretBytes;
 use crate::template;
@@ -62,7 +62,7 @@ pub(crate) fn check_payload(
     len_max: usize,
     templating: Option<&Driver>,
 ) -> Result<(), PayloadError> {
-    check_payload_name(kind, name)?;
+    check_object_name(kind, name)?;
     let name = name.to_owned();
     match data.len() {
         0 => return Err(PayloadError::Empty { kind, name }),

@@ -492,7 +492,13 @@ fn check_mounts(container: &crate::container::ContainerSpec) -> Result<(), Servi
             MountKind::Image => {
                 return Err(ServiceSpecError::Unsupported("a mount of type image in a service"));
             }
-            MountKind::Bind | MountKind::Volume | MountKind::Tmpfs => {}
+            MountKind::Cluster if mount.source.is_empty() => {
+                return Err(ServiceSpecError::Invalid(format!(
+                    "the cluster volume at {} has no source: name a volume, or a group as group:GROUP",
+                    mount.target
+                )));
+            }
+            MountKind::Bind | MountKind::Volume | MountKind::Tmpfs | MountKind::Cluster => {}
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use crate::id::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::object::Meta;
 use crate::timestamp::Timestamp;
 use crate::units::{ByteSize, NanoCpus, Nanos};
+use crate::volume::VolumeAttachment;
 
 /// Where a task stands. Both states of a task only move down this list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Extensible, Serialize, Deserialize)]
@@ -317,6 +318,10 @@ pub struct Task {
     #[added]
     #[serde(rename = "AssignedGenericResources", skip_serializing_if = "Vec::is_empty")]
     pub assigned: Vec<GenericResource>,
+    /// The volumes of the swarm that it was given with its node.
+    #[added]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeAttachment>,
 }
 
 impl Task {

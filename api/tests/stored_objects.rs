@@ -81,6 +81,7 @@ fn node() -> Node {
                 cert_issuer_subject: "c3ViamVjdA==".into(),
                 cert_issuer_public_key: "a2V5".into(),
             },
+            csi: Vec::new(),
             data_path: Some(DataPath {
                 keys: vec![[7; 32]],
                 addr: "10.99.0.1".into(),
@@ -146,6 +147,7 @@ fn task() -> Task {
         running_since: Some(Timestamp::from_nanos(7)),
         usual_log_driver: None,
         assigned: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 

@@ -211,6 +211,10 @@ impl Client {
         self.json(Method::POST, path, Some(body)).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.json(Method::PUT, path, Some(body)).await
+    }
+
     /// A POST of JSON with our credentials for a registry, if we have any.
     pub(crate) async fn post_with_auth(
         &self,

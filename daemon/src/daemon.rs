@@ -119,7 +119,8 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     let (labels, key_period, heartbeat) = (config.labels.clone(), config.overlay_key_period, config.raft_heartbeat);
     let in_kernel = uses_kernel_wireguard(config.data_path).await?;
     let generic = config.generic_resources.clone();
-    let swarm = SwarmConfig { dir, run_dir, labels, generic, key_period, heartbeat, in_kernel };
+    let volumes_dir = config.data_root.join("csi");
+    let swarm = SwarmConfig { dir, run_dir, volumes_dir, labels, generic, key_period, heartbeat, in_kernel };
     let swarm = Swarm::resume(swarm, engine.clone()).await?;
     let daemon = Arc::new(Daemon {
         id: daemon_id(&config.data_root)?,

@@ -165,7 +165,7 @@ fn containers_router() -> Router<Arc<Daemon>> {
         .route("/volumes", get(volumes::list))
         .route("/volumes/create", post(volumes::create))
         .route("/volumes/prune", post(volumes::prune))
-        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
+        .route("/volumes/{name}", get(volumes::inspect).put(volumes::update).delete(volumes::remove))
 }
 
 fn images_router() -> Router<Arc<Daemon>> {

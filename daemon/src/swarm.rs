@@ -22,11 +22,12 @@ use skep_api::units::{ByteSize, NanoCpus};
 use skep_api::{
     Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec, SecretBytes,
 };
+use skep_csi::Drivers;
 use skep_engine::Engine;
 use skep_manager::{Manager, ManagerError};
 use skep_overlay_net::{Overlay, OverlayConfig};
 use skep_pki::{JoinToken, KeyLock, LockError, NodeIdentity, PendingIdentity, RootAuthority, Subject, UnlockKey};
-use skep_worker::TASK_ID_LABEL;
+use skep_worker::{TASK_ID_LABEL, Volumes};
 use tokio::sync::RwLock;
 
 pub(crate) use active::ActiveNode;
@@ -42,6 +43,8 @@ pub(crate) const BULK_PORT: u16 = 7946;
 const DATA_PATH_PORT: u16 = 4789;
 
 /// How long a join waits before it says that it did not work.
+/// How long a node that leaves waits for its volumes to be taken away.
+const VOLUMES_LIMIT: Duration = Duration::from_secs(30);
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a user asks of `init`.
@@ -109,6 +112,8 @@ pub(crate) struct SwarmConfig {
     pub(crate) dir: PathBuf,
     /// What of the swarm does not outlive a start of the host.
     pub(crate) run_dir: PathBuf,
+    /// Where its volumes are shown to tasks.
+    pub(crate) volumes_dir: PathBuf,
     pub(crate) labels: std::collections::BTreeMap<String, String>,
     /// What it has beside CPU and memory that tasks can reserve.
     pub(crate) generic: Vec<GenericResource>,
@@ -128,6 +133,8 @@ pub(crate) struct Swarm {
     /// Whether it has a place that waits for the unlock key.
     is_locked: AtomicBool,
     events: EventLog,
+    drivers: Drivers,
+    volumes: Volumes,
     /// One change at a time.
     change: tokio::sync::Mutex<()>,
 }
@@ -136,7 +143,10 @@ impl Swarm {
     /// Takes the node's place up again, if it has one.
     pub(crate) async fn resume(config: SwarmConfig, engine: Arc<Engine>) -> anyhow::Result<Arc<Self>> {
         let (active, events, change) = (RwLock::default(), EventLog::default(), tokio::sync::Mutex::default());
-        let swarm = Self { config, engine, active, is_locked: AtomicBool::new(false), events, change };
+        let drivers = Drivers::new(&config.run_dir.join("csi"));
+        let volumes = Volumes::new(engine.clone(), drivers.clone(), config.volumes_dir.clone());
+        let is_locked = AtomicBool::new(false);
+        let swarm = Self { config, engine, active, is_locked, events, drivers, volumes, change };
         if let Some(state) = NodeStateFile::load(&swarm.config.dir)? {
             if swarm.lock_file().exists() {
                 tracing::warn!("this manager is locked: it waits for the swarm's unlock key ('swarm unlock')");
@@ -144,6 +154,10 @@ impl Swarm {
             } else {
                 swarm.take_up(state, None, None).await?;
             }
+        } else {
+            // What was left when it left a swarm.
+            let volumes = swarm.volumes.clone();
+            tokio::spawn(async move { volumes.let_go(VOLUMES_LIMIT).await });
         }
         Ok(Arc::new(swarm))
     }
@@ -420,6 +434,7 @@ impl Swarm {
         *self.active.write().await = None;
         node.stop().await;
         self.remove_containers(node.overlay()).await;
+        self.volumes.let_go(VOLUMES_LIMIT).await;
         self.wipe();
         Ok(())
     }
@@ -439,6 +454,7 @@ impl Swarm {
             let overlay = self.open_overlay(&state).map_err(|error| doing(&format!("{error:#}")))?;
             self.remove_containers(&overlay).await;
         }
+        self.volumes.let_go(VOLUMES_LIMIT).await;
         self.wipe();
         self.is_locked.store(false, Ordering::Relaxed);
         Ok(())
@@ -481,6 +497,7 @@ impl Swarm {
             tls,
             // Known once the node has its place in the swarm.
             data_path: None,
+            csi: Vec::new(),
         }
     }
 

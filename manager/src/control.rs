@@ -6,10 +6,11 @@ pub(crate) mod network;
 mod node;
 mod payload;
 mod service;
+mod volume;
 
 use skep_api::{
     Availability, ClusterSpec, ConfigId, ConfigSpec, Extensible, Meta, NetworkId, NetworkSpec, NodeId, NodeRole,
-    NodeSpec, SecretBytes, SecretId, SecretSpec, ServiceId, ServiceSpec,
+    NodeSpec, SecretBytes, SecretId, SecretSpec, ServiceId, ServiceSpec, VolumeId, VolumeSpec,
 };
 use skep_raft_store::{ProposeError, Refusal, UpdateError};
 
@@ -83,6 +84,18 @@ pub enum Command {
         role: NodeRole,
         availability: Availability,
     },
+    CreateVolume {
+        spec: VolumeSpec,
+    },
+    UpdateVolume {
+        id: VolumeId,
+        version: u64,
+        spec: VolumeSpec,
+    },
+    RemoveVolume {
+        id: VolumeId,
+        force: bool,
+    },
 }
 
 impl Command {
@@ -94,6 +107,7 @@ impl Command {
             | Self::CreateSecret { .. }
             | Self::CreateConfig { .. }
             | Self::CreateNetwork { .. }
+            | Self::CreateVolume { .. }
             | Self::AdmitNode { .. } => true,
             // What changes a few words, or makes room.
             Self::UpdateCluster { .. }
@@ -104,7 +118,9 @@ impl Command {
             | Self::RemoveNode { .. }
             | Self::RemoveSecret { .. }
             | Self::RemoveConfig { .. }
-            | Self::RemoveNetwork { .. } => false,
+            | Self::RemoveNetwork { .. }
+            | Self::UpdateVolume { .. }
+            | Self::RemoveVolume { .. } => false,
         }
     }
 }

@@ -16,7 +16,7 @@ use skep_api::grpc::{
     WorkerMessage, manager_message, worker_message,
 };
 use skep_api::node::NodeStatus;
-use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, encoding, session};
+use skep_api::{Node, NodeDescription, NodeId, NodeState, Timestamp, VolumeId, encoding, session};
 use skep_pki::IssuerInfo;
 use skep_raft_store::{Store, Tables, Transaction, UpdateError};
 use tokio::sync::broadcast;
@@ -31,6 +31,7 @@ pub(crate) use statuses::StatusWriter;
 use crate::authority::{Needs, check};
 use crate::manager::Shared;
 use crate::transport::{PeerInfo, PeerStream};
+use crate::volumes;
 
 /// Missed heartbeats after which a node counts as down.
 const GRACE_PERIODS: u32 = 3;
@@ -342,10 +343,21 @@ impl Dispatcher {
                 told.facts = ToldFacts::default();
                 self.tell_facts(id, session, told, &Touched::everything(), to_worker).await
             }
+            Some(worker_message::Kind::VolumesReleased(released)) => self.release_volumes(id, &released.ids).await,
             Some(worker_message::Kind::Hello(_)) => Err(Status::invalid_argument("unexpected message")),
             // What a later version says is for others.
             None => Ok(()),
         }
+    }
+
+    async fn release_volumes(&self, node: NodeId, ids: &[Vec<u8>]) -> Result<(), Status> {
+        let ids: Vec<VolumeId> = ids.iter().filter_map(|id| VolumeId::from_bytes(id)).collect();
+        let written = self.store.update(|tables| {
+            let mut tx = Transaction::new(Timestamp::from_system(SystemTime::now()));
+            volumes::released(tables, &mut tx, node, &ids);
+            Ok::<_, std::convert::Infallible>((tx, ()))
+        });
+        written.await.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     /// Tells a worker everything it does not know yet.

@@ -3,12 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use skep_api::{TaskId, Timestamp};
+use skep_csi::Drivers;
 use skep_raft_store::{Store, Transaction};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatcher::Dispatcher;
-use crate::{orchestrator, roles, trust};
+use crate::{orchestrator, roles, trust, volumes};
 
 /// How long to wait before trying again what the store refused.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -20,12 +21,13 @@ const LOOK_PAUSE: Duration = Duration::from_millis(10);
 const ACTIONS_AT_ONCE: usize = 2000;
 
 /// Runs the leader's loops until `stop`.
-pub(crate) async fn lead(store: Store, dispatcher: Dispatcher, stop: CancellationToken) {
+pub(crate) async fn lead(store: Store, dispatcher: Dispatcher, drivers: Drivers, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = orchestrate(&store) => {}
         () = dispatcher.watch_deadlines() => {}
         () = follow_nodes(&store) => {}
+        () = volumes::keep(&store, &drivers) => {}
     }
 }
 

@@ -18,6 +18,7 @@ mod roles;
 mod rpc;
 pub mod transport;
 mod trust;
+mod volumes;
 mod wires;
 
 mod manager;

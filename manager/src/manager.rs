@@ -12,6 +12,7 @@ use skep_api::grpc::raft_server::RaftServer;
 use skep_api::grpc::{ControlMessage, JoinRaftRequest, ReadIndexRequest};
 use skep_api::node::RaftMember;
 use skep_api::{Cluster, Node, NodeId, NodeRole, Timestamp, encoding};
+use skep_csi::Drivers;
 use skep_pki::{KeyLock, TlsIdentity};
 use skep_raft_store::{DataKey, OpenError, ProposeError, Store, StoreConfig, Tables, Transaction, UpdateError};
 use tokio::net::TcpListener;
@@ -60,6 +61,8 @@ pub struct ManagerConfig {
     pub heartbeat: Duration,
     pub snapshot_interval: u64,
     pub log_entries_kept: u64,
+    /// The storage drivers that are asked while this manager leads.
+    pub drivers: Drivers,
     /// Set if the others are lost for good: this manager goes on alone, at this address.
     pub alone: Option<String>,
 }
@@ -104,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<TlsIdentity>,
     channels: Channels,
     wires: Wires,
+    drivers: Drivers,
     /// Since when this manager knows of no leader.
     forsaken: Mutex<Option<Instant>>,
     dispatcher: Mutex<Option<Dispatcher>>,
@@ -330,7 +334,8 @@ impl Shared {
                 let dispatcher = Dispatcher::new(self.store.clone(), stop.clone());
                 *self.dispatcher.lock().expect("nobody panics while holding it") = Some(dispatcher.clone());
                 tracing::info!(term = term.term, "this manager leads");
-                let work = tokio::spawn(leader::lead(self.store.clone(), dispatcher, stop.clone()));
+                let work =
+                    tokio::spawn(leader::lead(self.store.clone(), dispatcher, self.drivers.clone(), stop.clone()));
                 let over = leadership.wait_for(|now| !now.is_leader || now.term != term.term);
                 tokio::select! {
                     _ = over => {}
@@ -423,6 +428,7 @@ impl Manager {
             store,
             tls: config.tls.clone(),
             channels,
+            drivers: config.drivers,
             wires,
             forsaken: Mutex::new(Some(Instant::now())),
             dispatcher: Mutex::default(),

@@ -11,6 +11,7 @@ mod reaper;
 mod restart;
 mod service_plan;
 mod updater;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,6 +116,7 @@ pub(crate) fn plan(tables: &Tables, now: Timestamp, ids: TaskIds<'_>) -> Plan {
     }
     addressing::give(&scene, &mut drafts, &mut transaction);
     placement::place(&scene, &mut drafts);
+    volumes::follow(&scene, &drafts, &mut transaction);
     for Draft { task, edit } in drafts {
         match edit {
             Edit::Keep => {}

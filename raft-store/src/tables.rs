@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use skep_api::object::Record;
 use skep_api::{
     Cluster, Config, Network, NetworkAttachment, Node, NodeId, Object, ObjectKey, Secret, Service, ServiceId, Task,
-    TaskId,
+    TaskId, Volume,
 };
 
 use crate::transaction::{ACTIONS_MAX, Action, Change, Refusal, Transaction};
@@ -86,6 +86,7 @@ pub struct Tables {
     pub configs: Table<Config>,
     pub networks: Table<Network>,
     pub attachments: Table<NetworkAttachment>,
+    pub volumes: Table<Volume>,
     tasks_by_service: OrdSet<(ServiceId, TaskId)>,
     tasks_by_node: OrdSet<(NodeId, TaskId)>,
 }
@@ -125,6 +126,10 @@ macro_rules! by_kind {
             $enum::NetworkAttachment($inner) => {
                 let $table = &$tables.attachments;
                 $body.map(Object::NetworkAttachment)
+            }
+            $enum::Volume($inner) => {
+                let $table = &$tables.volumes;
+                $body.map(Object::Volume)
             }
         }
     };
@@ -245,6 +250,10 @@ impl Tables {
                 self.networks.put(network);
             }
             Object::NetworkAttachment(attachment) => self.attachments.put(attachment),
+            Object::Volume(volume) => {
+                check_name(&self.volumes, &volume, ObjectKey::Volume)?;
+                self.volumes.put(volume);
+            }
         }
         Ok(())
     }
@@ -280,6 +289,7 @@ impl Tables {
             ObjectKey::Config(id) => drop(self.configs.take(id)),
             ObjectKey::Network(id) => drop(self.networks.take(id)),
             ObjectKey::NetworkAttachment(id) => drop(self.attachments.take(id)),
+            ObjectKey::Volume(id) => drop(self.volumes.take(id)),
             ObjectKey::Task(id) => {
                 if let Some(task) = self.tasks.take(id) {
                     self.tasks_by_service.remove(&(task.service_id, id));
@@ -304,6 +314,7 @@ impl Tables {
             .chain(self.configs.iter().cloned().map(Object::Config))
             .chain(self.networks.iter().cloned().map(Object::Network))
             .chain(self.attachments.iter().cloned().map(Object::NetworkAttachment))
+            .chain(self.volumes.iter().cloned().map(Object::Volume))
     }
 }
 
@@ -318,6 +329,7 @@ fn is_declared_alike(before: &Object, after: &Object) -> bool {
         (Object::Cluster(before), Object::Cluster(after)) => before.spec == after.spec,
         (Object::Node(before), Object::Node(after)) => before.spec == after.spec,
         (Object::Service(before), Object::Service(after)) => before.spec == after.spec,
+        (Object::Volume(before), Object::Volume(after)) => before.spec == after.spec,
         _ => false,
     }
 }
@@ -342,6 +354,7 @@ fn meta(object: &Object) -> skep_api::Meta {
         Object::Config(object) => object.meta,
         Object::Network(object) => object.meta,
         Object::NetworkAttachment(object) => object.meta,
+        Object::Volume(object) => object.meta,
     }
 }
 
@@ -355,6 +368,7 @@ fn stamp(mut object: Object, set: impl FnOnce(&mut skep_api::Meta)) -> Object {
         Object::Config(object) => set(Arc::make_mut(object).meta_mut()),
         Object::Network(object) => set(Arc::make_mut(object).meta_mut()),
         Object::NetworkAttachment(object) => set(Arc::make_mut(object).meta_mut()),
+        Object::Volume(object) => set(Arc::make_mut(object).meta_mut()),
     }
     object
 }

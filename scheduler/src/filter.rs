@@ -7,6 +7,7 @@ use skep_api::task::{Resources, TaskSpec};
 
 use crate::place::Group;
 use crate::view::NodeView;
+use crate::volumes::{self, Volumes};
 
 /// Why a node cannot take a task; in the order the filters are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +17,7 @@ pub enum Obstacle {
     Constraints,
     Platform,
     HostPort,
+    Volumes,
     MaxReplicas,
 }
 
@@ -29,6 +31,7 @@ impl Obstacle {
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes}"),
             Self::Platform => format!("unsupported platform on {nodes}"),
             Self::HostPort => format!("host-mode port already in use on {nodes}"),
+            Self::Volumes => format!("cluster volumes not available on {nodes}"),
             Self::MaxReplicas => format!("max replicas per node limit exceeded on {nodes}"),
         }
     }
@@ -52,17 +55,20 @@ pub(crate) struct Filters<'a> {
     constraints: Vec<Constraint>,
     reserved: Resources,
     max_replicas: u64,
+    /// Those that the tasks could have; none if they ask for none.
+    volumes: Option<&'a Volumes>,
     group: &'a Group,
 }
 
 impl<'a> Filters<'a> {
-    pub(crate) fn new(group: &'a Group) -> Self {
+    pub(crate) fn new(volumes: &'a Volumes, group: &'a Group) -> Self {
         let spec: &TaskSpec = &group.occupant.spec;
         Self {
             // Specs are validated when they come in; what cannot be read now admits no node.
             constraints: spec.placement.constraints.iter().filter_map(|text| text.parse().ok()).collect(),
             reserved: spec.resources.reserved(),
             max_replicas: spec.placement.max_replicas,
+            volumes: volumes::mounts(spec).next().map(|_| volumes),
             group,
         }
     }
@@ -93,6 +99,9 @@ impl<'a> Filters<'a> {
         }
         if !node.ports_free(&self.group.occupant.ports) {
             return Some(Obstacle::HostPort);
+        }
+        if self.volumes.is_some_and(|volumes| volumes.choose(&node.node, spec).is_none()) {
+            return Some(Obstacle::Volumes);
         }
         (self.max_replicas != 0 && count >= self.max_replicas).then_some(Obstacle::MaxReplicas)
     }

@@ -12,6 +12,7 @@ mod filter;
 mod place;
 mod spread;
 mod view;
+mod volumes;
 
 pub use filter::Obstacle;
 pub use place::{Group, Plan, Refusal, check_node, place};

@@ -4,11 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use skep_api::generic_resource::GenericResource;
+use skep_api::volume::VolumeAttachment;
 use skep_api::{NodeId, TaskId};
 
 use crate::filter::{Filters, Obstacle, explain};
 use crate::spread::SpreadTree;
 use crate::view::{ClusterView, NodeIndex, NodeView, Occupant};
+use crate::volumes;
 
 /// Pending tasks of one service that are alike.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Group {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub placements: Vec<(TaskId, NodeId)>,
+    /// The volumes of the swarm that placed tasks have there, of those that ask for any.
+    pub volumes: BTreeMap<TaskId, Vec<VolumeAttachment>>,
     pub refusals: Vec<Refusal>,
 }
 
@@ -35,45 +39,76 @@ pub struct Refusal {
 pub fn place(view: &mut ClusterView, groups: &[Group]) -> Plan {
     let mut plan = Plan::default();
     for group in groups {
-        let filters = Filters::new(group);
-        let chosen = if group.occupant.spec.placement.preferences.is_empty() {
-            Round::new(view, group, &filters).run()
-        } else {
-            SpreadTree::new(view, group, &filters).run()
-        };
-        let placed = chosen.len();
-        let mut counts: BTreeMap<NodeIndex, u32> = BTreeMap::new();
-        for (&task, index) in group.tasks.iter().zip(chosen) {
-            plan.placements.push((task, view.node(index).node.id));
-            *counts.entry(index).or_default() += 1;
+        if volumes::mounts(&group.occupant.spec).next().is_none() {
+            place_group(view, group, &mut plan);
+            continue;
         }
-        for (index, count) in counts {
-            view.occupy(index, &group.occupant, count);
-        }
-        if placed < group.tasks.len() {
-            plan.refusals
-                .push(Refusal { tasks: group.tasks[placed..].to_vec(), reason: refusal(view, group, &filters) });
+        // What one of them takes, the next may not have.
+        for &task in &group.tasks {
+            place_group(view, &Group { occupant: group.occupant.clone(), tasks: vec![task] }, &mut plan);
         }
     }
     plan
 }
 
-fn refusal(view: &ClusterView, group: &Group, filters: &Filters<'_>) -> String {
+fn place_group(view: &mut ClusterView, group: &Group, plan: &mut Plan) {
+    let spec = &group.occupant.spec;
+    let chosen = choose(view, group);
+    let placed = chosen.len();
+    let mut counts: BTreeMap<NodeIndex, u32> = BTreeMap::new();
+    for (&task, index) in group.tasks.iter().zip(chosen) {
+        let node = view.node(index).node.id;
+        plan.placements.push((task, node));
+        *counts.entry(index).or_default() += 1;
+        if let Some(attachments) = view.choose_volumes(node, spec).filter(|attachments| !attachments.is_empty()) {
+            view.take_volumes(node, spec, &attachments);
+            plan.volumes.insert(task, attachments);
+        }
+    }
+    for (index, count) in counts {
+        view.occupy(index, &group.occupant, count);
+    }
+    if placed < group.tasks.len() {
+        plan.refusals.push(Refusal { tasks: group.tasks[placed..].to_vec(), reason: refusal(view, group) });
+    }
+}
+
+/// The nodes for the tasks of a group that find one.
+fn choose(view: &ClusterView, group: &Group) -> Vec<NodeIndex> {
+    let filters = Filters::new(&view.volumes, group);
+    if group.occupant.spec.placement.preferences.is_empty() {
+        Round::new(view, group, &filters).run()
+    } else {
+        SpreadTree::new(view, group, &filters).run()
+    }
+}
+
+fn refusal(view: &ClusterView, group: &Group) -> String {
+    let filters = Filters::new(&view.volumes, group);
     let counts = view.of_service(group.occupant.service);
-    explain(view.by_load().filter_map(|index| {
+    let reason = explain(view.by_load().filter_map(|index| {
         let count = counts.get(&index).copied().unwrap_or(0);
         filters.obstacle(view.node(index), u64::from(count))
-    }))
+    }));
+    with_volumes(view, group, reason)
+}
+
+/// The reason with what stands against the group's volumes on every node alike.
+fn with_volumes(view: &ClusterView, group: &Group, reason: String) -> String {
+    match view.volumes.obstacle_everywhere(&group.occupant.spec) {
+        Some(obstacle) => format!("{reason}: {obstacle}"),
+        None => reason,
+    }
 }
 
 /// Whether the one node that a task is meant for takes it (a global service's).
 pub fn check_node(view: &ClusterView, node: NodeId, group: &Group) -> Result<(), String> {
-    let filters = Filters::new(group);
+    let filters = Filters::new(&view.volumes, group);
     match view.find(node) {
         None => Err("no suitable node (the task's node left the swarm)".to_owned()),
         Some(index) => {
             let obstacle = filters.obstacle(view.node(index), 0);
-            obstacle.map_or(Ok(()), |obstacle| Err(explain(std::iter::once(obstacle))))
+            obstacle.map_or(Ok(()), |obstacle| Err(with_volumes(view, group, explain(std::iter::once(obstacle)))))
         }
     }
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use skep_api::generic_resource::{GenericResource, count_of};
 use skep_api::service::{PortConfig, Protocol};
 use skep_api::task::{Resources, TaskSpec};
-use skep_api::{Node, NodeId, ServiceId};
+use skep_api::volume::VolumeAttachment;
+use skep_api::{Node, NodeId, ServiceId, Volume};
+
+use crate::volumes::Volumes;
 
 /// A node's place in [`ClusterView`]; small, so that indexes stay small.
 pub(crate) type NodeIndex = u32;
@@ -75,6 +78,7 @@ pub struct ClusterView {
     by_id: BTreeMap<NodeId, NodeIndex>,
     by_load: BTreeSet<(u32, NodeIndex)>,
     by_service: BTreeMap<ServiceId, BTreeMap<NodeIndex, u32>>,
+    pub(crate) volumes: Volumes,
 }
 
 impl ClusterView {
@@ -114,6 +118,22 @@ impl ClusterView {
             counts.remove(&index);
         }
         self.free.push(index);
+    }
+
+    /// Adds a volume that nobody uses yet.
+    pub fn set_volume(&mut self, volume: Arc<Volume>) {
+        self.volumes.set(volume);
+    }
+
+    /// Counts the volumes that a task has, beside the task itself.
+    pub fn take_volumes(&mut self, node: NodeId, spec: &TaskSpec, attachments: &[VolumeAttachment]) {
+        self.volumes.take(node, spec, attachments);
+    }
+
+    /// The volumes that a task would have on the node, one for each mount that is one; none if not all are to be had.
+    #[must_use]
+    pub fn choose_volumes(&self, node: NodeId, spec: &TaskSpec) -> Option<Vec<VolumeAttachment>> {
+        self.volumes.choose(&self.node(self.find(node)?).node, spec)
     }
 
     /// Counts a task that runs, or is bound to run, on `node`.

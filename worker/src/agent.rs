@@ -11,6 +11,7 @@ use skep_api::grpc::{
     AreYouThere, FactsHeld, Heartbeat, Hello, IAmHere, ManagerMessage, WorkerMessage, manager_message, worker_message,
 };
 use skep_api::node::TlsInfo;
+use skep_api::volume::NodeCsiInfo;
 use skep_api::{NodeDescription, NodeId, NodeRole, TaskId, TaskState, encoding, session};
 use skep_engine::Engine;
 use skep_overlay_net::Overlay;
@@ -26,6 +27,7 @@ use crate::images::Images;
 use crate::networks::FactsInbox;
 use crate::reporter::Reporter;
 use crate::runner::Runner;
+use crate::volumes::Volumes;
 
 /// Pauses between attempts: the first, and the longest. A new leader waits a few seconds for its
 /// workers before it gives them up: pauses and limits here must leave room for several attempts.
@@ -57,6 +59,7 @@ pub struct AgentConfig {
     pub engine: Arc<Engine>,
     pub overlay: Arc<Overlay>,
     pub attachments: Attachments,
+    pub volumes: Volumes,
     pub connect: Arc<dyn Connect>,
 }
 
@@ -112,6 +115,8 @@ impl Agent {
 
     /// Keeps a session until `stop`; containers go on whatever happens.
     pub async fn run(mut self, stop: CancellationToken) {
+        let volumes = self.config.volumes.clone();
+        let _watcher = AbortOnDropHandle::new(tokio::spawn(async move { volumes.watch_drivers().await }));
         let mut pause = BACKOFF.0;
         let mut next: Option<String> = None;
         let mut turn = 0;
@@ -273,6 +278,7 @@ impl Agent {
             removed.extend(self.runners.keys().filter(|id| !named.contains(id)));
             removed.extend(self.left_over().filter(|id| !named.contains(id)));
         }
+        self.config.volumes.apply(update.complete, update.volumes, &update.removed_volumes);
         for task in update.tasks {
             let id = task.id;
             if let Some(desired) = self.runners.get(&id) {
@@ -291,6 +297,7 @@ impl Agent {
                 engine: self.config.engine.clone(),
                 payloads: self.payloads.clone(),
                 images: self.images.clone(),
+                volumes: self.config.volumes.clone(),
                 reporter: self.reporter.clone(),
                 desired,
             };
@@ -338,6 +345,8 @@ struct News {
     tls: watch::Receiver<TlsInfo>,
     overlay: Arc<Overlay>,
     keys: watch::Receiver<Vec<[u8; 32]>>,
+    volumes: Volumes,
+    drivers: watch::Receiver<Vec<NodeCsiInfo>>,
     held: watch::Receiver<u64>,
     compare: tokio::time::Interval,
     reporter: Reporter,
@@ -349,12 +358,14 @@ impl News {
         let (overlay, attachments) = (config.overlay.clone(), config.attachments.clone());
         let (keys, held, compare) = (overlay.public_keys(), overlay.held(), interval(COMPARE_MILLIS));
         let (description, tls) = (config.description.clone(), config.tls.clone());
-        Self { description, tls, overlay, keys, held, compare, reporter, attachments }
+        let (volumes, drivers) = (config.volumes.clone(), config.volumes.drivers());
+        Self { description, tls, overlay, keys, volumes, drivers, held, compare, reporter, attachments }
     }
 
-    /// What this node says of itself, with its certificate and its tunnels' keys as they are now.
+    /// What this node says of itself, with its certificate, its tunnels' keys and its storage drivers as they are now.
     fn description(&mut self) -> Vec<u8> {
         self.description.tls.clone_from(&self.tls.borrow_and_update());
+        self.description.csi.clone_from(&self.drivers.borrow_and_update());
         if let Some(path) = &mut self.description.data_path {
             path.keys.clone_from(&self.keys.borrow_and_update());
         }
@@ -379,6 +390,10 @@ impl News {
                 changed = self.tls.changed() => if changed.is_ok() {
                     return worker_message::Kind::Description(self.description());
                 },
+                changed = self.drivers.changed() => if changed.is_ok() {
+                    return worker_message::Kind::Description(self.description());
+                },
+                released = self.volumes.next_released() => return worker_message::Kind::VolumesReleased(released),
                 batch = self.reporter.next_batch() => return worker_message::Kind::Statuses(batch),
                 wishes = self.attachments.next_message() => return worker_message::Kind::Attachments(wishes),
             }

@@ -1,4 +1,4 @@
-//! What the worker was given: tasks, and the payloads they may read.
+//! What the worker was given: tasks, the payloads they may read, the volumes they may use.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,7 +9,10 @@ use skep_api::container::{ContainerSpec, FileTarget};
 use skep_api::expansion::{Found, TemplateContext, TemplateNode};
 use skep_api::grpc::Assignments;
 use skep_api::secret::SECRET_LEN_MAX;
-use skep_api::{Config, ConfigId, ConfigSpec, Secret, SecretBytes, SecretId, SecretSpec, Task, TaskId, encoding};
+use skep_api::volume::VolumeAssignment;
+use skep_api::{
+    Config, ConfigId, ConfigSpec, Secret, SecretBytes, SecretId, SecretSpec, Task, TaskId, VolumeId, encoding,
+};
 use skep_engine::Payload;
 
 /// Secrets and configs as they are now; shared with the runners.
@@ -38,6 +41,8 @@ pub(crate) struct Update {
     pub(crate) complete: bool,
     pub(crate) tasks: Vec<Task>,
     pub(crate) removed: Vec<TaskId>,
+    pub(crate) volumes: Vec<VolumeAssignment>,
+    pub(crate) removed_volumes: Vec<VolumeId>,
 }
 
 /// Puts the parts of a set together.
@@ -166,6 +171,10 @@ impl Inbox {
             self.0.tasks.push(encoding::decode(bytes)?);
         }
         self.0.removed.extend(part.removed_tasks.iter().filter_map(|bytes| TaskId::from_bytes(bytes)));
+        for bytes in &part.volumes {
+            self.0.volumes.push(encoding::decode(bytes)?);
+        }
+        self.0.removed_volumes.extend(part.removed_volumes.iter().filter_map(|bytes| VolumeId::from_bytes(bytes)));
         Ok(part.last.then(|| std::mem::take(&mut self.0)))
     }
 }

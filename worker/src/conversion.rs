@@ -1,6 +1,8 @@
 //! From a task's spec to a container's configuration.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use skep_api::container::{AppArmorMode, HealthConfig, Mount, MountKind, SeccompMode};
@@ -9,8 +11,8 @@ use skep_api::task::Attachment;
 use skep_api::units::Nanos;
 use skep_api::{NodeId, Task};
 use skep_engine::{
-    ContainerConfig, ContainerMount, HealthCheck, ImageConfig, JoinedNetwork, LogConfig, MountSource, NetworkMode,
-    Payload, PublishedPort, ResourceLimits,
+    ContainerConfig, ContainerMount, Device, HealthCheck, ImageConfig, JoinedNetwork, LogConfig, MountSource,
+    NetworkMode, Payload, PublishedPort, ResourceLimits,
 };
 
 /// The label by which a container's task is known.
@@ -21,6 +23,7 @@ pub(crate) fn container_config(
     task: &Task,
     node: &TemplateNode,
     payloads: Vec<Payload>,
+    volumes: &BTreeMap<String, PathBuf>,
     image: &ImageConfig,
     log: LogConfig,
 ) -> Result<ContainerConfig, String> {
@@ -31,6 +34,8 @@ pub(crate) fn container_config(
     let custom = seccomp.custom()?.map(|profile| skep_engine::seccomp_profile(&profile)).transpose()?;
     let apparmor = privileges.apparmor.unwrap_or_default();
     let dns = spec.dns.clone().unwrap_or_default();
+    let mounts: Vec<Mount> = spec.mounts.iter().map(|mount| located(mount, volumes)).collect();
+    let (devices, mounts) = mounts.iter().partition::<Vec<_>, _>(|mount| is_block_device(mount));
     Ok(ContainerConfig {
         name: task.name(),
         image: spec.image.clone(),
@@ -43,7 +48,8 @@ pub(crate) fn container_config(
         groups: spec.groups.clone(),
         hostname: spec.hostname.clone(),
         labels: labels(task, node.id),
-        mounts: spec.mounts.iter().map(container_mount).collect(),
+        mounts: mounts.into_iter().map(container_mount).collect(),
+        devices: devices.into_iter().map(device).collect(),
         payloads,
         init: spec.init,
         read_only: spec.read_only,
@@ -114,11 +120,29 @@ fn labels(task: &Task, node: NodeId) -> BTreeMap<String, String> {
     labels
 }
 
-/// A mount as the engine takes it.
+/// The mount, from where the volume of the swarm is that it asks for.
+fn located(mount: &Mount, volumes: &BTreeMap<String, PathBuf>) -> Mount {
+    let source = volumes.get(&mount.target).filter(|_| mount.kind == MountKind::Cluster);
+    let source = source.map_or_else(|| mount.source.clone(), |path| path.display().to_string());
+    Mount { source, ..mount.clone() }
+}
+
+/// Whether it is a volume of the swarm that is no file system.
+fn is_block_device(mount: &Mount) -> bool {
+    let is_block = |found: std::fs::Metadata| found.file_type().is_block_device();
+    mount.kind == MountKind::Cluster && std::fs::metadata(&mount.source).is_ok_and(is_block)
+}
+
+fn device(mount: &Mount) -> Device {
+    let access = if mount.read_only { "r" } else { "rwm" };
+    Device { host_path: mount.source.clone(), path: mount.target.clone(), access: access.to_owned() }
+}
+
+/// A mount as the engine takes it; a volume of the swarm comes from where it is on the host.
 #[must_use]
 pub fn container_mount(mount: &Mount) -> ContainerMount {
     let source = match mount.kind {
-        MountKind::Bind => MountSource::Bind {
+        MountKind::Bind | MountKind::Cluster => MountSource::Bind {
             path: mount.source.clone(),
             propagation: mount.bind_options.clone().unwrap_or_default().propagation,
             alone: mount.bind_options.as_ref().is_some_and(|options| options.non_recursive),

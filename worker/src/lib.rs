@@ -13,8 +13,10 @@ mod networks;
 mod reporter;
 mod runner;
 pub mod step;
+mod volumes;
 
 pub use agent::{Agent, AgentConfig, AgentEvent, Connect, Connecting};
 pub use attachments::Attachments;
 pub use conversion::{TASK_ID_LABEL, container_mount, health_check};
 pub use networks::SwarmNetworks;
+pub use volumes::Volumes;

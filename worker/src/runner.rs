@@ -18,6 +18,7 @@ use crate::images::Images;
 use crate::listening;
 use crate::reporter::Reporter;
 use crate::step::{Step, next_step};
+use crate::volumes::Volumes;
 
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a task may take to listen on its ports before it counts as running anyway.
@@ -31,6 +32,7 @@ pub(crate) struct Runner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) payloads: Payloads,
     pub(crate) images: Images,
+    pub(crate) volumes: Volumes,
     pub(crate) reporter: Reporter,
     pub(crate) desired: watch::Receiver<TaskState>,
 }
@@ -152,13 +154,16 @@ impl Runner {
 
     async fn make_container(&self) -> Result<(), String> {
         let spec: &ContainerSpec = &self.task.spec.container;
-        let image = self.images.get(&self.engine, &spec.image, &spec.registry_auth).await?;
+        let (image, volumes) = tokio::try_join!(
+            self.images.get(&self.engine, &spec.image, &spec.registry_auth),
+            self.volumes.ready(&self.task.volumes),
+        )?;
         let payloads = self.payloads.for_task(&self.task, &self.template_node())?;
         let none = BTreeMap::new();
         let (driver, options) =
             self.task.log_driver().map_or(("", &none), |driver| (driver.name.as_str(), &driver.options));
         let log = self.engine.log_config(driver, options).map_err(|error| error.to_string())?;
-        let mut config = container_config(&self.task, &self.template_node(), payloads, &image, log)?;
+        let mut config = container_config(&self.task, &self.template_node(), payloads, &volumes, &image, log)?;
         config.runtime = self.engine.default_runtime();
         self.engine.create(config).map(drop).map_err(|error| with_causes(&error))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use super::values::{HealthArgs, environment, file_lines, members, mount, network_place, size, ulimit};
+use super::values::{HealthArgs, environment, file_lines, members, mount, network_place, optional_size, size, ulimit};
 use crate::client::escape;
 use crate::streams::Streams;
 
@@ -448,10 +448,6 @@ pub(crate) fn restart_policy(text: &str) -> anyhow::Result<Value> {
     let (name, count) = text.split_once(':').unwrap_or((text, "0"));
     let count: u32 = count.parse().with_context(|| format!("restart policy {text:?}: {count:?} is no number"))?;
     Ok(json!({"Name": name, "MaximumRetryCount": count}))
-}
-
-fn optional_size(text: Option<&str>) -> anyhow::Result<u64> {
-    text.map_or(Ok(0), size)
 }
 
 /// Billionths of a CPU.

@@ -1,5 +1,6 @@
 //! `skep stack …`: the services, networks, secrets and configs of a compose file, as one.
 
+mod cluster_volume;
 mod deploy;
 mod document;
 mod interpolation;
@@ -174,6 +175,7 @@ async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<()> {
 
 async fn remove(client: &Client, stack: &str, detach: bool) -> anyhow::Result<()> {
     let (services, tasks) = (services_of(client, stack, false).await?, tasks_of(client, stack).await?);
+    let needed = needed_by_volumes(client).await?;
     let mut is_there = !services.is_empty();
     for (kind, of) in [("services", "service"), ("secrets", "secret"), ("configs", "config"), ("networks", "network")] {
         let found = match kind {
@@ -186,7 +188,12 @@ async fn remove(client: &Client, stack: &str, detach: bool) -> anyhow::Result<()
                 "networks" => (&object["Id"], &object["Name"]),
                 _ => (&object["ID"], &object["Spec"]["Name"]),
             };
-            line(&format!("Removing {of} {}", name.as_str().unwrap_or_default()))?;
+            let name = name.as_str().unwrap_or_default();
+            if let Some(volume) = id.as_str().and_then(|id| needed.get(id)) {
+                line(&format!("Keeping {of} {name}, which volume {volume} needs"))?;
+                continue;
+            }
+            line(&format!("Removing {of} {name}"))?;
             let path = format!("/{kind}/{}", id.as_str().unwrap_or_default());
             if let Err(error) = client.delete(&path).await
                 && !crate::client::is_not_found(&error)
@@ -200,6 +207,20 @@ async fn remove(client: &Client, stack: &str, detach: bool) -> anyhow::Result<()
     }
     anyhow::ensure!(is_there, "nothing was found of stack {stack}: see 'skep stack ls'");
     Ok(())
+}
+
+/// The secrets, by id, without which storage drivers can do nothing with volumes of the swarm; those stay, with what is on
+/// them. Each with a volume's name.
+async fn needed_by_volumes(client: &Client) -> anyhow::Result<BTreeMap<String, String>> {
+    let answer = client.get("/volumes").await?;
+    let mut needed = BTreeMap::new();
+    for volume in answer["Volumes"].as_array().into_iter().flatten() {
+        let secrets = volume["ClusterVolume"]["Spec"]["Secrets"].as_array().into_iter().flatten();
+        for id in secrets.filter_map(|secret| secret["Secret"].as_str()) {
+            needed.insert(id.to_owned(), volume["Name"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    Ok(needed)
 }
 
 /// The ids of a stack's tasks. Lists do not show those of services that are removed.

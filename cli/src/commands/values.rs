@@ -62,6 +62,11 @@ pub(crate) fn size(text: &str) -> anyhow::Result<u64> {
     skep_engine::parse_size(text).with_context(|| format!("{text:?} is no size: write 512m, 2g or bytes"))
 }
 
+/// Zero if there is none.
+pub(crate) fn optional_size(text: Option<&str>) -> anyhow::Result<u64> {
+    text.map_or(Ok(0), size)
+}
+
 /// A command line as a shell would split it.
 pub(crate) fn words(text: &str) -> anyhow::Result<Vec<String>> {
     shlex::split(text).with_context(|| format!("{text:?} has a quote that does not end"))

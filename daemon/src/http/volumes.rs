@@ -1,4 +1,6 @@
-//! Volumes of this host.
+//! Volumes of this host, and beside them those of the swarm.
+
+mod cluster;
 
 use std::collections::BTreeMap;
 
@@ -7,9 +9,11 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skep_api::volume::ClusterVolumeSpec;
 use skep_engine::{EngineError, Volume};
 
 use super::json::{JsonBody, parse};
+use super::nodes::VersionQuery;
 use super::{ApiError, AskedVersion, ForceQuery, State};
 use crate::filters::Filters;
 
@@ -33,7 +37,11 @@ pub(super) struct ListQuery {
     filters: Option<String>,
 }
 
-pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn list(
+    state: State,
+    Query(query): Query<ListQuery>,
+    version: Option<Extension<AskedVersion>>,
+) -> Result<Json<Value>, ApiError> {
     let known = ["name", "label", "dangling", "driver"];
     let filters = Filters::parse(query.filters.as_deref(), &known).map_err(ApiError::bad_request)?;
     let dangling = filters.flag("dangling").map_err(ApiError::bad_request)?;
@@ -43,13 +51,16 @@ pub(super) async fn list(state: State, Query(query): Query<ListQuery>) -> Result
             && filters.any("driver", |driver| driver == "local")
             && dangling.is_none_or(|dangling| state.engine.volume_users(&volume.name).is_empty() == dangling)
     };
-    let volumes: Vec<_> = state
+    let mut volumes: Vec<_> = state
         .engine
         .volumes()
         .iter()
         .filter(|volume| wanted(volume))
         .map(|volume| volume_json(&state, volume))
         .collect();
+    if version.is_none_or(|Extension(AskedVersion(minor))| minor >= cluster::SINCE) {
+        volumes.extend(cluster::list(&state, &filters).await);
+    }
     Ok(Json(json!({"Volumes": volumes, "Warnings": null})))
 }
 
@@ -65,12 +76,15 @@ struct CreateBody {
 
 pub(super) async fn create(state: State, body: JsonBody) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body: CreateBody = parse(&body)?;
+    if !body.cluster_volume_spec.is_null() {
+        return Ok((StatusCode::CREATED, Json(cluster::create(&state, body).await?)));
+    }
     if !matches!(body.driver.as_str(), "" | "local") {
         let driver = body.driver;
-        return Err(ApiError::not_found(format!("volume driver {driver:?} is not there: use local")));
-    }
-    if !body.cluster_volume_spec.is_null() {
-        return Err(ApiError::unsupported("cluster volumes are not supported yet: use local ones"));
+        return Err(ApiError::not_found(format!(
+            "volume driver {driver:?} is not there: use local, or make a cluster volume by a storage driver (--type, \
+             --scope and so on)"
+        )));
     }
     let volume = Volume { name: body.name, labels: body.labels, options: body.driver_opts, ..Volume::default() };
     let volume = state.engine.create_volume(volume)?;
@@ -78,8 +92,10 @@ pub(super) async fn create(state: State, body: JsonBody) -> Result<(StatusCode, 
 }
 
 pub(super) async fn inspect(state: State, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let volume = state.engine.volume(&name)?;
-    Ok(Json(volume_json(&state, &volume)))
+    match state.engine.volume(&name) {
+        Ok(volume) => Ok(Json(volume_json(&state, &volume))),
+        Err(error) => cluster::inspect(&state, &name).await.map(Json).ok_or_else(|| error.into()),
+    }
 }
 
 pub(super) async fn remove(
@@ -88,10 +104,32 @@ pub(super) async fn remove(
     Query(query): Query<ForceQuery>,
 ) -> Result<StatusCode, ApiError> {
     match state.engine.remove_volume(&name) {
+        Err(EngineError::NoVolume(_)) if cluster::remove(&state, &name, query.is_on()).await? => {}
         Err(EngineError::NoVolume(_)) if query.is_on() => {}
         other => other?,
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct UpdateBody {
+    spec: ClusterVolumeSpec,
+}
+
+pub(super) async fn update(
+    state: State,
+    Path(name): Path<String>,
+    Query(query): Query<VersionQuery>,
+    body: JsonBody,
+) -> Result<(), ApiError> {
+    let UpdateBody { spec } = parse(&body)?;
+    if state.engine.volume(&name).is_ok() {
+        return Err(ApiError::bad_request(format!(
+            "volume {name} is one of this host alone: only volumes of the swarm can be updated"
+        )));
+    }
+    cluster::update(&state, &name, query.version, spec).await
 }
 
 /// Before this version, pruning meant all volumes that no container has, and its clients say so to their users.

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 use skep_api::node::{DataPath, TlsInfo};
 use skep_api::session::Connection;
 use skep_api::{NodeDescription, NodeId, NodeRole, SecretBytes};
+use skep_csi::Drivers;
 use skep_engine::Engine;
 use skep_manager::control::Command;
 use skep_manager::transport::Channels;
 use skep_manager::{Manager, ManagerConfig};
 use skep_overlay_net::Overlay;
 use skep_pki::{CaDigest, NodeIdentity, TlsIdentity};
-use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks};
+use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecting, SwarmNetworks, Volumes};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +62,8 @@ pub(crate) struct ActiveNode {
     heartbeat: Duration,
     events: EventLog,
     overlay: Arc<Overlay>,
+    drivers: Drivers,
+    volumes: Volumes,
     /// What the swarm is told of the certificate.
     told: watch::Sender<TlsInfo>,
     /// The key that the swarm wants it signed by; empty as long as none was told.
@@ -116,6 +119,8 @@ impl ActiveNode {
             failure: Mutex::default(),
             bulk,
             overlay,
+            drivers: swarm.drivers.clone(),
+            volumes: swarm.volumes.clone(),
             told: watch::Sender::new(told),
             wanted_issuer: watch::Sender::default(),
             refused: Mutex::default(),
@@ -194,6 +199,7 @@ impl ActiveNode {
             heartbeat: self.heartbeat,
             snapshot_interval: snapshot_interval.unwrap_or(SNAPSHOT_INTERVAL),
             log_entries_kept: LOG_ENTRIES_KEPT,
+            drivers: self.drivers.clone(),
             alone,
         })
         .await?;
@@ -248,6 +254,7 @@ impl ActiveNode {
             engine: self.engine.clone(),
             overlay: self.overlay.clone(),
             attachments: attachments.clone(),
+            volumes: self.volumes.clone(),
             connect: Arc::new(Dialer(self.channels.clone())),
         };
         let networks = SwarmNetworks { overlay: self.overlay.clone(), attachments };

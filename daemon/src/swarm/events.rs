@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use skep_api::{Object, ServiceMode, Timestamp};
+use skep_api::{Object, ServiceMode, Timestamp, VolumeSpec};
 use skep_raft_store::{Change, Commit};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -52,6 +52,13 @@ fn event(change: &Change, at: Timestamp) -> Option<SwarmEvent> {
             }
             ("network", network.id.to_string(), network.spec.name.clone())
         }
+        Object::Volume(volume) => {
+            // As of networks: what its storage driver does is no change of it.
+            if action == "update" && volume_spec(change.before.as_ref()) == volume_spec(change.after.as_ref()) {
+                return None;
+            }
+            ("volume", volume.id.to_string(), volume.spec.name.clone())
+        }
         Object::Cluster(_) | Object::Task(_) | Object::NetworkAttachment(_) => return None,
     };
     let mut attributes = BTreeMap::from([("name".to_owned(), name)]);
@@ -59,6 +66,13 @@ fn event(change: &Change, at: Timestamp) -> Option<SwarmEvent> {
         attributes.extend(differences(before, after));
     }
     Some(SwarmEvent { kind, action, id, attributes, at })
+}
+
+fn volume_spec(object: Option<&Object>) -> Option<&VolumeSpec> {
+    match object {
+        Some(Object::Volume(volume)) => Some(&volume.spec),
+        _ => None,
+    }
 }
 
 /// What an update changed, of what clients wait for.

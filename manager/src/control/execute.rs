@@ -3,7 +3,7 @@
 use skep_api::Timestamp;
 use skep_raft_store::{Store, Tables, Transaction};
 
-use super::{Command, ControlError, Outcome, Reason, cluster, network, node, payload, service};
+use super::{Command, ControlError, Outcome, Reason, cluster, network, node, payload, service, volume};
 
 /// A change made from the tables as they are; made anew if they change meanwhile.
 pub(super) type Change = Result<(Transaction, Outcome), ControlError>;
@@ -62,6 +62,9 @@ fn change(tables: &Tables, command: Command, now: Timestamp) -> Change {
         Command::RemoveConfig { id } => payload::remove_config(tables, tx, id),
         Command::CreateNetwork { spec } => network::create(tables, tx, spec),
         Command::RemoveNetwork { id } => network::remove(tables, tx, id),
+        Command::CreateVolume { spec } => volume::create(tables, tx, spec),
+        Command::UpdateVolume { id, version, spec } => volume::update(tables, tx, id, version, spec),
+        Command::RemoveVolume { id, force } => volume::remove(tables, tx, id, force),
     }?;
     Ok((transaction, outcome))
 }

@@ -51,6 +51,12 @@ pub(super) fn remove_secret(tables: &Tables, tx: &mut Transaction, id: SecretId)
     check_unused(tables, "secret", &secret.spec.name, |service| {
         service.spec.task_template.container.secrets.iter().any(|reference| reference.secret_id == id)
     })?;
+    if let Some(volume) = tables.volumes.iter().find(|volume| volume.secrets().any(|(_, secret)| secret == id)) {
+        let (secret, volume) = (&secret.spec.name, &volume.spec.name);
+        return Err(ControlError::invalid(format!(
+            "secret '{secret}' is in use by volume {volume}: remove that first"
+        )));
+    }
     tx.delete(ObjectKey::Secret(id), secret.meta.version);
     Ok(Outcome::Done)
 }

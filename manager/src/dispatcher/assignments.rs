@@ -1,12 +1,15 @@
 //! What one worker should hold, and the messages that bring it there from what it holds.
 //!
-//! Invariant: a worker is sent the tasks bound to it, and the secrets and configs that those of
-//! them use which are not over; nothing else.
+//! Invariant: a worker is sent the tasks bound to it, the secrets and configs that those of them use which are not over,
+//! and the volumes that are published to it; nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use skep_api::grpc::Assignments;
-use skep_api::{ConfigId, NodeId, Object, ObjectKey, SecretId, Task, TaskId, TaskState, Timestamp, encoding};
+use skep_api::volume::{PublishState, PublishStatus, VolumeAssignment, VolumeInfo};
+use skep_api::{
+    ConfigId, NodeId, Object, ObjectKey, SecretId, Task, TaskId, TaskState, Timestamp, Volume, VolumeId, encoding,
+};
 use skep_raft_store::{Commit, Tables};
 
 /// A message is closed once it holds about this many bytes.
@@ -18,6 +21,13 @@ pub(super) fn concerns(commit: &Commit, node: NodeId) -> bool {
         ObjectKey::Task(_) => {
             let of_node = |object: &Option<Object>| match object {
                 Some(Object::Task(task)) => task.node_id == Some(node),
+                _ => false,
+            };
+            of_node(&change.before) || of_node(&change.after)
+        }
+        ObjectKey::Volume(_) => {
+            let of_node = |object: &Option<Object>| match object {
+                Some(Object::Volume(volume)) => volume.status_on(node).is_some(),
                 _ => false,
             };
             of_node(&change.before) || of_node(&change.after)
@@ -38,6 +48,8 @@ pub(super) struct Assigned {
     tasks: BTreeMap<TaskId, TaskState>,
     secrets: BTreeSet<SecretId>,
     configs: BTreeSet<ConfigId>,
+    /// Each with whether the worker is to have it, or to let go of it.
+    volumes: BTreeMap<VolumeId, bool>,
     waits_until: Option<Timestamp>,
 }
 
@@ -67,6 +79,7 @@ impl Assigned {
         for config in configs.difference(&self.configs).filter_map(|&id| tables.configs.get(id)) {
             parts.push(|part| &mut part.configs, encoding::encode(&**config));
         }
+        self.tell_volumes(tables, node, &mut parts);
         let mut tasks = BTreeMap::new();
         self.waits_until = None;
         for task in mine {
@@ -96,6 +109,49 @@ impl Assigned {
         self.secrets = secrets;
         self.configs = configs;
         parts.finish()
+    }
+
+    fn tell_volumes(&mut self, tables: &Tables, node: NodeId, parts: &mut Parts) {
+        let mut now = BTreeMap::new();
+        for volume in tables.volumes.iter() {
+            let Some(status) = volume.status_on(node) else { continue };
+            match (status.state, &volume.info) {
+                (PublishState::Published, Some(info)) => {
+                    if self.volumes.get(&volume.id) != Some(&true) {
+                        let assignment = volume_assignment(tables, volume, info, status);
+                        parts.push(|part| &mut part.volumes, encoding::encode(&assignment));
+                    }
+                    now.insert(volume.id, true);
+                }
+                (PublishState::PendingNodeUnpublish, _) => {
+                    if self.volumes.get(&volume.id) != Some(&false) {
+                        parts.push(|part| &mut part.removed_volumes, volume.id.to_bytes().to_vec());
+                    }
+                    now.insert(volume.id, false);
+                }
+                (PublishState::PendingPublish | PublishState::PendingControllerUnpublish, _)
+                | (PublishState::Published, None) => {}
+            }
+        }
+        // Those that are no more, by force, or were taken from the node meanwhile.
+        for (&gone, _) in self.volumes.iter().filter(|&(id, &held)| held && !now.contains_key(id)) {
+            parts.push(|part| &mut part.removed_volumes, gone.to_bytes().to_vec());
+        }
+        self.volumes = now;
+    }
+}
+
+/// What a worker needs of a volume, with what its storage driver keeps secret.
+fn volume_assignment(tables: &Tables, volume: &Volume, info: &VolumeInfo, status: &PublishStatus) -> VolumeAssignment {
+    VolumeAssignment {
+        id: volume.id,
+        name: volume.spec.name.clone(),
+        driver: volume.spec.driver.name.clone(),
+        volume_id: info.volume_id.clone(),
+        access_mode: volume.spec.cluster.access_mode.clone(),
+        volume_context: info.volume_context.clone(),
+        publish_context: status.publish_context.clone(),
+        secrets: crate::volumes::secrets(tables, volume),
     }
 }
 

@@ -80,7 +80,7 @@ impl Touched {
             (ObjectKey::Network(_), Some(Object::Network(before)), Some(Object::Network(after)))
                 if network_fact(before) == network_fact(after) => {}
             (ObjectKey::Network(_), ..) => self.everything = true,
-            (ObjectKey::Cluster(_) | ObjectKey::Secret(_) | ObjectKey::Config(_), ..) => {}
+            (ObjectKey::Cluster(_) | ObjectKey::Secret(_) | ObjectKey::Config(_) | ObjectKey::Volume(_), ..) => {}
         }
     }
 
@@ -377,6 +377,7 @@ mod tests {
             running_since: None,
             usual_log_driver: None,
             assigned: Vec::new(),
+            volumes: Vec::new(),
         }
     }
 

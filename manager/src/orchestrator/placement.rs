@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use skep_api::generic_resource::{self, GenericResource};
 use skep_api::task::TaskStatus;
+use skep_api::volume::VolumeAttachment;
 use skep_api::{NodeId, ServiceId, Task, TaskId, TaskState};
 use skep_scheduler::{ClusterView, Group, Occupant, check_node, place as schedule};
 
@@ -14,6 +15,12 @@ use super::{Draft, Edit, Scene};
 const FAILING_COUNT: usize = 5;
 const FAILING_WINDOW: std::time::Duration = std::time::Duration::from_secs(300);
 
+/// Where a task goes, and the volumes of the swarm that it has there.
+struct Place {
+    node: NodeId,
+    volumes: Vec<VolumeAttachment>,
+}
+
 /// Places all tasks that wait for a node.
 pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
     let waits = |draft: &Draft| draft.is_live() && draft.task.status.state == TaskState::Pending;
@@ -22,17 +29,19 @@ pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
     }
     let mut view = cluster_view(scene, drafts);
     let mut groups: BTreeMap<(ServiceId, usize), Group> = BTreeMap::new();
-    let mut told: BTreeMap<TaskId, Result<NodeId, String>> = BTreeMap::new();
+    let mut told: BTreeMap<TaskId, Result<Place, String>> = BTreeMap::new();
     for draft in drafts.iter().filter(|draft| waits(draft)) {
         let task = &draft.task;
         match task.node_id {
             Some(node) => {
                 let group = Group { occupant: occupant(task), tasks: vec![task.id] };
                 let checked = check_node(&view, node, &group);
+                let volumes = view.choose_volumes(node, &task.spec).filter(|_| checked.is_ok()).unwrap_or_default();
                 if checked.is_ok() {
                     view.add_task(node, &group.occupant);
+                    view.take_volumes(node, &task.spec, &volumes);
                 }
-                told.insert(task.id, checked.map(|()| node));
+                told.insert(task.id, checked.map(|()| Place { node, volumes }));
             }
             None => {
                 let key = (task.service_id, Arc::as_ptr(&task.spec) as usize);
@@ -42,8 +51,10 @@ pub(super) fn place(scene: &Scene<'_>, drafts: &mut [Draft]) {
         }
     }
     let groups: Vec<Group> = groups.into_values().collect();
-    let plan = schedule(&mut view, &groups);
-    told.extend(plan.placements.into_iter().map(|(task, node)| (task, Ok(node))));
+    let mut plan = schedule(&mut view, &groups);
+    for (task, node) in plan.placements {
+        told.insert(task, Ok(Place { node, volumes: plan.volumes.remove(&task).unwrap_or_default() }));
+    }
     for refusal in plan.refusals {
         told.extend(refusal.tasks.into_iter().map(|task| (task, Err(refusal.reason.clone()))));
     }
@@ -82,15 +93,16 @@ fn assign_resources(scene: &Scene<'_>, drafts: &mut [Draft]) {
 }
 
 /// Whether a task takes something up on its node.
-fn occupies(Draft { task, edit }: &Draft) -> bool {
+pub(super) fn occupies(Draft { task, edit }: &Draft) -> bool {
     let state = task.status.state;
     state >= TaskState::Assigned && !state.is_terminal() && *edit != Edit::Delete
 }
 
-fn write_decision(scene: &Scene<'_>, draft: &mut Draft, decision: Result<NodeId, String>) {
+fn write_decision(scene: &Scene<'_>, draft: &mut Draft, decision: Result<Place, String>) {
     match decision {
-        Ok(node) => draft.change(|task| {
+        Ok(Place { node, volumes }) => draft.change(|task| {
             task.node_id = Some(node);
+            task.volumes = volumes;
             task.status = TaskStatus {
                 timestamp: scene.now,
                 state: TaskState::Assigned,
@@ -107,6 +119,12 @@ fn write_decision(scene: &Scene<'_>, draft: &mut Draft, decision: Result<NodeId,
     }
 }
 
+/// Whether a node may still be using a volume: one that is not heard of does until the volume was taken from it.
+fn holds(scene: &Scene<'_>, node: NodeId, attached: &VolumeAttachment) -> bool {
+    let volume = scene.tables.volumes.get(attached.id);
+    !scene.is_lost(node) || volume.is_some_and(|volume| volume.status_on(node).is_some())
+}
+
 fn occupant(task: &Task) -> Occupant {
     Occupant { service: task.service_id, spec: task.spec.clone(), ports: task.ports.clone() }
 }
@@ -116,6 +134,9 @@ fn cluster_view(scene: &Scene<'_>, drafts: &[Draft]) -> ClusterView {
     for node in scene.nodes.values() {
         view.set_node(Arc::clone(node));
     }
+    for volume in scene.tables.volumes.iter() {
+        view.set_volume(Arc::clone(volume));
+    }
     let mut failures: BTreeMap<(NodeId, ServiceId), usize> = BTreeMap::new();
     for draft in drafts {
         let task = &draft.task;
@@ -123,6 +144,8 @@ fn cluster_view(scene: &Scene<'_>, drafts: &[Draft]) -> ClusterView {
         let status = &task.status;
         if occupies(draft) {
             view.add_task(node, &occupant(task));
+            let held = task.volumes.iter().filter(|attached| holds(scene, node, attached)).cloned().collect::<Vec<_>>();
+            view.take_volumes(node, &task.spec, &held);
         }
         let failed = matches!(status.state, TaskState::Failed | TaskState::Rejected);
         if failed && scene.now.since(status.timestamp) <= FAILING_WINDOW {

@@ -100,7 +100,11 @@ impl ServicePlan {
                 node.spec.availability == skep_api::Availability::Active
                     && constraints.iter().any(|constraint| !constraint.admits(node))
             });
-            if misfit || scene.gives_up_tasks(node_id) {
+            let drained = draft.task.volumes.iter().any(|attached| {
+                let volume = scene.tables.volumes.get(attached.id);
+                volume.is_some_and(|volume| volume.spec.cluster.availability == skep_api::Availability::Drain)
+            });
+            if misfit || drained || scene.gives_up_tasks(node_id) {
                 draft.desire(TaskState::Shutdown);
             }
         }
@@ -216,6 +220,7 @@ impl ServicePlan {
             running_since: None,
             usual_log_driver: scene.tables.cluster().and_then(|cluster| cluster.spec.task_defaults.log_driver.clone()),
             assigned: Vec::new(),
+            volumes: Vec::new(),
         };
         Draft { task: Arc::new(task), edit: Edit::Create }
     }

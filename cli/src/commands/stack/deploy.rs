@@ -59,6 +59,9 @@ pub(super) async fn run(client: &Client, args: DeployArgs) -> anyhow::Result<()>
         }
     }
     let ids = Ids::make(client, &project).await?;
+    for volume in &project.volumes {
+        put_volume(client, volume).await?;
+    }
     for service in &project.services {
         put_service(client, &args, &ids, service, existing.get(service.name.as_str()).copied()).await?;
     }
@@ -134,6 +137,16 @@ async fn put_network(client: &Client, network: &Object) -> anyhow::Result<Value>
     })?;
     line(&format!("Creating network {name}"))?;
     Ok(client.post("/networks/create", body).await?["Id"].clone())
+}
+
+/// Makes a volume of the swarm, if it is not there; what it is to be cannot be changed.
+async fn put_volume(client: &Client, volume: &Object) -> anyhow::Result<()> {
+    let (name, Some(body)) = (&volume.name, &volume.body) else { return Ok(()) };
+    if client.find(&format!("/volumes/{}", escape(name))).await?.is_none() {
+        line(&format!("Creating volume {name}"))?;
+        client.post("/volumes/create", body).await?;
+    }
+    Ok(())
 }
 
 /// The id of a secret or config, which is made if the file declares it.

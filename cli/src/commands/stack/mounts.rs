@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::document::{Field, Keys, Kind};
-use super::project::Declared;
+use super::project::{Declared, Volume};
 use super::service::mode;
 use crate::commands::values::size;
 
@@ -18,14 +18,15 @@ pub(super) fn read(declared: &Declared<'_>, keys: &mut Keys<'_>) -> anyhow::Resu
         match (mount["Type"].as_str(), source) {
             (Some("bind"), Some(source)) => mount["Source"] = json!(declared.path(&source)),
             (Some("volume"), Some(source)) => {
-                let volume = declared.volumes.get(&source);
-                let volume = volume.ok_or_else(|| {
-                    field.wrong(format_args!("volume {source:?} is declared nowhere in the file: add it below volumes"))
-                })?;
+                let volume = declared_volume(declared, &field, &source)?;
                 mount["Source"] = json!(volume.name);
                 for (member, value) in volume.options.as_object().into_iter().flatten() {
                     mount["VolumeOptions"][member] = value.clone();
                 }
+            }
+            // Of a group, any will do.
+            (Some("cluster"), Some(source)) if !source.starts_with("group:") => {
+                mount["Source"] = json!(declared_volume(declared, &field, &source)?.name);
             }
             _ => {}
         }
@@ -34,6 +35,12 @@ pub(super) fn read(declared: &Declared<'_>, keys: &mut Keys<'_>) -> anyhow::Resu
     let in_memory = keys.take("tmpfs").map_or(Ok(Vec::new()), |field| field.texts())?;
     mounts.extend(in_memory.into_iter().map(|target| json!({"Type": "tmpfs", "Target": target})));
     Ok(mounts)
+}
+
+fn declared_volume<'a>(declared: &'a Declared<'_>, field: &Field<'_>, key: &str) -> anyhow::Result<&'a Volume> {
+    declared.volumes.get(key).ok_or_else(|| {
+        field.wrong(format_args!("volume {key:?} is declared nowhere in the file: add it below volumes"))
+    })
 }
 
 /// `[SOURCE:]TARGET[:OPTIONS]`

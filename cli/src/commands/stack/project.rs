@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::document::{Field, Keys, Node};
-use super::service;
+use super::{cluster_volume, service};
 
 /// The label that tells which stack something is of.
 pub(super) const NAMESPACE_LABEL: &str = "com.docker.stack.namespace";
@@ -24,6 +24,8 @@ pub(super) struct Project {
     pub(super) networks: Vec<Object>,
     pub(super) secrets: Vec<Object>,
     pub(super) configs: Vec<Object>,
+    /// Those of the swarm.
+    pub(super) volumes: Vec<Object>,
     pub(super) services: Vec<service::Service>,
     /// Keys that tasks of a swarm have no use for.
     pub(super) ignored: BTreeSet<String>,
@@ -55,6 +57,8 @@ pub(super) struct Volume {
     pub(super) name: String,
     /// Labels and driver; null for one that is there already.
     pub(super) options: Value,
+    /// What makes it, if it is one of the swarm.
+    pub(super) cluster: Option<Value>,
 }
 
 impl Declared<'_> {
@@ -101,10 +105,6 @@ impl Project {
             volumes: BTreeMap::new(),
         };
         let mut project = Self::default();
-        for (key, field) in entries(&mut keys, "volumes")? {
-            let volume = declared.volume(key, &field)?;
-            declared.volumes.insert(key.to_owned(), volume);
-        }
         for (key, field) in entries(&mut keys, "networks")? {
             let network = declared.network(key, &field)?;
             declared.networks.insert(key.to_owned(), network.name.clone());
@@ -112,12 +112,17 @@ impl Project {
         }
         (declared.secrets, project.secrets) = declared.payloads(&entries(&mut keys, "secrets")?)?;
         (declared.configs, project.configs) = declared.payloads(&entries(&mut keys, "configs")?)?;
+        for (key, field) in entries(&mut keys, "volumes")? {
+            let volume = declared.volume(key, &field)?;
+            declared.volumes.insert(key.to_owned(), volume);
+        }
         let is_named = declared.networks.contains_key(DEFAULT_NETWORK);
         declared.networks.entry(DEFAULT_NETWORK.to_owned()).or_insert_with(|| format!("{stack}_{DEFAULT_NETWORK}"));
         for (key, field) in entries(&mut keys, "services")? {
             project.services.push(service::read(&declared, key, &field, &mut project.ignored)?);
         }
         keys.finish()?;
+        project.volumes = declared.cluster_volumes(&project.services);
         let used: BTreeSet<_> = project.services.iter().flat_map(service::Service::networks).collect();
         let default = &declared.networks[DEFAULT_NETWORK];
         if !is_named && used.contains(default.as_str()) {
@@ -194,8 +199,29 @@ impl Declared<'_> {
                 options["DriverConfig"] = json!({"Name": driver.unwrap_or_default(), "Options": driver_options});
             }
         }
+        let cluster =
+            keys.take("x-cluster-spec").map(|field| cluster_volume::read(&field, &self.secrets)).transpose()?;
         keys.finish()?;
-        Ok(Volume { name, options })
+        let cluster = cluster.filter(|_| !is_external).map(|spec| {
+            json!({"Name": name, "Labels": options["Labels"], "Driver": options["DriverConfig"]["Name"],
+                "DriverOpts": options["DriverConfig"]["Options"], "ClusterVolumeSpec": spec})
+        });
+        Ok(Volume { name, options, cluster })
+    }
+
+    /// The volumes of the swarm that services mount, by what makes them.
+    fn cluster_volumes(&self, services: &[service::Service]) -> Vec<Object> {
+        let mounts = services.iter().flat_map(service::Service::mounts).filter(|mount| mount["Type"] == "cluster");
+        let sources: BTreeSet<&str> = mounts.filter_map(|mount| mount["Source"].as_str()).collect();
+        let is_used = |volume: &&Volume| {
+            let group =
+                volume.cluster.as_ref().map(|body| body["ClusterVolumeSpec"]["Group"].as_str().unwrap_or_default());
+            group.is_some_and(|group| {
+                sources.contains(volume.name.as_str()) || sources.contains(&*format!("group:{group}"))
+            })
+        };
+        let used = self.volumes.values().filter(is_used);
+        used.map(|volume| Object { name: volume.name.clone(), body: volume.cluster.clone() }).collect()
     }
 
     /// Secrets or configs: their names by their keys, and what creates them.

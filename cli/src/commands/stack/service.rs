@@ -48,6 +48,10 @@ impl Service {
         let networks = self.spec["TaskTemplate"]["Networks"].as_array().into_iter().flatten();
         networks.filter_map(|network| network["Target"].as_str())
     }
+
+    pub(super) fn mounts(&self) -> impl Iterator<Item = &Value> {
+        self.spec["TaskTemplate"]["ContainerSpec"]["Mounts"].as_array().into_iter().flatten()
+    }
 }
 
 pub(super) fn read(

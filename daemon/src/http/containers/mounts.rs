@@ -130,6 +130,11 @@ fn check_members(mount: &Mount) -> Result<(), ApiError> {
         MountKind::Volume => "volume",
         MountKind::Tmpfs => "tmpfs",
         MountKind::Image => "image",
+        MountKind::Cluster => {
+            return Err(ApiError::bad_request(
+                "invalid mount config for type \"cluster\": volumes of the swarm are for services (service create --mount)",
+            ));
+        }
     };
     let faults = [
         (mount.target.is_empty(), "Target must not be empty"),
@@ -152,8 +157,8 @@ fn check_members(mount: &Mount) -> Result<(), ApiError> {
 pub(super) fn require_known_kinds(request: &Value) -> Result<(), ApiError> {
     let asked = request.pointer("/HostConfig/Mounts").and_then(Value::as_array).into_iter().flatten();
     let kinds = asked.filter_map(|mount| mount.get("Type")?.as_str());
-    match kinds.into_iter().find(|kind| !matches!(*kind, "" | "bind" | "volume" | "tmpfs" | "image")) {
-        Some(kind @ ("npipe" | "cluster")) => Err(ApiError::unsupported(format!(
+    match kinds.into_iter().find(|kind| !matches!(*kind, "" | "bind" | "volume" | "tmpfs" | "image" | "cluster")) {
+        Some(kind @ "npipe") => Err(ApiError::unsupported(format!(
             "mounts of type {kind:?} are not supported: use bind, volume, tmpfs or image"
         ))),
         Some(kind) => Err(ApiError::bad_request(format!(
