@@ -224,6 +224,60 @@ fn a_new_leader_goes_on_where_the_last_one_stopped() {
     assert_eq!(volumes.len(), 2, "one volume, and one list of who has it: {volumes:?}");
 }
 
+/// As the README says it: the driver runs in a container of the host that it serves.
+#[test]
+fn a_driver_may_be_a_container() {
+    take_turn!();
+    let rig = Rig::new(1);
+    let host = rig.host(1);
+    let data = host.data();
+    std::fs::create_dir_all(&data).unwrap();
+    let data = data.to_str().unwrap();
+    // As `/` is on a host that systemd started.
+    let shared = host.exec("sh", &["-c", &format!("mount --bind {data} {data} && mount --make-shared {data}")]);
+    assert!(shared.success, "{shared:?}");
+    host.start_daemon();
+    host.import_busybox();
+    host.ok(&["swarm", "init", "--advertise-addr", host.addr()]);
+    let context = host.dir().join("driver");
+    std::fs::create_dir_all(context.join("lib")).unwrap();
+    let program = env!("CARGO_BIN_EXE_shelf");
+    std::fs::copy(program, context.join("shelf")).unwrap();
+    let linked = std::process::Command::new("ldd").arg(program).output().unwrap().stdout;
+    let linked = String::from_utf8(linked).unwrap();
+    let libraries = linked.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut copies = String::new();
+    for library in libraries {
+        let name = library.rsplit('/').next().unwrap();
+        std::fs::copy(library, context.join("lib").join(name)).unwrap();
+        copies += &format!("COPY lib/{name} {library}\n");
+    }
+    std::fs::write(context.join("Dockerfile"), format!("FROM busybox\n{copies}COPY shelf /shelf\n")).unwrap();
+    host.ok(&["build", "-t", "shelf", context.to_str().unwrap()]);
+    let run = ["run", "-d", "--name", "disks", "--privileged", "-v"];
+    let sockets = format!("{}:/csi", host.dir().join("run/csi").display());
+    let mounts = format!("type=bind,src={data}/csi,dst={data}/csi,bind-propagation=rshared");
+    let shelf = host.dir().join("shelf");
+    let kept = format!("{}:/kept", shelf.display());
+    let command = ["shelf", "/shelf", "/csi/disks.sock", "/kept", host.name()];
+    host.ok(&[&run[..], &[&sockets, "-v", &kept, "--mount", &mounts], &command[..]].concat());
+    host.ok(&["volume", "create", "-d", "disks", "--type", "mount", "data"]);
+    host.ok(&service("keeper", ANYWHERE, DATA, &["sh", "-c", NOTE]));
+    wait_until("the task has written to its volume", LIMIT, || {
+        let tasks = host.ok(&["service", "ps", "keeper", "--no-trunc"]);
+        let written = shelf.read_dir().is_ok_and(|mut volumes| {
+            volumes.any(|volume| volume.is_ok_and(|volume| volume.path().join("log").exists()))
+        });
+        (written, format!("{tasks}\n{}", host.run(&["logs", "disks"]).stderr))
+    });
+    host.ok(&["service", "rm", "keeper"]);
+    wait_until("nothing is mounted any more", LIMIT, || {
+        let mounts = host.exec("cat", &["/proc/self/mountinfo"]).stdout;
+        (!mounts.contains("/staging "), mounts)
+    });
+    host.ok(&["rm", "-f", "disks"]);
+}
+
 #[test]
 fn a_stack_brings_its_volumes() {
     take_turn!();

@@ -106,7 +106,9 @@ pub async fn run(config: DaemonConfig, set_log_level: impl Fn(&str)) -> anyhow::
     // Registries and peers both use it; a second installation is refused and harmless.
     drop(rustls::crypto::ring::default_provider().install_default());
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "the daemon makes containers and needs root: start it with sudo");
-    for dir in [&config.data_root, &config.exec_root] {
+    // Storage drivers in containers are shown the directories for their sockets, and for volumes of the swarm.
+    let of_drivers = [&config.data_root, &config.exec_root].map(|dir| dir.join("csi"));
+    for dir in &of_drivers {
         std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     }
     std::fs::set_permissions(&config.data_root, std::fs::Permissions::from_mode(0o710))?;
