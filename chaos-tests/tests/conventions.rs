@@ -485,6 +485,28 @@ fn what_containers_do_not_say_the_daemon_says() {
 }
 
 #[test]
+fn a_container_has_the_limits_of_the_daemon_that_starts_it() {
+    take_turn!();
+    let Some(rig) = Rig::with_docker_and_busybox() else { return };
+    let host = rig.host(1);
+    let look = ["busybox", "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -c"];
+    host.docker(&[&["create", "--name", "limited", "--ulimit", "core=512"], &look[..]].concat());
+    for (flag, want) in [("nofile=123:456", "123\n456\n"), ("nofile=77:88", "77\n88\n")] {
+        host.stop_daemon();
+        host.start_daemon_with(&["--log-format=json", "--default-ulimit", flag]);
+        let told = host.docker(&["start", "-a", "limited"]);
+        assert!(told.starts_with(want), "{told}");
+    }
+    let own = host.docker(&["inspect", "-f", "{{json .HostConfig.Ulimits}}", "limited"]);
+    assert_eq!(own.trim(), r#"[{"Name":"core","Hard":512,"Soft":512}]"#);
+    let log = host.log();
+    let ready = log.lines().rev().find(|line| line.contains("the daemon is ready")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(ready).unwrap();
+    assert_eq!((line["level"].as_str(), line["msg"].as_str()), (Some("info"), Some("the daemon is ready")), "{line}");
+    assert!(line["version"].is_string() && line["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
+}
+
+#[test]
 fn a_file_of_settings_is_looked_through_before_anything_is_done() {
     take_turn!();
     let rig = Rig::new(1);

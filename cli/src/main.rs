@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod converge;
 mod credentials;
+mod daemon_log;
 mod endpoint;
 mod output;
 mod pipes;
@@ -16,8 +17,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Swarm-first cluster manager that speaks the Docker Engine API
 #[derive(Parser)]
@@ -194,28 +193,12 @@ fn run_daemon(mut args: skep_daemon::DaemonArgs, host: Option<String>) -> anyhow
     if only_checks {
         return output::line("configuration OK").map(|()| ExitCode::SUCCESS);
     }
-    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(&config.log_level)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(filter).with(lines).init();
-    let set_log_level = move |level: &str| {
-        if let Ok(filter) = log_filter(level) {
-            // The log is there as long as the program.
-            let _ = handle.reload(filter);
-        }
-    };
+    let set_log_level = daemon_log::begin(&config.log_level, config.log_is_json)?;
     // Managers that are waited for have their turn soon beside containers that take all there is. A convenience, no condition.
     drop(skep_engine::take_short_turns());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(skep_daemon::run(config, set_log_level))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What goes to the log. No environment filter: its expressions cost megabytes.
-fn log_filter(level: &str) -> anyhow::Result<tracing_subscriber::filter::Targets> {
-    let ours =
-        ["skep", "skep_daemon", "skep_manager", "skep_worker", "skep_engine", "skep_overlay_net", "skep_raft_store"];
-    let others = "warn,openraft=error,libcgroups=error,libcontainer=error,h2=error";
-    Ok(ours.iter().fold(others.to_owned(), |all, ours| format!("{all},{ours}={level}")).parse()?)
 }
 
 fn run_client(target: &client::Target, command: Command) -> anyhow::Result<ExitCode> {

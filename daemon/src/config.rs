@@ -55,6 +55,8 @@ pub struct DaemonConfig {
     pub(crate) exec_root: PathBuf,
     pub(crate) pidfile: Option<PathBuf>,
     pub log_level: String,
+    /// Whether the log is written as JSON.
+    pub log_is_json: bool,
     pub(crate) registries: RegistryConfig,
     pub(crate) networks: NetworkSettings,
     pub(crate) containers: ContainerSettings,
@@ -141,6 +143,7 @@ impl DaemonConfig {
             data_root: args.data_root.or(file.data_root).unwrap_or_else(|| "/var/lib/skep".into()),
             exec_root,
             pidfile: args.pidfile.or(file.pidfile),
+            log_is_json: is_json(args.log_format.or(file.log_format), &mut problems),
             log_level: if log_level == "fatal" { "error".into() } else { log_level },
             registries,
             networks,
@@ -191,6 +194,7 @@ impl DaemonConfig {
             ("data-root", self.data_root != next.data_root),
             ("exec-root", self.exec_root != next.exec_root),
             ("pidfile", self.pidfile != next.pidfile),
+            ("log-format", self.log_is_json != next.log_is_json),
             ("networks (bip, mtu, default-address-pools and so on)", self.networks != next.networks),
             ("defaults of containers (dns, default-ulimits and so on)", self.containers != next.containers),
             ("group", self.group != next.group),
@@ -209,6 +213,18 @@ impl DaemonConfig {
             ("data-path", self.data_path != next.data_path),
         ];
         settings.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+/// Whether the log's format is JSON.
+fn is_json(format: Option<String>, problems: &mut Vec<String>) -> bool {
+    match format.as_deref() {
+        None | Some("" | "text") => false,
+        Some("json") => true,
+        Some(other) => {
+            problems.push(format!("log-format {other:?} is unknown: use text or json"));
+            false
+        }
     }
 }
 

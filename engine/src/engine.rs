@@ -113,6 +113,7 @@ pub struct ContainerDefaults {
 }
 
 impl ContainerDefaults {
+    /// Fills in what a container has from then on.
     fn apply(&self, config: &mut ContainerConfig) {
         for (own, usual) in [
             (&mut config.dns, &self.dns),
@@ -123,16 +124,20 @@ impl ContainerDefaults {
                 own.clone_from(usual);
             }
         }
-        for usual in &self.ulimits {
-            if !config.ulimits.iter().any(|own| own.name == usual.name) {
-                config.ulimits.push(usual.clone());
-            }
-        }
         if config.shm_size_bytes == 0 {
             config.shm_size_bytes = self.shm_size_bytes;
         }
         if config.seccomp && config.seccomp_profile.is_null() {
             config.seccomp_profile.clone_from(&self.seccomp_profile);
+        }
+    }
+
+    /// Fills in what a container has until it is started again.
+    fn apply_at_start(&self, config: &mut ContainerConfig) {
+        for usual in &self.ulimits {
+            if !config.ulimits.iter().any(|own| own.name == usual.name) {
+                config.ulimits.push(usual.clone());
+            }
         }
     }
 }

@@ -30,6 +30,9 @@ pub struct DaemonArgs {
     /// debug, info, warn, error or fatal [default: info]
     #[arg(short = 'l', long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// How the log is written: text, or json, an object on each line [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
     /// As --log-level debug
     #[arg(short = 'D', long)]
     pub debug: bool,
@@ -234,9 +237,6 @@ pub struct FixedArgs {
     pub firewall_backend: Option<String>,
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_format: Option<String>,
-    #[arg(long, hide = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub userland_proxy_path: Option<String>,
     #[arg(long, hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -276,6 +276,7 @@ pub(super) struct ConfigFile {
     pub(super) exec_root: Option<PathBuf>,
     pub(super) pidfile: Option<PathBuf>,
     pub(super) log_level: Option<String>,
+    pub(super) log_format: Option<String>,
     pub(super) debug: bool,
     pub(super) group: Option<String>,
     pub(super) registry_mirrors: Vec<String>,

@@ -17,7 +17,7 @@ enum Fits {
 }
 
 /// Each with what it may be, and why.
-const FIXED: [(&str, Fits, &str); 26] = [
+const FIXED: [(&str, Fits, &str); 25] = [
     ("allow-nondistributable-artifacts", Fits::Anything, ""),
     ("authorization-plugins", Fits::Empty, "plugins are not supported"),
     ("bridge", Fits::Only(&["", "skep0"]), "the default bridge is skep0; bip says which addresses it has"),
@@ -35,7 +35,6 @@ const FIXED: [(&str, Fits, &str); 26] = [
     ("ip-masq", Fits::NotFalse, "make a network with enable_ip_masquerade=false instead"),
     ("ip6tables", Fits::NotFalse, "published ports are rules of nftables"),
     ("iptables", Fits::NotFalse, "published ports and the way out are rules of nftables"),
-    ("log-format", Fits::Only(&["text"]), "the log is text"),
     ("max-download-attempts", Fits::Anything, ""),
     ("network-control-plane-mtu", Fits::Anything, ""),
     ("raw-logs", Fits::Anything, ""),
@@ -121,7 +120,6 @@ mod tests {
             (r#"{"exec-opts": ["native.cgroupdriver=systemd"]}"#, "native.cgroupdriver=systemd"),
             (r#"{"features": {"containerd-snapshotter": true}}"#, "containerd-snapshotter"),
             (r#"{"storage-opts": ["dm.basesize=10G"]}"#, "dm.basesize=10G"),
-            (r#"{"log-format": "json"}"#, "the log is text"),
             (r#"{"bridge": "none"}"#, "bridge: none cannot be had"),
             (r#"{"tls": true}"#, "without tlsverify"),
             (r#"{"colour": "red"}"#, "colour is no setting"),

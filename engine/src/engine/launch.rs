@@ -76,7 +76,8 @@ impl Engine {
             let cdi_dirs = self.config.cdi_dirs.clone();
             let outside =
                 Outside { netns, cgroup, init, volumes, shim, first, peers, host, shared_memory, etc_of, cdi_dirs };
-            let config = config.clone();
+            let mut config = ContainerConfig::clone(&config);
+            self.config.defaults.apply_at_start(&mut config);
             let addresses = endpoints.first().map_or_else(|| vec![address.into()], Endpoint::addresses);
             move || prepare(&container, &config, &layers, &addresses, outside)
         };
