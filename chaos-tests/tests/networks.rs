@@ -494,3 +494,45 @@ fn a_network_comes_up_the_moment_after_the_last_one_went() {
     }
     assert!(!host.log().contains("is not as it should be"), "{}", host.log());
 }
+
+/// Its tunnels are found at its new address, also by a node whose data path is new and has never heard from it.
+#[test]
+fn a_node_that_moves_to_another_address_is_reached_there() {
+    take_turn!();
+    let rig = Rig::new(2);
+    let (manager, moved) = (rig.host(1), rig.host(2));
+    rig.hosts().for_each(Host::start_daemon);
+    manager.ok(&["swarm", "init", "--advertise-addr", manager.addr()]);
+    let token = manager.ok(&["swarm", "join-token", "-q", "worker"]);
+    // Without an address of its own choice.
+    moved.ok(&["swarm", "join", "--token", token.trim(), &format!("{}:2377", manager.addr())]);
+    let place = format!("node.hostname=={}", moved.name());
+    for (network, flags) in [("green", &[][..]), ("plain", &["--opt", "encrypted=false"])] {
+        manager.ok(&[&["network", "create", "--attachable"], flags, &[network]].concat());
+        let create = ["service", "create", "-d", "--name", network, "--network", network, "--constraint", &place];
+        manager.ok(&[&create[..], &["skep/whoami"]].concat());
+        manager.await_replicas(network, "1/1");
+    }
+    // The second address goes with the first, where the kernel holds it to be subordinate.
+    let add = "ip addr replace 10.77.0.77/24 dev eth0";
+    let changed = moved.exec("sh", &["-c", &format!("{add} && ip addr del 10.77.0.2/24 dev eth0 && {add}")]);
+    assert!(changed.success, "{changed:?}");
+    wait_until("the node is seen at its new address", LIMIT, || {
+        let told = manager.ok(&["node", "inspect", moved.name()]);
+        (told.contains("\"Addr\": \"10.77.0.77\"") && told.contains("\"State\": \"ready\""), told)
+    });
+    for network in ["green", "plain"] {
+        manager.await_replicas(network, "1/1");
+        let name = format!("ask-{network}");
+        manager.ok(&["run", "-d", "--name", &name, "--network", network, "skep/whoami"]);
+        let address = manager.look_up(&name, network).into_iter().next().unwrap();
+        let answer = manager.inside(&name, &["curl", "-s", "-m", "10", &format!("http://{address}:8000/")]);
+        assert!(answer.contains("Hostname:"), "{network}: {answer}\n{}", moved.log());
+        manager.ok(&["rm", "-f", &name]);
+    }
+    let own = |host: &Host| host.docker(&["info", "--format", "{{.Swarm.NodeAddr}}"]);
+    assert_eq!(own(moved).trim(), "10.77.0.77");
+    // Nor is the leader where only itself reaches it.
+    let leader = manager.ok(&["node", "inspect", "self"]);
+    assert!(leader.contains("\"Addr\": \"10.77.0.1\""), "{leader}");
+}

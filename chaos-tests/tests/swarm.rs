@@ -476,3 +476,20 @@ fn managers_of_a_locked_swarm_wait_for_its_key_when_they_start_anew() {
     restart(first);
     assert_eq!(state_of(first), "active");
 }
+
+/// The leader's session with itself comes from nowhere that others could reach.
+#[test]
+fn what_the_leader_runs_is_told_and_placed_by_its_own_address() {
+    take_turn!();
+    let rig = Rig::swarm(2, 2);
+    let leader = rig.leader(1);
+    let (leader, other) = (rig.host(leader), rig.host(3 - leader));
+    let place = format!("node.ip=={}", leader.addr());
+    other.ok(&["service", "create", "-d", "--name", "web", "--constraint", &place, "skep/whoami"]);
+    other.await_replicas("web", "1/1");
+    assert_eq!(leader.running().len(), 1, "{:?}", other.running());
+    wait_until("another manager tells what it says", LIMIT, || {
+        let logs = other.run(&["service", "logs", "web"]);
+        (logs.stdout.contains("whoami listens on port 8000"), format!("{logs:?}"))
+    });
+}

@@ -384,17 +384,20 @@ impl Swarm {
             request.token.parse().map_err(|error: skep_pki::JoinTokenError| SwarmError::Invalid(error.to_string()))?;
         request.availability.parse::<Availability>().map_err(|error| SwarmError::Invalid(error.to_string()))?;
         let listen = listen_addr(&request.listen)?;
-        let advertise = advertise_addr(&request.advertise, listen).or_else(|error| {
-            // A worker is seen at the address it connects from.
-            if request.advertise.is_empty() { Ok(format!(":{}", listen.port())) } else { Err(error) }
-        })?;
+        let as_seen = || format!(":{}", listen.port());
+        let advertise = advertise_addr(&request.advertise, listen)
+            .or_else(|error| if request.advertise.is_empty() { Ok(as_seen()) } else { Err(error) })?;
         if request.managers.is_empty() {
             return Err(SwarmError::Invalid("name a manager to join, as HOST:2377".into()));
         }
         let listen = in_family_of(in_family_of(listen, &advertise), &request.managers[0]);
         let managers: Vec<String> = request.managers.iter().map(|addr| with_port(addr)).collect();
         let admitted = admission::join(&managers, &token, &request.token, &request.availability, JOIN_LIMIT).await?;
-        let node_id = admitted.identity.peer.node();
+        let peer = &admitted.identity.peer;
+        let node_id = peer.node();
+        // A worker is seen at the address that it connects from, also once that is another one.
+        let moves = request.advertise.is_empty() && peer.role() == NodeRole::Worker;
+        let advertise = if moves { as_seen() } else { advertise };
         let data_path = data_path(&request.data_path_addr, check_data_path_port(admitted.data_path_port)?)?;
         let state = NodeStateFile::new(node_id, listen, &advertise, managers, data_path);
         let started = self.enter(admitted.identity, state).await;

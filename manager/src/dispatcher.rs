@@ -7,7 +7,7 @@ mod holders;
 mod statuses;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -261,7 +261,8 @@ impl Dispatcher {
         let description = read_description(&hello.description)?;
         let bulk_port = u16::try_from(hello.bulk_port).map_err(|_| Status::invalid_argument("no such port"))?;
         self.change_node(id, |node| {
-            let status = NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.ip().to_string() };
+            let addr = seen_at(node, addr.ip()).to_string();
+            let status = NodeStatus { state: NodeState::Ready, message: String::new(), addr };
             Node { description: description.clone(), bulk_port, status, ..node.clone() }
         })
         .await
@@ -424,6 +425,13 @@ struct Told {
 
 /// Keys of a node that its peers hold at the same time.
 const KEYS_MAX: usize = 2;
+
+/// Where others reach a node whose session comes from `addr`: the leader's own comes from within its host, and it is
+/// reached where it is a manager.
+fn seen_at(node: &Node, addr: IpAddr) -> IpAddr {
+    let as_manager = || node.raft.as_ref()?.addr.parse::<SocketAddr>().ok().map(|addr| addr.ip());
+    if addr.is_loopback() { as_manager().unwrap_or(addr) } else { addr }
+}
 
 fn read_description(bytes: &[u8]) -> Result<NodeDescription, Status> {
     let description: NodeDescription =

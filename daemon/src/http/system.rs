@@ -260,7 +260,7 @@ async fn swarm_info(daemon: &Daemon) -> Value {
     };
     let state = node.state();
     let managers: Vec<_> = state.managers.iter().map(|addr| json!({"NodeID": "", "Addr": addr})).collect();
-    let addr = state.advertise.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
+    let addr = node.addr();
     let refused = node.is_refused().then(|| "the node was removed from its swarm".to_owned());
     let error = refused.or_else(|| node.manager_failure());
     let local = if error.is_some() { "error" } else { "active" };

@@ -19,6 +19,7 @@ use skep_worker::{Agent, AgentConfig, AgentEvent, Attachments, Connect, Connecti
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::address::seen_from;
 use super::admission;
 use super::events::EventLog;
 use super::locking::Locked;
@@ -270,6 +271,18 @@ impl ActiveNode {
             tokio::time::sleep(JOINED_PAUSE).await;
             drop(skep_engine::let_go_of_code());
         });
+    }
+
+    /// Where others reach this node; empty if that cannot be told now.
+    pub(crate) fn addr(&self) -> String {
+        let state = self.state();
+        match state.advertise.parse::<SocketAddr>() {
+            Ok(addr) => addr.ip().to_string(),
+            Err(_) => {
+                let seen = state.managers.iter().find_map(|manager| seen_from(manager));
+                seen.map(|addr| addr.to_string()).unwrap_or_default()
+            }
+        }
     }
 
     /// The managers to turn to, this node's own first.

@@ -1,6 +1,6 @@
 //! The addresses a node listens on and is reached at.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::ifaddrs::InterfaceAddress;
 use nix::net::if_::InterfaceFlags;
@@ -70,6 +70,15 @@ fn split(text: &str) -> Result<(String, u16), SwarmError> {
         }
         None => Ok((text.to_owned(), CONTROL_PORT)),
     }
+}
+
+/// This host's address as another one sees it, by the host's routes. Nothing is sent.
+pub(super) fn seen_from(other: &str) -> Option<IpAddr> {
+    let other: SocketAddr = other.parse().ok()?;
+    let any: IpAddr = if other.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(other).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 /// As [`resolve`], for an address that others are told.
