@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, UdpSocket};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
@@ -54,8 +54,8 @@ fn output_is_kept_in_files_that_are_turned_over() {
 
     let none = host.ok(&["run", "-d", "--log-driver", "none", "busybox", "echo", "unheard"]);
     assert!(host.fails(&["logs", none.trim()]).contains("does not support reading"));
-    let why = host.fails(&["run", "--log-driver", "splunk", "busybox", "true"]);
-    assert!(why.contains("no log driver named 'splunk'"), "{why}");
+    let why = host.fails(&["run", "--log-driver", "etwlogs", "busybox", "true"]);
+    assert!(why.contains("no log driver named 'etwlogs'"), "{why}");
 }
 
 fn with_busybox() -> Rig {
@@ -209,4 +209,61 @@ fn output_reaches_graylog_and_fluentd() {
     let why = host.fails(&[&gone[..], &["busybox", "true"]].concat());
     assert!(why.contains("tcp://127.0.0.1:1") && why.contains("refused"), "{why}");
     host.ok(&[&gone[..], &["--log-opt=fluentd-async=true", "busybox", "true"]].concat());
+}
+
+/// Reads one request, whose head and body are told, and answers it.
+fn serve(client: &mut TcpStream, status: &str) -> Option<(String, String)> {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap();
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let text = r#"{"text":"told","code":0}"#;
+    write!(client, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{text}", text.len()).unwrap();
+    Some((head, String::from_utf8(body).unwrap()))
+}
+
+#[test]
+fn output_reaches_a_collector_of_splunk_s() {
+    take_turn!();
+    let rig = with_busybox();
+    let host = rig.host(1);
+    let listener = host.within_network(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = format!("--log-opt=splunk-url=http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let mut clients = listener.incoming().flatten();
+        // Whoever looks whether the token is taken: once in vain.
+        assert!(serve(&mut clients.next().unwrap(), "403 Forbidden").unwrap().0.starts_with("OPTIONS /services/"));
+        serve(&mut clients.next().unwrap(), "200 OK").unwrap();
+        let mut client = clients.next().unwrap();
+        let mut events = Vec::new();
+        while let Some((head, body)) = serve(&mut client, "200 OK") {
+            assert!(head.contains("Authorization: Splunk secret\r\n") && head.contains(" HTTP/1.1\r\n"), "{head}");
+            let told = serde_json::Deserializer::from_str(&body).into_iter::<serde_json::Value>();
+            events.push(told.map(Result::unwrap).collect::<Vec<_>>());
+        }
+        events
+    });
+    let options = ["--log-opt=splunk-token=secret", "--log-opt=splunk-index=main", "--log-opt=tag={{.Name}}"];
+    let run = [&["run", "--name", "chatty", "--log-driver", "splunk", &address][..], &options].concat();
+    let refused = host.fails(&[&run[..], &["busybox", "true"]].concat());
+    assert!(refused.contains("the collector answers 403"), "{refused}");
+    host.ok(&["rm", "chatty"]);
+    let script = "seq 1 1000; sleep 0.3; echo; echo later >&2";
+    host.ok(&[&run[..], &["busybox", "sh", "-c", script]].concat());
+    let batches = server.join().unwrap();
+    assert!(batches.len() < 200, "lines go together: {}", batches.len());
+    let events: Vec<_> = batches.into_iter().flatten().collect();
+    let lines: Vec<_> = events.iter().map(|event| event["event"]["line"].as_str().unwrap().to_owned()).collect();
+    let wanted = (1..=1000).map(|number| number.to_string()).chain(["later".to_owned()]);
+    assert!(lines.iter().cloned().eq(wanted), "{lines:?}");
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"]["source"], &last["event"]["tag"]), (&"stderr".into(), &"chatty".into()), "{last}");
+    assert_eq!(last["index"], "main", "{last}");
+    assert_eq!(host.ok(&["logs", "chatty"]).lines().count(), 1001, "kept here as well, but for what is an error");
 }

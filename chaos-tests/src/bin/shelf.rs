@@ -143,10 +143,6 @@ impl Identity for Shelf {
         let capability = csi::PluginCapability { r#type: Some(plugin_capability::Type::Service(service)) };
         Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
     }
-
-    async fn probe(&self, _: Request<csi::ProbeRequest>) -> Answer<csi::ProbeResponse> {
-        Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
-    }
 }
 
 #[tonic::async_trait]

@@ -84,7 +84,9 @@ impl LogWriter {
                 self.partial[stream as usize] = line;
             }
         }
-        self.append(&batch)
+        let written = self.append(&batch);
+        self.flush();
+        written
     }
 
     /// Writes what is left of unfinished lines.
@@ -97,6 +99,7 @@ impl LogWriter {
             }
         }
         let written = self.append(&batch);
+        self.flush();
         if let Some(file) = &mut self.file {
             file.finish();
         }
@@ -111,6 +114,12 @@ impl LogWriter {
             let text = line.strip_suffix(b"\n").unwrap_or(line);
             let part = next_part(&mut self.cut[stream as usize], line);
             forwarder.send(&Line { stream, text, at, part });
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.flush();
         }
     }
 

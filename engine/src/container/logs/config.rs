@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forward::fluentd::{self, Fluentd};
 use super::forward::gelf::{self, Gelf};
+use super::forward::splunk::{self, Splunk};
 use super::forward::syslog::{self, Syslog};
 
 /// How output is kept, and where else it goes.
@@ -40,12 +41,14 @@ pub enum LogDriver {
     Gelf(Gelf),
     /// A server of Fluentd's protocol; kept here as well.
     Fluentd(Fluentd),
+    /// Splunk's HTTP Event Collector; kept here as well.
+    Splunk(Splunk),
     None,
 }
 
 impl LogDriver {
     /// Every driver's name.
-    pub const NAMES: [&str; 7] = ["fluentd", "gelf", "journald", "json-file", "local", "none", "syslog"];
+    pub const NAMES: [&str; 8] = ["fluentd", "gelf", "journald", "json-file", "local", "none", "splunk", "syslog"];
 
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
@@ -56,6 +59,7 @@ impl LogDriver {
             Self::Journald => "journald",
             Self::Gelf(_) => "gelf",
             Self::Fluentd(_) => "fluentd",
+            Self::Splunk(_) => "splunk",
             Self::None => "none",
         }
     }
@@ -133,6 +137,7 @@ impl LogConfig {
             "journald" => LogDriver::Journald,
             "gelf" => LogDriver::Gelf(Gelf::parse(options)?),
             "fluentd" => LogDriver::Fluentd(Fluentd::parse(options)?),
+            "splunk" => LogDriver::Splunk(Splunk::parse(options)?),
             "none" => LogDriver::None,
             other => return Err(LogConfigError::Driver(other.to_owned())),
         };
@@ -191,6 +196,7 @@ impl LogDriver {
             Self::Journald => (&[], &CACHE_OPTIONS),
             Self::Gelf(_) => (&gelf::OPTIONS, &CACHE_OPTIONS),
             Self::Fluentd(_) => (&fluentd::OPTIONS, &CACHE_OPTIONS),
+            Self::Splunk(_) => (&splunk::OPTIONS, &CACHE_OPTIONS),
             Self::None => return Ok(()),
         };
         let known = [own, &SHARED_OPTIONS, kept].concat();
@@ -270,7 +276,7 @@ mod tests {
             let error = parse(driver, &[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");
         }
-        assert!(parse("splunk", &[]).is_err());
+        assert!(parse("etwlogs", &[]).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(super) mod connection;
 pub(super) mod fluentd;
 pub(super) mod gelf;
 mod journal;
+pub(super) mod splunk;
 pub(super) mod syslog;
 mod tls;
 
@@ -83,6 +84,19 @@ pub(super) struct Line<'a> {
 trait Protocol: Send {
     fn address(&self) -> Address;
     fn tell(&mut self, connection: &mut Connection, line: &Line<'_>) -> io::Result<()>;
+
+    /// Whether whoever has just been reached takes lines at all.
+    fn check(&self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Hands over what was told and gathered.
+    fn flush(&mut self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Forgets what was gathered.
+    fn give_up(&mut self) {}
 }
 
 /// None, if the driver hands nothing on.
@@ -93,6 +107,7 @@ fn protocol(config: &LogConfig, subject: &LogSubject) -> Option<Box<dyn Protocol
         LogDriver::Journald => Box::new(journal::Speaker { subject: subject.clone(), tag }),
         LogDriver::Gelf(gelf) => Box::new(gelf::Speaker::new(gelf, subject, &tag)),
         LogDriver::Fluentd(fluentd) => Box::new(fluentd::Speaker::new(fluentd, subject, tag)),
+        LogDriver::Splunk(splunk) => Box::new(splunk::Speaker::new(splunk, subject, &config.options, tag)),
         LogDriver::JsonFile | LogDriver::Local | LogDriver::None => return None,
     })
 }
@@ -119,13 +134,23 @@ impl Forwarder {
 
     /// Hands a line on; gives it up if nobody takes it.
     pub(super) fn send(&mut self, line: &Line<'_>) {
+        self.attempt(|protocol, connection| protocol.tell(connection, line));
+    }
+
+    /// Hands over what was gathered of the lines before; gives it up if nobody takes it.
+    pub(super) fn flush(&mut self) {
+        self.attempt(|protocol, connection| protocol.flush(connection));
+        self.protocol.give_up();
+    }
+
+    fn attempt(&mut self, mut tell: impl FnMut(&mut dyn Protocol, &mut Connection) -> io::Result<()>) {
         // A server that has been started anew is reached again at once.
         for _ in 0..2 {
             if self.connection.is_none() && !self.connect() {
                 return;
             }
             let Some(connection) = &mut self.connection else { return };
-            let Err(error) = self.protocol.tell(connection, line) else { return };
+            let Err(error) = tell(&mut *self.protocol, connection) else { return };
             self.connection = None;
             if is_slow(&error) {
                 self.next_try = Instant::now() + SLOW_PAUSE;
@@ -153,12 +178,19 @@ fn is_slow(error: &io::Error) -> bool {
 }
 
 /// What a container's output is to be handed on by, if whoever it names can be reached now: with addresses
-/// for names. With `fluentd-async`, nobody has to be there yet.
+/// for names. With `fluentd-async`, or without `splunk-verify-connection`, nobody has to be there yet.
 pub(crate) fn reachable(config: &LogConfig) -> io::Result<LogConfig> {
     let Some(protocol) = protocol(config, &LogSubject::default()) else { return Ok(config.clone()) };
     let address = protocol.address();
-    let is_async = matches!(&config.driver, LogDriver::Fluentd(fluentd) if fluentd.is_async);
-    let reached = address.resolved().and_then(|resolved| Connection::to(&resolved).map(|_| resolved));
+    let is_async = match &config.driver {
+        LogDriver::Fluentd(fluentd) => fluentd.is_async,
+        LogDriver::Splunk(splunk) => splunk.is_unchecked,
+        _ => false,
+    };
+    let reached = address.resolved().and_then(|resolved| {
+        protocol.check(&mut Connection::to(&resolved)?)?;
+        Ok(resolved)
+    });
     let resolved = match reached {
         Ok(resolved) => resolved,
         Err(_) if is_async => address.resolved().unwrap_or(address),
@@ -172,6 +204,7 @@ pub(crate) fn reachable(config: &LogConfig) -> io::Result<LogConfig> {
         LogDriver::Syslog(syslog) => syslog.address = resolved,
         LogDriver::Gelf(gelf) => gelf.address = resolved,
         LogDriver::Fluentd(fluentd) => fluentd.address = resolved,
+        LogDriver::Splunk(splunk) => splunk.address = resolved,
         LogDriver::JsonFile | LogDriver::Local | LogDriver::Journald | LogDriver::None => {}
     }
     Ok(config)

@@ -142,7 +142,7 @@ impl Connection {
         }
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Datagrams(_) | Self::Udp(_) => Ok(0),
             Self::Stream(socket) => socket.read(buffer),
