@@ -287,8 +287,10 @@ async fn show_token(client: &Client, role: &str, quiet: bool) -> anyhow::Result<
         return line(&token);
     }
     let info = client.get("/info").await?;
-    let addr = info["Swarm"]["NodeAddr"].as_str().unwrap_or_default().to_owned();
+    let id = info["Swarm"]["NodeID"].as_str().unwrap_or_default();
+    let node = client.get(&format!("/nodes/{id}")).await?;
+    let addr = node["ManagerStatus"]["Addr"].as_str().unwrap_or_default();
     line(&format!(
-        "To add a {role} to this swarm, run the following command:\n\n    skep swarm join --token {token} {addr}:2377\n"
+        "To add a {role} to this swarm, run the following command:\n\n    skep swarm join --token {token} {addr}\n"
     ))
 }
