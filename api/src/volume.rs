@@ -168,6 +168,9 @@ pub enum PublishState {
 pub struct PublishStatus {
     #[serde(rename = "NodeID")]
     pub node: NodeId,
+    /// What the storage driver calls the node: known also once that is no more.
+    #[serde(skip)]
+    pub driver_node: String,
     pub state: PublishState,
     /// What the controller has to say to the node's side of the driver.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

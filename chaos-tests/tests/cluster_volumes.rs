@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::Value;
 use skep_chaos_tests::{Host, LIMIT, Rig, take_turn, wait_until};
@@ -209,6 +208,25 @@ fn a_volume_is_taken_from_a_node_that_is_lost_before_another_has_it() {
 }
 
 #[test]
+fn of_a_node_that_is_removed_a_shared_volume_is_taken_and_of_no_other() {
+    take_turn!();
+    let swarm = Shelved::new(3, 1);
+    let (manager, gone) = (swarm.manager(), swarm.rig.host(3));
+    let create = ["volume", "create", "-d", "shelf", "--type", "mount", "--scope", "multi", "--sharing", "all", "data"];
+    manager.ok(&create);
+    let all = service("keeper", "node.role==worker", DATA, &STAY);
+    manager.ok(&[&all[..5], &["--mode", "global"], &all[5..]].concat());
+    swarm.await_on("keeper", swarm.rig.host(2));
+    swarm.await_on("keeper", gone);
+    gone.kill_daemon();
+    manager.ok(&["node", "rm", "--force", gone.name()]);
+    swarm.await_volume("data", "one node has it", |volume| nodes_with(volume) == 1);
+    let calls = swarm.calls();
+    assert!(calls.contains(&format!("ControllerUnpublishVolume:{} ", gone.name())), "{calls}");
+    assert_eq!(calls.matches("ControllerUnpublishVolume").count(), 1, "{calls}");
+}
+
+#[test]
 fn a_new_leader_goes_on_where_the_last_one_stopped() {
     take_turn!();
     let swarm = Shelved::new(3, 3);
@@ -405,7 +423,6 @@ fn what_a_driver_refuses_is_told_and_tried_again() {
     };
     wait_until("two of them run in zone b", LIMIT, || (runs() == 2, swarm.calls()));
     swarm.await_refusal("pooled", "is in use by another task");
-    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(runs(), 2, "there is no third volume");
 
     let refused = manager.docker_fails(&["run", "--mount", "type=cluster,src=one,dst=/d", "busybox", "true"]);

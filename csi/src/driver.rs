@@ -166,7 +166,7 @@ impl Driver {
         &self,
         volume: &Volume,
         info: &VolumeInfo,
-        node: &NodeCsiInfo,
+        node_id: &str,
         secrets: Secrets,
     ) -> Result<BTreeMap<String, String>, CsiError> {
         if !self.controls().await?.publishes {
@@ -174,7 +174,7 @@ impl Driver {
         }
         let request = csi::ControllerPublishVolumeRequest {
             volume_id: info.volume_id.clone(),
-            node_id: node.node_id.clone(),
+            node_id: node_id.to_owned(),
             volume_capability: Some(capability(&volume.spec.cluster.access_mode)),
             // Drivers that can take it say so, and none has to: the node's side is told.
             readonly: false,
@@ -190,7 +190,7 @@ impl Driver {
     pub async fn controller_unpublish(
         &self,
         info: &VolumeInfo,
-        node: &NodeCsiInfo,
+        node_id: &str,
         secrets: Secrets,
     ) -> Result<(), CsiError> {
         if !self.controls().await?.publishes {
@@ -198,7 +198,7 @@ impl Driver {
         }
         let request = csi::ControllerUnpublishVolumeRequest {
             volume_id: info.volume_id.clone(),
-            node_id: node.node_id.clone(),
+            node_id: node_id.to_owned(),
             secrets: exposed(secrets),
         };
         let mut controller = self.controller();

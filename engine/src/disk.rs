@@ -7,7 +7,11 @@ use std::path::Path;
 
 /// Writes `bytes` to `path` (mode 0600) so that a reader sees the old file or the new one, also
 /// after the host's crash.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+///
+/// The file cannot be written; what was there before still is.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, bytes, fs::File::sync_data)
 }
 

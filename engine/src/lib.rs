@@ -43,7 +43,7 @@ pub use container::spec::is_capability;
 pub use container::state::{ContainerState, Exit, Running};
 pub use container::storage::StorageDriver;
 pub use container::user::UserError;
-pub use disk::usage as bytes_below;
+pub use disk::{usage as bytes_below, write_whole};
 pub use engine::{
     AddressPool, Archiving, Attachment, BlockCount, Change, CommitOptions, ContainerDefaults, Engine, EngineConfig,
     EngineError, EngineEvent, Exec, ExecSpec, ExecState, HistoryLine, InputWriter, Inspection, LocalNetworkSpec,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skep_api::volume::{NodeCsiInfo, PublishState, VolumeInfo};
+use skep_api::volume::{PublishState, VolumeInfo};
 use skep_api::{NodeId, NodeState, ObjectKey, Timestamp, Volume, VolumeId};
 use skep_csi::{CsiError, Drivers, Secrets};
 use skep_raft_store::{Store, Tables, Transaction};
@@ -138,9 +138,9 @@ async fn ask(drivers: &Drivers, tables: &Tables, volume: &Volume, step: Step) ->
     match step {
         Step::Create => Ok(Answer::Done),
         Step::Delete => driver.delete(info, secrets).await.map(|()| Answer::Done),
-        Step::Publish(node) => match driver_on(tables, volume, node) {
-            Some(node) => driver.controller_publish(volume, info, &node, secrets).await.map(Answer::Published),
-            None => Ok(Answer::Waits(format!("{} is not on node {node}", driver.name()))),
+        Step::Publish(node) => match driver_s_name_of(volume, node) {
+            Some(name) => driver.controller_publish(volume, info, name, secrets).await.map(Answer::Published),
+            None => Ok(Answer::Waits(format!("storage driver {} is not on node {node}", driver.name()))),
         },
         Step::Fence(node) if !driver.controls().await?.publishes => Ok(Answer::Waits(format!(
             "node {node} is not heard of, and storage driver {} cannot take a volume from it: bring it back, or remove it \
@@ -148,15 +148,15 @@ async fn ask(drivers: &Drivers, tables: &Tables, volume: &Volume, step: Step) ->
             driver.name()
         ))),
         Step::Unpublish(node) | Step::Fence(node) => {
-            // Of a node that is no more nobody knows what the driver called it: it is taken from wherever it is.
-            let node = driver_on(tables, volume, node).unwrap_or_default();
-            driver.controller_unpublish(info, &node, secrets).await.map(|()| Answer::Done)
+            // Without a name it would be taken from all nodes; and it was never given to one without.
+            let Some(name) = driver_s_name_of(volume, node) else { return Ok(Answer::Done) };
+            driver.controller_unpublish(info, name, secrets).await.map(|()| Answer::Done)
         }
     }
 }
 
-fn driver_on(tables: &Tables, volume: &Volume, node: NodeId) -> Option<NodeCsiInfo> {
-    tables.nodes.get(node)?.description.csi_driver(&volume.spec.driver.name).cloned()
+fn driver_s_name_of(volume: &Volume, node: NodeId) -> Option<&str> {
+    volume.status_on(node).map(|status| status.driver_node.as_str()).filter(|name| !name.is_empty())
 }
 
 /// What a volume's storage driver gets to know of the swarm's secrets.

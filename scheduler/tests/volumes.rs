@@ -114,7 +114,7 @@ fn a_volume_that_cannot_be_had_is_told_with_the_reason() {
 fn a_volume_for_one_node_waits_until_the_last_one_let_go_of_it() {
     let mut held = volume(1, "data", Scope::Single, Sharing::None);
     let (node, state) = (NodeId::from_u128(2), PublishState::PendingNodeUnpublish);
-    held.publish_status.push(PublishStatus { node, state, publish_context: [].into() });
+    held.publish_status.push(PublishStatus { node, driver_node: "n2".into(), state, publish_context: [].into() });
     let plan = place_tasks(&mut cluster(vec![held], 0), "data", false, 1);
     assert_eq!(nodes(&plan), [node].into(), "where it is already, it may be used again: {plan:?}");
 }

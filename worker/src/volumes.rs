@@ -188,7 +188,8 @@ impl Volumes {
         std::fs::create_dir_all(dir.join(STAGING)).map_err(failed)?;
         // What is secret is not needed to take it away.
         let record = VolumeAssignment { secrets: BTreeMap::new(), ..volume.clone() };
-        std::fs::write(dir.join(RECORD), encoding::encode(&record)).map_err(failed)?;
+        // Whole or not at all, on a full disk too: without it nobody could take the volume away.
+        skep_engine::write_whole(&dir.join(RECORD), &encoding::encode(&record)).map_err(failed)?;
         let driver = self.0.drivers.connect(&volume.driver).await.map_err(|error| error.to_string())?;
         let published = driver.node_publish(volume, &dir.join(STAGING), &dir.join(MOUNT)).await;
         published.map_err(|error| error.to_string())
@@ -201,7 +202,7 @@ impl Volumes {
             Ok(record) => record,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // The daemon died before it wrote that down, or after it was taken away.
-                return remove_empty(&dir).map_err(failed);
+                return remove(&dir).map_err(failed);
             }
             Err(error) => return Err(failed(error)),
         };
@@ -212,8 +213,7 @@ impl Volumes {
         let driver = self.0.drivers.connect(&volume.driver).await.map_err(|error| error.to_string())?;
         let taken = driver.node_unpublish(&volume.volume_id, &dir.join(STAGING), &dir.join(MOUNT)).await;
         taken.map_err(|error| error.to_string())?;
-        std::fs::remove_file(dir.join(RECORD)).map_err(failed)?;
-        remove_empty(&dir).map_err(failed)
+        remove(&dir).map_err(failed)
     }
 
     /// Whether a container that runs shows what is there.
@@ -312,8 +312,14 @@ impl Volumes {
     }
 }
 
-/// Removes what is empty of a volume's directory, and it: nothing that is still on it, or mounted there, is touched.
-fn remove_empty(dir: &Path) -> std::io::Result<()> {
+/// Removes a volume's directory: nothing that is still on the volume, or mounted there, is touched.
+fn remove(dir: &Path) -> std::io::Result<()> {
+    // The record, and what a daemon that died left of writing it.
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(RECORD) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
     for dir in [&dir.join(STAGING), &dir.join(MOUNT), dir] {
         match std::fs::remove_dir(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

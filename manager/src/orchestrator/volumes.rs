@@ -53,8 +53,10 @@ fn statuses(scene: &Scene<'_>, volume: &Arc<Volume>, users: &BTreeSet<NodeId>) -
         }
     }
     for &node in users.iter().filter(|&&node| volume.status_on(node).is_none()) {
-        let publish_context = BTreeMap::new();
-        statuses.push(PublishStatus { node, state: PublishState::PendingPublish, publish_context });
+        let driver = scene.nodes.get(&node).and_then(|node| node.description.csi_driver(&volume.spec.driver.name));
+        let driver_node = driver.map(|driver| driver.node_id.clone()).unwrap_or_default();
+        let (state, publish_context) = (PublishState::PendingPublish, BTreeMap::new());
+        statuses.push(PublishStatus { node, driver_node, state, publish_context });
     }
     statuses
 }
