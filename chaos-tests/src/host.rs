@@ -348,6 +348,12 @@ impl Host {
         within_network_of(self.holder.id(), work)
     }
 
+    /// Runs `work` on a thread whose network is the one in which the host keeps the swarm's.
+    pub fn within_overlay<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = self.dir().join("run/overlay/netns");
+        within_namespace(Path::new(&format!("/proc/{}/root{}", self.holder.id(), inside.display())), work)
+    }
+
     /// A directory of the host for whatever a test needs.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -446,7 +452,11 @@ fn empty_config() -> Stdio {
 
 /// Runs `work` on a thread whose network is that of a process.
 pub fn within_network_of<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> T {
-    let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).expect("the process is there");
+    within_namespace(Path::new(&format!("/proc/{pid}/ns/net")), work)
+}
+
+fn within_namespace<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = fs::File::open(path).expect("the namespace is there");
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");

@@ -4,6 +4,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use skep_chaos_tests::{Host, Rig, skip, take_turn, wait_until, within_network_of};
@@ -231,4 +232,262 @@ fn packets_pass_through_the_kernel_s_wireguard_where_both_hosts_have_it() {
     await_in_kernel(first, &[second], false);
     rules("delete table inet closed");
     await_in_kernel(first, &[second], true);
+}
+
+/// The nodes of a swarm with a task of `name` on each, in a network of its own.
+fn everywhere(manager: &Host, name: &str, network: &str, options: &[&str]) {
+    manager.ok(&[&["network", "create", "--attachable"], options, &[network]].concat());
+    manager.ok(&["service", "create", "-d", "--name", name, "--mode", "global", "--network", network, "skep/whoami"]);
+    let nodes = manager.ok(&["node", "ls", "-q"]).lines().count();
+    manager.await_replicas(name, &format!("{nodes}/{nodes}"));
+}
+
+fn addresses_of(host: &Host, container: &str) -> Vec<IpAddr> {
+    host.inside(container, &["hostname", "-I"]).split_whitespace().map(|text| text.parse().unwrap()).collect()
+}
+
+/// How many packets the rules of a host's overlay have seen, since it was asked first.
+fn seen_by_rules(host: &Host) -> u64 {
+    let netns = format!("--net={}", host.dir().join("run/overlay/netns").display());
+    let nft = |words: &str| host.exec("nsenter", &[&netns, "nft", words]);
+    if !nft("list table inet seen").success {
+        let chain = "add chain inet seen passing { type filter hook forward priority 10; }";
+        assert!(nft(&format!("add table inet seen; {chain}; add rule inet seen passing counter")).success);
+    }
+    let told = nft("list table inet seen").stdout;
+    let count = told.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    count.unwrap_or_else(|| panic!("no count: {told}")).parse().unwrap()
+}
+
+/// Waits until a host's overlay takes no connection for open.
+fn nothing_is_open(host: &Host) {
+    let netns = format!("--net={}", host.dir().join("run/overlay/netns").display());
+    wait_until("the rules know that connections have ended", Duration::from_secs(5), || {
+        let known = host.exec("nsenter", &[&netns, "cat", "/proc/net/nf_conntrack"]).stdout;
+        (!known.contains("ESTABLISHED"), known)
+    });
+}
+
+/// Whether the hosts' kernel has the fast path; it is said if not.
+fn has_fast_path(host: &Host) -> bool {
+    let told = host.ok(&["network", "diagnose"]);
+    let has = told.contains("packets of known flows take the fast path");
+    if !has {
+        assert!(told.contains("this kernel has no fast path"), "{told}");
+        skip("this kernel has no fast path between containers");
+    }
+    has
+}
+
+#[test]
+fn containers_of_two_nodes_speak_by_the_fast_path_while_there_are_daemons() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    // A node whose daemon is away for some seconds keeps its tasks.
+    first.ok(&["swarm", "update", "--dispatcher-heartbeat", "30s"]);
+    for (name, encrypted) in [("hidden", true), ("open", false)] {
+        everywhere(first, name, name, &["--ipv6", "--opt", &format!("encrypted={encrypted}")]);
+        if !has_fast_path(first) {
+            return;
+        }
+        let (from, to) = (pid_of(first, name), pid_of(second, name));
+        for address in addresses_of(second, name) {
+            let seen = || {
+                let before = [seen_by_rules(first), seen_by_rules(second)];
+                everything_crosses(from, to, address);
+                [seen_by_rules(first) - before[0], seen_by_rules(second) - before[1]]
+            };
+            let fast = seen();
+            rig.hosts().for_each(nothing_is_open);
+            assert!(fast.iter().all(|&count| count < 60), "{name}, {address}: rules saw {fast:?} packets");
+            first.kill_daemon();
+            let [long, still_fast] = seen();
+            assert!(long > 200 && still_fast < 60, "{name}, {address}: rules saw {long} and {still_fast} packets");
+            first.start_daemon();
+            wait_until("the fast path is back", Duration::from_secs(20), || {
+                let seen = seen();
+                (seen.iter().all(|&count| count < 60), format!("{seen:?}"))
+            });
+        }
+        // What comes by the fast path is counted where users look.
+        let links = second.inside(name, &["cat", "/proc/net/dev"]);
+        let received = links.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap_or_default();
+        let received: u64 = received.split_whitespace().next().map_or(0, |bytes| bytes.parse().unwrap());
+        assert!(received > 120 << 20, "{links}");
+    }
+    let (from, to) = (pid_of(first, "open"), pid_of(second, "open"));
+    let address = addresses_of(second, "open")[0].to_string();
+    let again = |host: &Host| {
+        host.kill_daemon();
+        host.start_daemon();
+    };
+    assert_eq!(lost_within(12, from, (to, &address), || rig.hosts().for_each(again)), [], "daemons killed and back");
+}
+
+/// A socket of a container's.
+fn socket_of(pid: u32, port: u16) -> UdpSocket {
+    let socket = within_network_of(pid, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket
+}
+
+/// One who answers what it is sent, and one who asks it, until their flow is known to both nodes.
+struct Flow {
+    asker: UdpSocket,
+    answerer: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Flow {
+    fn between(from: u32, to: u32, address: IpAddr) -> Self {
+        let (asker, answerer) = (socket_of(from, 0), socket_of(to, 0));
+        let to = SocketAddr::new(address, answerer.local_addr().unwrap().port());
+        let flow = Self { asker, answerer, to };
+        for _ in 0..5 {
+            flow.ask().unwrap();
+        }
+        flow
+    }
+
+    fn ask(&self) -> std::io::Result<SocketAddr> {
+        let mut buffer = [0; 16];
+        self.asker.send_to(b"question", self.to)?;
+        let (_, asker) = self.answerer.recv_from(&mut buffer)?;
+        self.answerer.send_to(b"answer", asker)?;
+        self.asker.recv(&mut buffer)?;
+        Ok(asker)
+    }
+
+    /// What comes to the one who answers from a socket that claims to be the one who asks.
+    fn forged(&self, as_if: IpAddr) -> std::io::Result<usize> {
+        let source = SocketAddr::new(as_if, self.asker.local_addr().unwrap().port());
+        UdpSocket::bind(source).unwrap().send_to(b"forged", self.to)?;
+        self.answerer.recv(&mut [0; 16])
+    }
+}
+
+#[test]
+fn nobody_but_who_began_it_uses_a_known_flow() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    everywhere(first, "open", "open", &["--opt", "encrypted=false"]);
+    everywhere(first, "hidden", "hidden", &[]);
+    first.ok(&["run", "-d", "--name", "forger", "--network", "open", "skep/whoami"]);
+    if !has_fast_path(first) {
+        return;
+    }
+    let flow = |name: &str| {
+        let address = addresses_of(second, name)[0];
+        let flow = Flow::between(pid_of(first, name), pid_of(second, name), address);
+        (flow, addresses_of(first, name)[0])
+    };
+    let (open, asker) = flow("open");
+    let before = seen_by_rules(first);
+    open.ask().unwrap();
+    assert_eq!(seen_by_rules(first), before, "the flow is known");
+    // A neighbour takes its address and its port.
+    let _ = first.inside("forger", &["ip", "addr", "add", &format!("{asker}/32"), "dev", "eth0"]);
+    let forged = within_network_of(pid_of(first, "forger"), || open.forged(asker));
+    assert!(forged.is_err(), "a neighbour's datagram has arrived: {forged:?}");
+    open.ask().unwrap();
+
+    // A node sends what belongs into a tunnel beside it. What does not belong there arrives that way.
+    let (hidden, hidden_asker) = flow("hidden");
+    let netns = format!("--net={}", first.dir().join("run/overlay/netns").display());
+    let ip = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let ran = first.exec("nsenter", &[&[netns.as_str(), "ip"], words.as_slice()].concat());
+        assert!(ran.success, "{words:?}: {ran:?}");
+        ran.stdout
+    };
+    let routes = ip("route show dev plain0");
+    let hop = routes.split_once("via ").and_then(|(_, rest)| rest.split(' ').next()).unwrap();
+    ip(&format!("route add {} via {hop} dev plain0 onlink", hidden.to.ip()));
+    for address in [asker, hidden_asker] {
+        ip(&format!("addr add {address}/32 dev lo"));
+    }
+    let arrived = first.within_overlay(|| open.forged(asker));
+    assert!(arrived.is_ok(), "the test's own way leads nowhere: {arrived:?}");
+    let forged = first.within_overlay(|| hidden.forged(hidden_asker));
+    assert!(forged.is_err(), "what came beside the tunnel was taken: {forged:?}");
+}
+
+#[test]
+fn a_known_flow_follows_an_address_to_another_node() {
+    take_turn!();
+    let rig = Rig::swarm(3, 1);
+    let first = rig.host(1);
+    for (name, encrypted) in [("hidden", true), ("open", false)] {
+        everywhere(first, name, name, &["--opt", &format!("encrypted={encrypted}")]);
+        let asker = socket_of(pid_of(first, name), 0);
+        let mut address = None;
+        for number in [2, 3, 2] {
+            let host = rig.host(number);
+            let asked = address.map(|address: IpAddr| format!("--ip={address}"));
+            let run = ["run", "-d", "--name", "moving", "--network", name];
+            host.ok(&[&run[..], asked.as_deref().as_slice(), &["skep/whoami"]].concat());
+            let to = *address.get_or_insert_with(|| addresses_of(host, "moving")[0]);
+            let asker = asker.try_clone().unwrap();
+            let answerer = socket_of(pid_of(host, "moving"), 7000);
+            let flow = Flow { asker, answerer, to: SocketAddr::new(to, 7000) };
+            wait_until("every node knows where the container is", Duration::from_secs(10), || {
+                let asked = flow.ask();
+                (asked.is_ok(), format!("{name} on {}: {asked:?}", host.name()))
+            });
+            for _ in 0..5 {
+                flow.ask().unwrap_or_else(|error| panic!("{name} on {}: {error}", host.name()));
+            }
+            host.ok(&["rm", "-f", "moving"]);
+        }
+    }
+}
+
+#[test]
+fn a_port_may_lead_to_a_task_by_both_of_its_addresses() {
+    take_turn!();
+    let rig = Rig::swarm(2, 1);
+    let (first, second) = (rig.host(1), rig.host(2));
+    everywhere(first, "a", "open", &["--opt", "encrypted=false"]);
+    first.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "b",
+        "--network",
+        "open",
+        "--constraint",
+        "node.hostname==n2",
+        "skep/whoami",
+    ]);
+    first.await_replicas("b", "1/1");
+    let virtual_address = first.look_up("a.", "b").pop_first().unwrap();
+    let own = addresses_of(second, "b")[0].to_string();
+    // From one port to both, and back and forth while both are open.
+    let client = pid_of(first, "a");
+    let mut streams: Vec<TcpStream> = [virtual_address, own]
+        .iter()
+        .map(|address| within_network_of(client, || connect_from(40_000, &format!("{address}:8000"))))
+        .collect();
+    for round in 0..5 {
+        for stream in &mut streams {
+            stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n").unwrap();
+            let mut answer = [0; 4096];
+            let len = stream.read(&mut answer).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert!(answer[..len].starts_with(b"HTTP/1.1 200"), "round {round}");
+        }
+    }
+}
+
+/// A connection from a port that others may have, too.
+fn connect_from(port: u16, to: &str) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    connect(socket.as_raw_fd(), &to.parse::<SockaddrIn>().unwrap()).unwrap();
+    TcpStream::from(socket)
 }

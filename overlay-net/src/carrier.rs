@@ -96,6 +96,7 @@ impl Carrier {
             let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
             self.watched[1].expect(applied.await.map_err(io::Error::other)??);
         }
+        self.kernel.set_fast_path(&desired.fast_path).await;
         let dead: BTreeSet<IpAddr> = self.applied.living.difference(&desired.living).copied().collect();
         if !dead.is_empty() {
             // Or packets of old connections would be sent to nobody, or to a newcomer.

@@ -4,6 +4,7 @@
 //! Being apart from the host's, its addresses and rules clash with nothing the host has. Everything
 //! is routed: a container reaches even its neighbours through its gateway, which every node has.
 
+pub(crate) mod fast_path;
 pub(crate) mod links;
 pub(crate) mod plain;
 pub(crate) mod sealed;
@@ -31,6 +32,7 @@ use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
 use crate::ruleset::Family;
+use fast_path::{FastPath, FastPathState};
 use links::Links;
 use plain::{Plain, PlainState};
 use sealed::{Sealed, SealedState};
@@ -81,6 +83,7 @@ pub(crate) struct Kernel {
     wire: Option<u32>,
     plain: Plain,
     sealed: Sealed,
+    fast_path: FastPath,
     mtu: Mtu,
     /// What was set up since this daemon took it over.
     peers: BTreeSet<PeerIndex>,
@@ -110,6 +113,7 @@ impl Kernel {
             wire: None,
             plain: Plain::default(),
             sealed: Sealed::default(),
+            fast_path: FastPath::default(),
             mtu,
             peers,
             subnets,
@@ -214,6 +218,15 @@ impl Kernel {
                     .await,
             );
         }
+    }
+
+    /// Brings in line who speaks to whom by the fast path. There is always the long way.
+    pub(crate) async fn set_fast_path(&mut self, wanted: &FastPathState) {
+        self.fast_path.set(&self.links.netns, self.mtu, wanted).await;
+    }
+
+    pub(crate) const fn way_of_flows(&self) -> Option<&'static str> {
+        self.fast_path.way()
     }
 
     /// Looks whom the kernel's own WireGuard reaches; `wanted` is set up anew if it is not there any more.

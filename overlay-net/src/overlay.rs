@@ -537,6 +537,7 @@ impl Overlay {
             Err(error) => findings.push(Finding::new("tunnels", Some(error.to_string()))),
         }
         findings.extend(in_kernel(&facts, &carrier.indexes, &carrier.kernel.reached()));
+        findings.extend(carrier.kernel.way_of_flows().map(|way| Finding::new(way, None)));
         findings
     }
 

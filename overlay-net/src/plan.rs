@@ -1,6 +1,7 @@
 //! What this node's kernel and data path should do: (facts, the containers here) → everything, as
 //! one value. It changes nothing and asks nobody.
 
+mod devices;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,14 +16,16 @@ use skep_api::service::{PortConfig, Protocol};
 use skep_api::{AttachmentId, IpSubnet, NetworkId, NodeId, SecretBytes, ServiceId, TaskId};
 use skep_name_server::Zone;
 
+use crate::kernel::fast_path::FastPathState;
 use crate::kernel::links::link_name;
-use crate::kernel::plain::{self, PlainPeer, PlainState};
-use crate::kernel::sealed::{SealedPeer, SealedState};
+use crate::kernel::plain::{self, PlainState};
+use crate::kernel::sealed::SealedState;
 use crate::kernel::{MESH_DEVICE, UPLINK, inside_address};
 use crate::path::DEVICE;
 use crate::path::message::{PathState, PeerConfig, PeerIndex, ServedContainer, ZoneKey};
 use crate::path::peers::mac;
 use crate::ruleset::{Family, Part, Ruleset, Said, Spread, SpreadKey, Tables, Target};
+use devices::{fast_path_state, plain_state, remote_addresses, sealed_state};
 pub(crate) use names::names_of;
 use names::zone;
 
@@ -64,6 +67,7 @@ pub(crate) struct Desired {
     pub(crate) path: PathState,
     pub(crate) plain: PlainState,
     pub(crate) sealed: SealedState,
+    pub(crate) fast_path: FastPathState,
     /// Inside the overlay's namespace.
     pub(crate) inside: Tables,
     /// Outside, in the host's.
@@ -194,76 +198,18 @@ pub(crate) fn plan(scene: &Scene<'_>) -> Desired {
     }
     let living = scene.holders().map(|(_, _, address)| address).collect();
     let v6 = scene.networks().any(|network| network.v6.is_some());
+    let (plain, sealed) = (plain_state(scene), sealed_state(scene));
     Desired {
         path: path_state(scene, &backends),
-        plain: plain_state(scene),
-        sealed: sealed_state(scene),
+        fast_path: fast_path_state(scene, &plain, &sealed),
+        plain,
+        sealed,
         inside: Tables {
             v4: inside(scene, &backends, Family::V4),
             v6: v6.then(|| inside(scene, &backends, Family::V6)),
         },
         outside: Tables { v4: outside(scene, Family::V4), v6: v6.then(|| outside(scene, Family::V6)) },
         living,
-    }
-}
-
-/// Whose the addresses are that other nodes have in some networks.
-fn remote_addresses<'a>(
-    scene: &'a Scene<'_>,
-    of: impl Fn(&OverlayNetwork) -> bool + 'a,
-) -> impl Iterator<Item = (IpAddr, PeerIndex)> + 'a {
-    let remote = scene.holders().filter(move |(node, network, _)| *node != scene.own && of(network));
-    remote.filter_map(|(node, _, address)| Some((address, *scene.indexes.get(&node)?)))
-}
-
-fn plain_state(scene: &Scene<'_>) -> PlainState {
-    if scene.networks().all(|network| network.encrypted) {
-        return PlainState::default();
-    }
-    let own = scene.facts.get(&FactKey::Peer(scene.own)).and_then(|fact| match fact {
-        Fact::Peer(peer) => peer.endpoint.parse::<SocketAddr>().ok(),
-        _ => None,
-    });
-    let over_ipv6 = own.is_some_and(|own| own.is_ipv6());
-    // One device speaks to hosts of one family.
-    let peers: BTreeMap<PeerIndex, PlainPeer> = scene
-        .peers()
-        .filter(|(_, _, endpoint)| endpoint.is_ipv6() == over_ipv6)
-        .map(|(index, peer, endpoint)| (index, PlainPeer { mac: plain::mac(peer.node), host: endpoint.ip() }))
-        .collect();
-    let addresses =
-        remote_addresses(scene, |network| !network.encrypted).filter(|(_, index)| peers.contains_key(index));
-    PlainState {
-        needed: true,
-        over_ipv6,
-        port: scene.port + 1,
-        own_mac: plain::mac(scene.own),
-        addresses: addresses.collect(),
-        peers,
-    }
-}
-
-/// What passes through the kernel's own WireGuard: packets between containers. What comes in through published ports
-/// has addresses of all the world, which WireGuard takes from one peer at most.
-fn sealed_state(scene: &Scene<'_>) -> SealedState {
-    let able: BTreeMap<PeerIndex, SealedPeer> = scene
-        .peers()
-        .filter(|_| scene.in_kernel)
-        .filter_map(|(index, peer, endpoint)| {
-            let endpoint = SocketAddr::new(endpoint.ip(), peer.kernel_port?);
-            Some((index, SealedPeer { key: *peer.keys.first()?, endpoint }))
-        })
-        .collect();
-    let addresses: BTreeMap<IpAddr, PeerIndex> =
-        remote_addresses(scene, |network| network.encrypted && !network.ingress)
-            .filter(|(_, index)| able.contains_key(index))
-            .collect();
-    let holders: BTreeSet<PeerIndex> = addresses.values().copied().collect();
-    SealedState {
-        key: scene.keys.first().filter(|_| !holders.is_empty()).cloned(),
-        port: kernel_port(scene.port),
-        peers: able.into_iter().filter(|(index, _)| holders.contains(index)).collect(),
-        addresses,
     }
 }
 

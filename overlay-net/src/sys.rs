@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "this is the one place of the crate for it; one operation a block")]
 
+pub(crate) mod bpf;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
