@@ -178,7 +178,17 @@ fn packets_go_on_without_daemons_and_what_is_broken_is_mended() {
     let answers = || rig.host(3).curl(&url).contains("RemoteAddr: 10.77.0.3:");
     wait_until("the port answers", LIMIT, || (answers(), String::new()));
 
-    // The daemons die under load, and come back.
+    // The daemons die under load, and come back to the rules as they are.
+    let table = |host: &Host| {
+        let overlay = format!("--net={}", host.dir().join("run/overlay/netns").display());
+        let told = host.exec("nsenter", &[&overlay, "nft", "-a", "-t", "list", "table", "ip", "skep"]).stdout;
+        told.lines().next().unwrap_or_default().to_owned()
+    };
+    wait_until("every daemon has looked at its rules", LIMIT, || {
+        let noted = |host: &Host| host.dir().join("run/overlay/rules.json").exists();
+        (rig.hosts().all(noted), String::new())
+    });
+    let tables: Vec<_> = rig.hosts().map(table).collect();
     let load = Load::on(&rig, 3, 8080, true);
     wait_until("the load runs", LIMIT, || (answers(), String::new()));
     rig.hosts().for_each(Host::kill_daemon);
@@ -192,11 +202,20 @@ fn packets_go_on_without_daemons_and_what_is_broken_is_mended() {
     });
     assert!(answers());
     load.end("daemons killed and back");
+    assert_eq!(rig.hosts().map(table).collect::<Vec<_>>(), tables, "rules are taken over, not made anew");
+    assert!(tables[0].contains("# handle"), "{tables:?}");
 
     nobody_meddled(&rig);
 
-    // Somebody tears rules and data path down.
+    // Somebody changes a rule while there is no daemon.
     let overlay = format!("--net={}", second.dir().join("run/overlay/netns").display());
+    second.kill_daemon();
+    let ran = second.exec("nsenter", &[&overlay, "nft", "insert", "rule", "ip", "skep", "reach", "drop"]);
+    assert!(ran.success && !answers(), "nothing passes any more: {ran:?}");
+    second.start_daemon();
+    wait_until("the daemon mends what was changed without it", LIMIT, || (answers(), second.log()));
+
+    // Somebody tears rules and data path down.
     for (what, command) in [
         ("the rules are torn down", vec!["nsenter", &overlay, "nft", "delete", "table", "ip", "skep"]),
         ("one rule is changed", vec!["nsenter", &overlay, "nft", "add", "rule", "ip", "skep", "reach", "drop"]),

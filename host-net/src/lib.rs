@@ -13,4 +13,4 @@ pub mod wireguard;
 pub use ipv6::{Reach, add_ipv6_address, allow_ipv6, allow_ipv6_in, forward_ipv6, has_ipv6};
 pub use netlink::{LOOPBACK_INDEX, Netlink, add_existing_is_fine, link_address, link_index};
 pub use netns::{Netns, on_own_thread};
-pub use nft::{RuleWatch, apply, changes, close_in_time, drain_changes, has_table};
+pub use nft::{RuleWatch, apply, changes, close_in_time, drain_changes, has_table, list_table};

@@ -133,6 +133,20 @@ pub fn has_table(table: &str) -> io::Result<bool> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line == wanted))
 }
 
+/// What is in a table (`family name`) of the calling thread's namespace, in JSON (libnftables-json(5)); none if there is
+/// no such table.
+pub fn list_table(table: &str) -> io::Result<Option<String>> {
+    let output = Command::new("nft").args(["-j", "list", "table"]).args(table.split(' ')).output()?;
+    if output.status.success() {
+        return String::from_utf8(output.stdout).map(Some).map_err(io::Error::other);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("No such file or directory") {
+        return Ok(None);
+    }
+    Err(io::Error::other(format!("nft does not list table {table}: {said}")))
+}
+
 /// Tells whether somebody else changed a table.
 #[derive(Debug)]
 pub struct RuleWatch {

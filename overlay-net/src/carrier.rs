@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use skep_api::{NodeId, SecretBytes};
 use skep_host_net::RuleWatch;
 use skep_host_net::nfnetlink::{Batch, PacketFilter};
 
+use crate::adoption::{Frames, left_over};
 use crate::conntrack::Forgetter;
 use crate::kernel::Kernel;
 use crate::path::client::PathClient;
@@ -32,6 +33,9 @@ pub(crate) struct Carrier {
     pub(crate) kernel: Kernel,
     pub(crate) path: PathClient,
     applied: Desired,
+    /// Where the frames of the rules inside are noted.
+    frames_file: PathBuf,
+    noted: Noted,
     /// The rules inside and outside.
     watched: [RuleWatch; 2],
     forgetter: Forgetter,
@@ -42,12 +46,22 @@ pub(crate) struct Carrier {
     pub(crate) basis: (BTreeMap<String, LocalContainer>, Vec<SecretBytes>),
 }
 
+/// What is noted of the rules' frames.
+#[derive(Clone, Copy, Debug)]
+enum Noted {
+    Nothing,
+    Frames(Frames),
+    /// It cannot be done here.
+    Never,
+}
+
 impl Carrier {
     /// Nothing is known of what is in force.
     pub(crate) async fn new(
         kernel: Kernel,
         path: PathClient,
         indexes: BTreeMap<NodeId, PeerIndex>,
+        frames_file: PathBuf,
     ) -> io::Result<Self> {
         let filter = Arc::new(kernel.netns().run(PacketFilter::open).await?);
         let port = filter.port()?;
@@ -60,6 +74,8 @@ impl Carrier {
             path,
             forgetter,
             applied: Desired::default(),
+            noted: Frames::load(&frames_file).map_or(Noted::Nothing, Noted::Frames),
+            frames_file,
             watched: [inside, outside],
             filter,
             indexes,
@@ -80,18 +96,11 @@ impl Carrier {
         self.kernel.set_routes(peers, desired.path.subnets.clone()).await?;
         self.kernel.set_plain(desired.plain.clone()).await?;
         self.kernel.set_sealed(desired.sealed.clone()).await;
-        let script = |now: &Tables, before: &Tables| {
-            if fresh { now.script() } else { now.script_from(before) }
-        };
         match desired.inside.direct_difference(&self.applied.inside).filter(|_| !fresh) {
             Some(differences) => self.commit(retarget::batch(&differences)).await?,
-            None => {
-                let inside = script(&desired.inside, &self.applied.inside);
-                let program = self.kernel.netns().run(move || skep_host_net::apply(&inside)).await?;
-                self.watched[0].expect(program);
-            }
+            None => self.put_in_force_by_script(&desired.inside, fresh).await?,
         }
-        let outside = script(&desired.outside, &self.applied.outside);
+        let outside = if fresh { desired.outside.script() } else { desired.outside.script_from(&self.applied.outside) };
         if !outside.is_empty() {
             let applied = tokio::task::spawn_blocking(move || skep_host_net::apply(&outside));
             self.watched[1].expect(applied.await.map_err(io::Error::other)??);
@@ -104,6 +113,53 @@ impl Carrier {
         }
         self.applied = desired;
         Ok(())
+    }
+
+    /// Writes the rules inside. What an earlier daemon left of them stays as it is.
+    async fn put_in_force_by_script(&mut self, inside: &Tables, fresh: bool) -> io::Result<()> {
+        let left = match self.noted {
+            Noted::Frames(noted) if fresh => {
+                let like = inside.hollow();
+                let left = self.kernel.netns().run(move || left_over(&like, noted)).await;
+                left.inspect_err(|error| tracing::info!(%error, "the rules are made anew")).unwrap_or_default()
+            }
+            _ => None,
+        };
+        let script = match (&left, fresh) {
+            (Some(left), _) => inside.script_from(left),
+            (None, false) => inside.script_from(&self.applied.inside),
+            (None, true) => {
+                self.noted = Noted::Nothing;
+                inside.script()
+            }
+        };
+        if !script.is_empty() {
+            let program = self.kernel.netns().run(move || skep_host_net::apply(&script)).await?;
+            self.watched[0].expect(program);
+        }
+        Ok(())
+    }
+
+    /// Notes how the rules' frames look, for the next daemon.
+    async fn note_frames(&mut self) {
+        match self.noted {
+            Noted::Never => return,
+            Noted::Frames(noted) if noted.are_of(&self.applied.inside) => return,
+            Noted::Frames(_) | Noted::Nothing => {}
+        }
+        let (inside, file) = (self.applied.inside.hollow(), self.frames_file.clone());
+        let noted = self.kernel.netns().run(move || {
+            let listed = Frames::listed(&inside)?;
+            listed.map(|frames| frames.save(&file)).transpose()?;
+            Ok(listed)
+        });
+        self.noted = match noted.await {
+            Ok(frames) => frames.map_or(Noted::Nothing, Noted::Frames),
+            Err(error) => {
+                tracing::info!(%error, "the next daemon will make the rules anew");
+                Noted::Never
+            }
+        };
     }
 
     /// Puts in force that other tasks take connections; says whether that could be done so.
@@ -127,7 +183,11 @@ impl Carrier {
         self.kernel.look_at_sealed(&self.applied.sealed).await;
         // Each is asked: what it has heard is heard once.
         let [inside, outside] = self.watched.each_mut().map(RuleWatch::touched_by_others);
-        if inside || outside { Err(io::Error::other("somebody else changed its rules")) } else { Ok(()) }
+        if inside || outside {
+            return Err(io::Error::other("somebody else changed its rules"));
+        }
+        self.note_frames().await;
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod path;
 #[doc(hidden)]
 pub mod measured;
 
+mod adoption;
 mod carrier;
 mod conntrack;
 mod diagnosis;

@@ -380,7 +380,7 @@ impl Overlay {
         kernel.set_up_wire().await?;
         tracing::info!(new, uplink = kernel.uplink(), "the data path to other nodes is up");
         let indexes = load_indexes(&self.indexes_file());
-        Carrier::new(kernel, path, indexes).await
+        Carrier::new(kernel, path, indexes, self.frames_file()).await
     }
 
     /// Takes away all there is: no network is needed here.
@@ -394,7 +394,7 @@ impl Overlay {
         Kernel::remove(&self.netns_path()).await?;
         let mesh = Tables { v4: Ruleset { table: MESH_TABLE, ..Ruleset::default() }, v6: None }.cleared();
         tokio::task::spawn_blocking(move || skep_host_net::apply(&mesh)).await.map_err(io::Error::other)??;
-        for file in [socket, self.indexes_file()] {
+        for file in [socket, self.indexes_file(), self.frames_file()] {
             // Gone already is just as well.
             drop(fs::remove_file(file));
         }
@@ -404,6 +404,10 @@ impl Overlay {
 
     fn netns_path(&self) -> PathBuf {
         self.config.run_dir.join("netns")
+    }
+
+    fn frames_file(&self) -> PathBuf {
+        self.config.run_dir.join("rules.json")
     }
 
     fn indexes_file(&self) -> PathBuf {

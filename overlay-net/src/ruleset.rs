@@ -122,6 +122,11 @@ impl Ruleset {
         format!("{} {}", self.family.name(), self.table)
     }
 
+    /// The same with nothing in it.
+    pub(crate) fn hollow(&self) -> Self {
+        Self { family: self.family, table: self.table, frame: self.frame, ..Self::default() }
+    }
+
     /// The script that makes the table where there is none.
     pub(crate) fn text(&self) -> String {
         let nothing = Self::default();
@@ -286,6 +291,11 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
+    /// The same with nothing in them.
+    pub(crate) fn hollow(&self) -> Self {
+        Self { v4: self.v4.hollow(), v6: self.v6.as_ref().map(Ruleset::hollow) }
+    }
+
     /// The script that makes them anew, whatever was there.
     pub(crate) fn script(&self) -> String {
         self.cleared() + &self.v4.text() + &self.v6.as_ref().map(Ruleset::text).unwrap_or_default()
