@@ -139,6 +139,13 @@ fn what_is_asked_before_a_container_runs_is_as_it_will_be() {
     assert!(old.body["message"].as_str().unwrap().contains("network endpoints: front, back"), "{}", old.body);
     let new = api.post("/v1.44/containers/create", &several).unwrap();
     assert_eq!(new.status, 201, "{}", new.body);
+    // The host's own network gives no names, which keeps nobody from having some in another one.
+    let named = |name: &str| {
+        json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "bridge"},
+            "NetworkingConfig": {"EndpointsConfig": {"bridge": {}, name: {"Aliases": ["other"]}}}})
+    };
+    assert_eq!(api.post("/v1.44/containers/create", &named("front")).unwrap().status, 201);
+    assert_eq!(api.post("/v1.44/containers/create", &named("bridge")).unwrap().status, 400);
     // They know a container by its short id, too, and expect others to share its memory.
     let at = |version: &str, name: &str| host.api().get(&format!("/v1.{version}/containers/{name}/json")).unwrap().body;
     let made = |version: &str, name: &str| {

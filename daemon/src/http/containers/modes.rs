@@ -31,9 +31,10 @@ impl Modes {
                 _ => Err(ApiError::bad_request(format!("invalid {flag} mode: {other}"))),
             },
         };
-        if predefined_name(&host.network_mode).is_some() || host.network_mode.starts_with("container:") {
-            body.networking_config.endpoints_config.values().try_for_each(EndpointBody::refuse_aliases)?;
-        }
+        let shared = host.network_mode.starts_with("container:");
+        let endpoints = body.networking_config.endpoints_config.iter();
+        let without_names = |(name, _): &(&String, _)| shared || predefined_name(name).is_some();
+        endpoints.filter(without_names).try_for_each(|(_, endpoint)| endpoint.refuse_aliases())?;
         let network = match host.network_mode.as_str() {
             "host" => NetworkMode::Host,
             "none" => NetworkMode::None,
