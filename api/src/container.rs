@@ -94,6 +94,33 @@ pub struct Privileges {
     pub seccomp: Option<SeccompOptions>,
     #[serde(rename = "AppArmor", skip_serializing_if = "Option::is_none")]
     pub apparmor: Option<AppArmorOptions>,
+    #[added]
+    #[serde(rename = "SELinuxContext", skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxContext>,
+}
+
+/// The label of a service's container for SELinux. Nodes without SELinux have no use for it, and those that have it give
+/// none yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Extensible, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SelinuxContext {
+    pub disable: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub role: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub r#type: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub level: String,
+}
+
+impl SelinuxContext {
+    /// Whether it asks for a label.
+    #[must_use]
+    pub fn names_any(&self) -> bool {
+        [&self.user, &self.role, &self.r#type, &self.level].iter().any(|part| !part.is_empty())
+    }
 }
 
 /// How the system calls of a service's container are filtered.

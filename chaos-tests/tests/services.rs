@@ -250,7 +250,8 @@ fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
     let mut api = host.api();
     // {"defaultAction": "SCMP_ACT_ALLOW"}
     let all_allowed = json!({"Mode": "custom", "Profile": "eyJkZWZhdWx0QWN0aW9uIjogIlNDTVBfQUNUX0FMTE9XIn0="});
-    let off = json!({"NoNewPrivileges": true, "Seccomp": {"Mode": "unconfined"}, "AppArmor": {"Mode": "disabled"}});
+    let off = json!({"NoNewPrivileges": true, "Seccomp": {"Mode": "unconfined"}, "AppArmor": {"Mode": "disabled"},
+        "SELinuxContext": {"Disable": true}});
     for (name, privileges, want, filters) in [
         ("plain", json!({}), "1", "1"),
         ("strict", json!({"NoNewPrivileges": true, "Seccomp": {"Mode": "default"}}), "1", "1"),
@@ -272,7 +273,9 @@ fn containers_gain_no_privileges_unless_allowed_and_are_filtered_either_way() {
         assert_eq!(field("CapBnd:"), "00000000a80425fb", "{name}: Docker's fourteen");
         let told = api.get(&format!("/services/{name}")).unwrap().body;
         let told = &told["Spec"]["TaskTemplate"]["ContainerSpec"]["Privileges"];
-        assert_eq!(told["Seccomp"], privileges["Seccomp"], "{name}");
+        for kind in ["Seccomp", "SELinuxContext"] {
+            assert_eq!(told[kind], privileges[kind], "{name}");
+        }
     }
     for (seccomp, want) in [
         (json!({"Mode": "custom"}), "needs a profile"),

@@ -21,7 +21,7 @@ pub use build::{
     BuildClient, BuildError, BuildOptions, BuildOutput, BuildStep, ImageFiles, Lender, Lending, NamedContext,
     check_dockerfile, fetch, ignored_patterns, unpack_context,
 };
-pub use container::apparmor::{check_apparmor, has_apparmor};
+pub use container::apparmor::{check_apparmor, has_apparmor, has_selinux};
 pub use container::archive::{archive_in_main, archive_out_main};
 pub use container::cdi::{CdiError, cdi_devices, is_cdi_name};
 pub use container::config::{

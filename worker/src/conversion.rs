@@ -33,6 +33,11 @@ pub(crate) fn container_config(
     let seccomp = privileges.seccomp.unwrap_or_default();
     let custom = seccomp.custom()?.map(|profile| skep_engine::seccomp_profile(&profile)).transpose()?;
     let apparmor = privileges.apparmor.unwrap_or_default();
+    if privileges.selinux.is_some_and(|context| context.names_any()) && skep_engine::has_selinux() {
+        return Err(
+            "the SELinux label cannot be given on this node, as SELinux is not supported yet: leave it out".into()
+        );
+    }
     let dns = spec.dns.clone().unwrap_or_default();
     let mounts: Vec<Mount> = spec.mounts.iter().map(|mount| located(mount, volumes)).collect();
     let (devices, mounts) = mounts.iter().partition::<Vec<_>, _>(|mount| is_block_device(mount));

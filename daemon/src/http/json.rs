@@ -16,11 +16,10 @@ use self::any_case::AnyCase;
 use super::ApiError;
 
 /// Members of a service's spec that are known and not supported yet.
-const UNSUPPORTED: [(&str, &str); 5] = [
+const UNSUPPORTED: [(&str, &str); 4] = [
     ("/TaskTemplate/PluginSpec", "a plugin as a service"),
     ("/TaskTemplate/NetworkAttachmentSpec", "an attachment as a service"),
     ("/TaskTemplate/ContainerSpec/Privileges/CredentialSpec", "a credential spec"),
-    ("/TaskTemplate/ContainerSpec/Privileges/SELinuxContext", "an SELinux context"),
     ("/TaskTemplate/Resources/SwapBytes", "a swap limit"),
 ];
 

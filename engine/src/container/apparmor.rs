@@ -95,6 +95,12 @@ pub fn check_apparmor(name: &str) -> Result<(), String> {
     Err(format!("AppArmor profile {name} cannot be had: {reason}; use apparmor=unconfined"))
 }
 
+/// Whether the host confines processes by SELinux, whose labels containers are not given.
+#[must_use]
+pub fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 /// Has the profile of a container loaded, and names it; none if nothing is to be done.
 pub(crate) fn ensure(config: &ContainerConfig) -> io::Result<Option<&str>> {
     let Some(name) = config.apparmor_profile().filter(|&name| name != UNCONFINED) else { return Ok(None) };

@@ -5,7 +5,7 @@ use std::path::Path;
 use skep_engine::{DEFAULT_NETWORK, NamespaceMode, NetworkMode, SharedMemory};
 
 use super::create::CreateBody;
-use crate::http::networks::joining::{EndpointBody, joinable, mac_address};
+use crate::http::networks::joining::{joinable, mac_address};
 use crate::http::networks::predefined_name;
 use crate::http::{ApiError, State};
 

@@ -51,7 +51,7 @@ fn check_label(label: &str) -> Result<(), ApiError> {
     if !["user", "role", "type", "level", "filetype", "nested"].contains(&kind) {
         return Err(ApiError::bad_request(format!("invalid --security-opt: label={label:?} is of no known kind")));
     }
-    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+    if skep_engine::has_selinux() {
         return Err(ApiError::unsupported(format!(
             "the label {label:?} cannot be given, as SELinux is not supported yet: leave it out, or say label=disable"
         )));
