@@ -32,7 +32,7 @@ use crate::path::DEVICE;
 use crate::path::message::PeerIndex;
 use crate::path::peers::{BY_ADDRESS, OWN, mac};
 use crate::ruleset::Family;
-use fast_path::{FastPath, FastPathState};
+use fast_path::{FastPath, FastPathState, Out};
 use links::Links;
 use plain::{Plain, PlainState};
 use sealed::{Sealed, SealedState};
@@ -108,7 +108,7 @@ impl Kernel {
         let uplink = link_index(inside.handle(), UPLINK).await.ok_or_else(|| io::Error::other("no uplink"))?;
         let (peers, subnets) = (BTreeSet::new(), BTreeSet::new());
         Ok(Self {
-            links: Arc::new(Links { netns, inside }),
+            links: Arc::new(Links::new(netns, inside)),
             uplink,
             wire: None,
             plain: Plain::default(),
@@ -125,7 +125,7 @@ impl Kernel {
     }
 
     pub(crate) fn netns(&self) -> &Netns {
-        &self.links.netns
+        self.links.netns()
     }
 
     /// Takes all of it away; what is gone already is no error.
@@ -148,10 +148,10 @@ impl Kernel {
 
     /// Sets the device to other nodes up, once the data path has made it.
     pub(crate) async fn set_up_wire(&mut self) -> io::Result<()> {
-        let handle = self.links.inside.handle();
+        let handle = self.links.inside().handle();
         let wire = link_index(handle, DEVICE).await.ok_or_else(|| io::Error::other("the data path made no device"))?;
         if has_ipv6() {
-            allow_ipv6_in(&self.links.netns, DEVICE.to_owned()).await?;
+            allow_ipv6_in(self.links.netns(), DEVICE.to_owned()).await?;
         }
         self.configure_wire(handle, wire).await.map_err(io::Error::other)?;
         self.wire = Some(wire);
@@ -163,7 +163,7 @@ impl Kernel {
 
     /// Fails if the device to other nodes is not the one that was set up.
     pub(crate) async fn check_wire(&self) -> io::Result<()> {
-        let there = link_index(self.links.inside.handle(), DEVICE).await;
+        let there = link_index(self.links.inside().handle(), DEVICE).await;
         if there.is_some() && there == self.wire { Ok(()) } else { Err(io::Error::other("its device is gone")) }
     }
 
@@ -181,7 +181,7 @@ impl Kernel {
         subnets: BTreeSet<IpSubnet>,
     ) -> io::Result<()> {
         let Some(wire) = self.wire else { return Err(io::Error::other("the device to other nodes is not there")) };
-        let handle = self.links.inside.handle();
+        let handle = self.links.inside().handle();
         for &index in peers.difference(&self.peers) {
             neighbour(handle, wire, index).await.map_err(io::Error::other)?;
             return_route(handle, wire, index, index.into()).await.map_err(io::Error::other)?;
@@ -201,20 +201,21 @@ impl Kernel {
 
     /// Brings the ways of unencrypted networks in line.
     pub(crate) async fn set_plain(&mut self, wanted: PlainState) -> io::Result<()> {
-        self.plain.set(&self.links.inside, &self.links.netns, self.mtu.plain_bytes, wanted).await
+        self.plain.set(self.links.inside(), self.links.netns(), self.mtu.plain_bytes, wanted).await
     }
 
     /// Brings the ways through the kernel's own WireGuard in line. It is never all there is: what fails is said, and
     /// everything passes through the data path.
     pub(crate) async fn set_sealed(&mut self, wanted: SealedState) {
-        if let Err(error) = self.sealed.set(&self.links.inside, &self.links.netns, self.mtu.tunnel_bytes, wanted).await
+        if let Err(error) =
+            self.sealed.set(self.links.inside(), self.links.netns(), self.mtu.tunnel_bytes, wanted).await
         {
             tracing::warn!(%error, "packets pass through the data path, not through the kernel's WireGuard");
             self.sealed = Sealed::default();
             // Gone already is just as well.
             drop(
                 self.sealed
-                    .set(&self.links.inside, &self.links.netns, self.mtu.tunnel_bytes, SealedState::default())
+                    .set(self.links.inside(), self.links.netns(), self.mtu.tunnel_bytes, SealedState::default())
                     .await,
             );
         }
@@ -222,7 +223,8 @@ impl Kernel {
 
     /// Brings in line who speaks to whom by the fast path. There is always the long way.
     pub(crate) async fn set_fast_path(&mut self, wanted: &FastPathState) {
-        self.fast_path.set(&self.links.netns, self.mtu, wanted).await;
+        let out = Out { tunnel: self.wire, plain: self.plain.number(), mtu: self.mtu };
+        self.fast_path.set(&self.links, out, wanted).await;
     }
 
     pub(crate) const fn way_of_flows(&self) -> Option<&'static str> {
@@ -231,7 +233,7 @@ impl Kernel {
 
     /// Looks whom the kernel's own WireGuard reaches; `wanted` is set up anew if it is not there any more.
     pub(crate) async fn look_at_sealed(&mut self, wanted: &SealedState) {
-        if let Err(error) = self.sealed.look(&self.links.inside).await {
+        if let Err(error) = self.sealed.look(self.links.inside()).await {
             tracing::warn!(%error, "the kernel's WireGuard is set up anew");
             self.sealed = Sealed::default();
             self.set_sealed(wanted.clone()).await;

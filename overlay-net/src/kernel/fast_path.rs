@@ -12,13 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use nix::net::if_::if_nametoindex;
 use skep_api::NetworkId;
 use skep_host_net::Netns;
 
-use super::{Mtu, next_hop, next_hop_v6, plain, set_all};
-use crate::path::DEVICE;
+use super::links::Links;
+use super::{Mtu, next_hop, next_hop_v6, set_all};
 use crate::path::message::PeerIndex;
 use crate::path::peers::BY_ADDRESS;
 use crate::sys::bpf::{self, Map, MapKind, Program};
@@ -76,37 +76,34 @@ impl FastPath {
     }
 
     /// Brings it in line. What fails is said, and everything takes the long way.
-    pub(super) async fn set(&mut self, netns: &Netns, mtu: Mtu, wanted: &FastPathState) {
+    pub(super) async fn set(&mut self, links: &Links, out: Out, wanted: &FastPathState) {
         let idle = wanted.locals.is_empty() || wanted.remotes.is_empty();
-        let loaded = match std::mem::take(self) {
+        let set = match self {
+            Self::Absent => return,
             Self::Idle if idle => return,
-            Self::Absent => {
-                *self = Self::Absent;
-                return;
-            }
-            Self::Idle => None,
-            Self::Loaded(loaded) => Some(loaded),
+            Self::Idle => Loaded::new(links.netns()).await.map(|loaded| *self = Self::Loaded(Box::new(loaded))),
+            Self::Loaded(_) => Ok(()),
         };
-        let wanted = wanted.clone();
-        let set = netns.run(move || {
-            let mut loaded = match loaded {
-                Some(loaded) => loaded,
-                None => Box::new(Loaded::new()?),
-            };
-            loaded.set(mtu, &wanted)?;
-            Ok(loaded)
-        });
-        *self = match set.await {
-            Ok(loaded) => Self::Loaded(loaded),
-            Err(error) => {
-                tracing::info!(
-                    %error,
-                    "this kernel has no fast path between containers (6.6 and later have): packets take the long way"
-                );
-                Self::Absent
-            }
+        let set = match (set, &mut *self) {
+            (Ok(()), Self::Loaded(loaded)) => loaded.set(links, out, wanted).await,
+            (set, _) => set,
         };
+        if let Err(error) = set {
+            tracing::info!(
+                %error,
+                "this kernel has no fast path between containers (6.6 and later have): packets take the long way"
+            );
+            *self = Self::Absent;
+        }
     }
+}
+
+/// The links to other nodes, as far as they are there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Out {
+    pub(super) tunnel: Option<u32>,
+    pub(super) plain: Option<u32>,
+    pub(super) mtu: Mtu,
 }
 
 /// What was loaded into the kernel, and what was written there.
@@ -114,16 +111,19 @@ impl FastPath {
 pub(crate) struct Loaded {
     locals: Map<LOCAL_KEY_LEN, LOCAL_LEN>,
     remotes: Map<REMOTE_KEY_LEN, REMOTE_LEN>,
-    /// Programs alone look into it.
-    _flows: Map<FLOW_KEY_LEN, FLOW_LEN>,
     epochs: Map<4, 8>,
     epoch: u64,
-    leaving: Program,
-    learning: Program,
-    arriving: Program,
+    programs: Arc<Programs>,
     /// Where programs are attached, by link.
     attached: BTreeMap<u32, Vec<OwnedFd>>,
     applied: Resolved,
+}
+
+#[derive(Debug)]
+struct Programs {
+    leaving: Program,
+    learning: Program,
+    arriving: Program,
 }
 
 /// A state with its links' numbers.
@@ -136,12 +136,14 @@ struct Resolved {
 }
 
 impl Resolved {
-    /// In the calling thread's namespace. What is not there, or has no room, is left out.
-    fn of(wanted: &FastPathState, mtu: Mtu) -> Self {
-        let number = |name: &str| if_nametoindex(name).ok();
-        let (tunnel, plain) = (number(DEVICE), number(plain::DEVICE));
-        let locals =
-            wanted.locals.iter().filter_map(|((link, address), network)| Some(((number(link)?, *address), *network)));
+    /// What is not there, or has no room, is left out.
+    async fn of(wanted: &FastPathState, links: &Links, Out { tunnel, plain, mtu }: Out) -> Self {
+        let mut locals = BTreeMap::new();
+        for ((link, address), network) in wanted.locals.iter().take(LOCALS_MAX as usize) {
+            if let Some(number) = links.number(link).await {
+                locals.insert((number, *address), *network);
+            }
+        }
         let remotes = wanted.remotes.iter().filter_map(|(&address, &(network, via))| {
             let (link, peer, mtu_bytes) = match via {
                 Via::Tunnel => (tunnel?, BY_ADDRESS, mtu.tunnel_bytes),
@@ -153,68 +155,82 @@ impl Resolved {
             };
             Some((address, Remote { network, link, next_hop, mtu_bytes, connections_only: via == Via::Tunnel }))
         });
-        Self {
-            locals: locals.take(LOCALS_MAX as usize).collect(),
-            remotes: remotes.take(REMOTES_MAX as usize).collect(),
-            out: [tunnel, plain].into_iter().flatten().collect(),
+        let remotes = remotes.take(REMOTES_MAX as usize).collect();
+        Self { locals, remotes, out: [tunnel, plain].into_iter().flatten().collect() }
+    }
+
+    fn links(&self) -> BTreeSet<u32> {
+        self.locals.keys().map(|(link, _)| *link).chain(self.out.iter().copied()).collect()
+    }
+}
+
+impl Programs {
+    /// Has a link of the calling thread's namespace be seen.
+    fn attach(&self, link: u32, leads_out: bool) -> io::Result<Vec<OwnedFd>> {
+        let programs: &[(&Program, bpf::Place)] = if leads_out {
+            &[(&self.arriving, bpf::Place::In), (&self.learning, bpf::Place::Out)]
+        } else {
+            &[(&self.leaving, bpf::Place::In)]
+        };
+        let attached = programs.iter().map(|(program, place)| program.attach(link, *place)).collect();
+        match attached {
+            // Its container has just ended.
+            Err(error) if io::Error::raw_os_error(&error) == Some(libc::ENODEV) => Ok(Vec::new()),
+            attached => attached,
         }
     }
 }
 
 impl Loaded {
-    /// In the calling thread's namespace, whose rules are in force.
-    fn new() -> io::Result<Self> {
-        // What passes by the rules is missing where they look for it: a connection's end is to be known all the same.
-        set_all(&[("net/netfilter/nf_conntrack_tcp_be_liberal", "1")])?;
+    /// For a namespace whose rules are in force.
+    async fn new(netns: &Netns) -> io::Result<Self> {
+        // The rules see the beginning and the end of a connection, and are to know them for that.
+        netns.run(|| set_all(&[("net/netfilter/nf_conntrack_tcp_be_liberal", "1")])).await?;
         let locals = Map::new(MapKind::Hash, LOCALS_MAX)?;
         let remotes = Map::new(MapKind::Hash, REMOTES_MAX)?;
+        // Programs alone look into these, and keep them.
         let flows: Map<FLOW_KEY_LEN, FLOW_LEN> = Map::new(MapKind::Recent, FLOWS_MAX)?;
         let epochs = Map::new(MapKind::Array, 1)?;
         let maps =
             Maps { locals: locals.number(), remotes: remotes.number(), flows: flows.number(), epoch: epochs.number() };
-        Ok(Self {
+        let programs = Programs {
             leaving: Program::load(&program::leaving(maps))?,
             learning: Program::load(&program::learning(maps))?,
             arriving: Program::load(&program::arriving(maps))?,
+        };
+        Ok(Self {
             locals,
             remotes,
-            _flows: flows,
             epochs,
             epoch: 0,
+            programs: Arc::new(programs),
             attached: BTreeMap::new(),
             applied: Resolved::default(),
         })
     }
 
-    /// Brings maps and links in line, in the calling thread's namespace.
-    fn set(&mut self, mtu: Mtu, wanted: &FastPathState) -> io::Result<()> {
-        let wanted = Resolved::of(wanted, mtu);
-        let attached: BTreeSet<u32> = wanted.locals.keys().map(|(link, _)| *link).chain(wanted.out.clone()).collect();
-        self.attached.retain(|link, _| attached.contains(link));
-        if wanted != self.applied {
-            self.write(&wanted)?;
-            self.applied = wanted;
+    /// Brings maps and links in line.
+    async fn set(&mut self, links: &Links, out: Out, wanted: &FastPathState) -> io::Result<()> {
+        let wanted = Resolved::of(wanted, links, out).await;
+        if wanted == self.applied {
+            return Ok(());
         }
-        for link in attached {
-            if !self.attached.contains_key(&link) {
-                match self.attach(link) {
-                    Ok(attached) => drop(self.attached.insert(link, attached)),
-                    // Its container has just ended.
-                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-                    Err(error) => return Err(error),
-                }
-            }
+        self.write(&wanted)?;
+        self.applied = wanted;
+        let seen = self.applied.links();
+        self.attached.retain(|link, _| seen.contains(link));
+        let new: Vec<(u32, bool)> = seen
+            .into_iter()
+            .filter(|link| !self.attached.contains_key(link))
+            .map(|link| (link, self.applied.out.contains(&link)))
+            .collect();
+        if !new.is_empty() {
+            let programs = self.programs.clone();
+            let attach = move |&(link, leads_out): &(u32, bool)| Ok((link, programs.attach(link, leads_out)?));
+            let attached = links.netns().run(move || new.iter().map(attach).collect::<io::Result<Vec<_>>>());
+            self.attached.extend(attached.await?);
         }
         Ok(())
-    }
-
-    fn attach(&self, link: u32) -> io::Result<Vec<OwnedFd>> {
-        let programs: &[(&Program, bpf::Place)] = if self.applied.out.contains(&link) {
-            &[(&self.arriving, bpf::Place::In), (&self.learning, bpf::Place::Out)]
-        } else {
-            &[(&self.leaving, bpf::Place::In)]
-        };
-        programs.iter().map(|(program, place)| program.attach(link, *place)).collect()
     }
 
     fn write(&mut self, wanted: &Resolved) -> io::Result<()> {

@@ -1,8 +1,10 @@
 //! Containers' links to the overlay's namespace.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
+use std::sync::{Mutex, MutexGuard};
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
@@ -48,11 +50,40 @@ impl Place {
 /// Where containers' links are made and taken away: from several at once, each with its own container's.
 #[derive(Debug)]
 pub(crate) struct Links {
-    pub(super) netns: Netns,
-    pub(super) inside: Netlink,
+    netns: Netns,
+    inside: Netlink,
+    /// The kernel's numbers of those that are known.
+    numbers: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Links {
+    pub(super) fn new(netns: Netns, inside: Netlink) -> Self {
+        Self { netns, inside, numbers: Mutex::default() }
+    }
+
+    pub(super) const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub(super) const fn inside(&self) -> &Netlink {
+        &self.inside
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
+        self.numbers.lock().expect("nobody panics while holding it")
+    }
+
+    /// The number of a link that is there.
+    pub(super) async fn number(&self, name: &str) -> Option<u32> {
+        let known = self.numbers().get(name).copied();
+        if known.is_some() {
+            return known;
+        }
+        let number = link_index(self.inside.handle(), name).await?;
+        self.numbers().insert(name.to_owned(), number);
+        Some(number)
+    }
+
     /// Gives a container places: one link each.
     pub(crate) async fn attach(&self, container: &str, netns: &Netns, places: &[Place]) -> io::Result<()> {
         netns.run(without_ipv6).await?;
@@ -93,6 +124,7 @@ impl Links {
         let handle = self.inside.handle();
         let name = link_name(container, place.link);
         let index = link_index(handle, &name).await.ok_or(rtnetlink::Error::RequestFailed)?;
+        self.numbers().insert(name, index);
         handle.address().add(index, place.gateway.into(), 32).execute().await?;
         let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(place.address, 32).output_interface(index);
         handle.route().add(to.scope(RouteScope::Link).build()).replace().execute().await?;
@@ -104,8 +136,9 @@ impl Links {
 
     /// Takes a link of a container's away; one that is gone is no error.
     pub(crate) async fn detach(&self, container: &str, link: u32) -> io::Result<()> {
-        let handle = self.inside.handle();
-        if let Some(index) = link_index(handle, &link_name(container, link)).await {
+        let (handle, name) = (self.inside.handle(), link_name(container, link));
+        self.numbers().remove(&name);
+        if let Some(index) = link_index(handle, &name).await {
             // It may go with its namespace at this moment.
             drop(handle.link().del(index).execute().await);
         }

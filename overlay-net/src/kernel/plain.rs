@@ -61,6 +61,11 @@ pub(crate) struct Plain {
 }
 
 impl Plain {
+    /// The device's, while there is one.
+    pub(super) const fn number(&self) -> Option<u32> {
+        self.index
+    }
+
     /// Brings the device in line: made when it is needed first, gone when it is not.
     pub(crate) async fn set(
         &mut self,
