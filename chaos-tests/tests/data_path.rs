@@ -234,6 +234,17 @@ fn packets_pass_through_the_kernel_s_wireguard_where_both_hosts_have_it() {
     await_in_kernel(first, &[second], true);
 }
 
+/// What passes through the kernel's WireGuard takes no fast path.
+const OWN_DATA_PATH: [&str; 2] = ["--data-path", "userspace"];
+
+/// A swarm of hosts, one manager, whose encrypted networks do without the kernel's WireGuard.
+fn past_wireguard(count: u8) -> Rig {
+    let rig = Rig::new(count);
+    rig.hosts().for_each(|host| host.start_daemon_with(&OWN_DATA_PATH));
+    rig.form_swarm(1);
+    rig
+}
+
 /// The nodes of a swarm with a task of `name` on each, in a network of its own.
 fn everywhere(manager: &Host, name: &str, network: &str, options: &[&str]) {
     manager.ok(&[&["network", "create", "--attachable"], options, &[network]].concat());
@@ -282,7 +293,7 @@ fn has_fast_path(host: &Host) -> bool {
 #[test]
 fn containers_of_two_nodes_speak_by_the_fast_path_while_there_are_daemons() {
     take_turn!();
-    let rig = Rig::swarm(2, 1);
+    let rig = past_wireguard(2);
     let (first, second) = (rig.host(1), rig.host(2));
     // A node whose daemon is away for some seconds keeps its tasks.
     first.ok(&["swarm", "update", "--dispatcher-heartbeat", "30s"]);
@@ -304,7 +315,7 @@ fn containers_of_two_nodes_speak_by_the_fast_path_while_there_are_daemons() {
             first.kill_daemon();
             let [long, still_fast] = seen();
             assert!(long > 200 && still_fast < 60, "{name}, {address}: rules saw {long} and {still_fast} packets");
-            first.start_daemon();
+            first.start_daemon_with(&OWN_DATA_PATH);
             wait_until("the fast path is back", Duration::from_secs(20), || {
                 let seen = seen();
                 (seen.iter().all(|&count| count < 60), format!("{seen:?}"))
@@ -320,7 +331,7 @@ fn containers_of_two_nodes_speak_by_the_fast_path_while_there_are_daemons() {
     let address = addresses_of(second, "open")[0].to_string();
     let again = |host: &Host| {
         host.kill_daemon();
-        host.start_daemon();
+        host.start_daemon_with(&OWN_DATA_PATH);
     };
     assert_eq!(lost_within(12, from, (to, &address), || rig.hosts().for_each(again)), [], "daemons killed and back");
 }
@@ -370,7 +381,7 @@ impl Flow {
 #[test]
 fn nobody_but_who_began_it_uses_a_known_flow() {
     take_turn!();
-    let rig = Rig::swarm(2, 1);
+    let rig = past_wireguard(2);
     let (first, second) = (rig.host(1), rig.host(2));
     everywhere(first, "open", "open", &["--opt", "encrypted=false"]);
     everywhere(first, "hidden", "hidden", &[]);
@@ -417,7 +428,7 @@ fn nobody_but_who_began_it_uses_a_known_flow() {
 #[test]
 fn a_known_flow_follows_an_address_to_another_node() {
     take_turn!();
-    let rig = Rig::swarm(3, 1);
+    let rig = past_wireguard(3);
     let first = rig.host(1);
     for (name, encrypted) in [("hidden", true), ("open", false)] {
         everywhere(first, name, name, &["--opt", &format!("encrypted={encrypted}")]);
