@@ -125,14 +125,21 @@ impl Carrier {
             }
             _ => None,
         };
-        let script = match (&left, fresh) {
-            (Some(left), _) => inside.script_from(left),
-            (None, false) => inside.script_from(&self.applied.inside),
-            (None, true) => {
-                self.noted = Noted::Nothing;
-                inside.script()
+        if let Some(left) = left {
+            match self.run_script(inside.script_from(&left)).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "the rules cannot be taken over: they are made anew"),
             }
-        };
+        }
+        if !fresh {
+            return self.run_script(inside.script_from(&self.applied.inside)).await;
+        }
+        self.noted = Noted::Nothing;
+        self.run_script(inside.script()).await
+    }
+
+    /// Changes the rules inside, if there is anything to change.
+    async fn run_script(&mut self, script: String) -> io::Result<()> {
         if !script.is_empty() {
             let program = self.kernel.netns().run(move || skep_host_net::apply(&script)).await?;
             self.watched[0].expect(program);
